@@ -1,0 +1,1 @@
+//! Cluster DNS: services and pods by name, forwarding for the rest.

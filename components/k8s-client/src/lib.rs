@@ -1,0 +1,1 @@
+//! A Kubernetes client: list, watch, patch, informers, work queues, leader election and events.

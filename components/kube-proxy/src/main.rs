@@ -1,0 +1,3 @@
+//! Programs Services into nftables.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Machine config documents: parse, merge, default, validate and diff. Pure.

@@ -1,0 +1,1 @@
+//! The local protocols between init, logd and machined.

@@ -1,0 +1,3 @@
+//! The pause process that holds a pod's namespaces.
+
+fn main() {}

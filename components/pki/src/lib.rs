@@ -1,0 +1,1 @@
+//! Certificate authorities, leaf issuance and rotation plans.

@@ -1,0 +1,1 @@
+//! Virtual machines in QEMU, and scenarios that run on them.

@@ -1,0 +1,3 @@
+//! cargo xtask: up, down, test, bench, image, schema and tidy.
+
+fn main() {}
