@@ -1,1 +1,23 @@
-//! Certificate authorities, leaf issuance and rotation plans.
+//! Certificate authorities, leaf issuance, requests and rotation plans.
+//!
+//! Authorities and leaves are ECDSA P-256. The crate knows no product: names, lifetimes and who may have what are the callers'. The clock is always an
+//! argument. [`reload`] is the only part that reads files.
+
+#![warn(missing_docs)]
+
+mod authority;
+mod certificate;
+mod error;
+mod key;
+pub mod pem;
+pub mod reload;
+mod renewal;
+mod request;
+pub mod tls;
+
+pub use authority::{Authority, Issued, LeafSpec};
+pub use certificate::{Certificate, fingerprint};
+pub use error::PkiError;
+pub use key::{PrivateKey, public_key_pem};
+pub use renewal::{Renewal, renewal};
+pub use request::{Request, create_request};
