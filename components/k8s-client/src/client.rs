@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, USER_AGENT};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -35,9 +35,15 @@ pub struct Client {
 }
 
 struct Inner {
+    transport: Arc<Transport>,
+    user_agent: HeaderValue,
+    /// Replaces the configured token.
+    bearer: ArcSwapOption<HeaderValue>,
+}
+
+struct Transport {
     config: Config,
     endpoint: Endpoint,
-    user_agent: HeaderValue,
     session: ArcSwap<Session>,
     checked: Mutex<Instant>,
 }
@@ -83,6 +89,12 @@ pub struct FullObject {
 }
 
 impl FullObject {
+    /// An object this component defines completely, so that putting it can lose nothing. `None` without metadata.
+    pub fn new(value: serde_json::Value) -> Option<Self> {
+        let meta = serde_json::from_value(value.get("metadata")?.clone()).ok()?;
+        Some(Self { value, meta })
+    }
+
     /// The metadata as it was read.
     pub fn meta(&self) -> &ObjectMeta {
         &self.meta
@@ -104,14 +116,63 @@ impl Client {
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         let endpoint = Endpoint::parse(&config.server)?;
         let session = Session::open(&config, &endpoint)?;
-        let user_agent = HeaderValue::from_str(&config.user_agent).unwrap_or(HeaderValue::from_static("strake"));
-        let inner = Inner { config, endpoint, user_agent, session: ArcSwap::from_pointee(session), checked: Mutex::new(Instant::now()) };
-        Ok(Self { inner: Arc::new(inner) })
+        let user_agent = header(&config.user_agent);
+        let transport = Transport { config, endpoint, session: ArcSwap::from_pointee(session), checked: Mutex::new(Instant::now()) };
+        Ok(Self { inner: Arc::new(Inner { transport: Arc::new(transport), user_agent, bearer: ArcSwapOption::empty() }) })
     }
 
     /// The configuration this client was made from.
     pub fn config(&self) -> &Config {
-        &self.inner.config
+        &self.inner.transport.config
+    }
+
+    /// A client for the same server that proves no identity of its own: the start of token clients.
+    pub fn anonymous(&self) -> Result<Self, ConfigError> {
+        Self::new(Config { identity: None, token: None, ..self.config().clone() })
+    }
+
+    /// A client over the same connections with another user agent, whose requests carry the token last given to [`Client::set_bearer`].
+    #[must_use]
+    pub fn share(&self, user_agent: &str) -> Self {
+        let inner = Inner { transport: self.inner.transport.clone(), user_agent: header(user_agent), bearer: ArcSwapOption::empty() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Sets the bearer token of this client and its clones. A token that is no header value is ignored and said in the log.
+    pub fn set_bearer(&self, token: &str) {
+        match HeaderValue::from_str(&format!("Bearer {}", token.trim())) {
+            Ok(mut value) => {
+                value.set_sensitive(true);
+                self.inner.bearer.store(Some(Arc::new(value)));
+            }
+            Err(_) => tracing::warn!("a bearer token with invalid characters was ignored"),
+        }
+    }
+
+    /// Reads an object whole, changes it and puts it back (to `subresource` unless that is empty). A conflict is an error; `uid`, when not
+    /// empty, must still be the object's. Nothing is sent when `change` changed nothing.
+    pub async fn update(
+        &self,
+        resource: &Resource,
+        key: (&str, &str),
+        uid: &str,
+        subresource: &str,
+        change: impl FnOnce(&mut serde_json::Value),
+    ) -> Result<FullObject, Error> {
+        let request = Request::get(resource, key.0, key.1);
+        let mut object = self.get_full(&request).await?;
+        if !uid.is_empty() && object.meta.uid != uid {
+            let message = format!("{resource} {}/{} was replaced by another of the same name", key.0, key.1);
+            let status = Status { status: "Failure".into(), reason: "Conflict".into(), message, code: 409, details: None };
+            return Err(Error::Api { request: request.to_string(), status: Box::new(status) });
+        }
+        let before = object.value.clone();
+        change(&mut object.value);
+        if object.value == before {
+            return Ok(object);
+        }
+        let put = Request::replace(resource, &object);
+        self.get_full(&if subresource.is_empty() { put } else { put.subresource(subresource) }).await
     }
 
     /// Sends a request and decodes the answer.
@@ -216,24 +277,25 @@ impl Client {
     }
 
     async fn exchange(&self, request: &Request, timeout: Duration) -> Result<http::Response<hyper::body::Incoming>, Error> {
-        self.refresh();
-        let inner = &self.inner;
-        let session = inner.session.load_full();
+        let transport = &self.inner.transport;
+        transport.refresh();
+        let session = transport.session.load_full();
         let uri = http::Uri::builder()
-            .scheme(inner.endpoint.scheme.clone())
-            .authority(inner.endpoint.authority.clone())
-            .path_and_query(format!("{}{}", inner.endpoint.prefix, request.path_and_query()))
+            .scheme(transport.endpoint.scheme.clone())
+            .authority(transport.endpoint.authority.clone())
+            .path_and_query(format!("{}{}", transport.endpoint.prefix, request.path_and_query()))
             .build()
             .map_err(|error| Error::BuildRequest(request.to_string(), error))?;
         let mut builder = http::Request::builder()
             .method(request.method.http())
             .uri(uri)
             .header(ACCEPT, request.accept)
-            .header(USER_AGENT, inner.user_agent.clone());
+            .header(USER_AGENT, self.inner.user_agent.clone());
         if let Some(content_type) = request.content_type {
             builder = builder.header(CONTENT_TYPE, content_type);
         }
-        if let Some(authorization) = &session.authorization {
+        let bearer = self.inner.bearer.load_full();
+        if let Some(authorization) = bearer.as_deref().or(session.authorization.as_ref()) {
             builder = builder.header(AUTHORIZATION, authorization.clone());
         }
         let message = builder.body(Full::new(request.body.clone())).map_err(|error| Error::BuildRequest(request.to_string(), error))?;
@@ -242,23 +304,25 @@ impl Client {
             .map_err(|_| Error::Timeout(request.to_string(), timeout))?
             .map_err(|error| Error::Send(request.to_string(), error))
     }
+}
 
+impl Transport {
     /// Takes up renewed certificate and token files. One that cannot be read leaves the session as it is.
     fn refresh(&self) {
         {
-            let mut checked = self.inner.checked.lock();
+            let mut checked = self.checked.lock();
             if checked.elapsed() < REFRESH {
                 return;
             }
             *checked = Instant::now();
         }
-        if stamps(&self.inner.config) == self.inner.session.load().stamps {
+        if stamps(&self.config) == self.session.load().stamps {
             return;
         }
-        match Session::open(&self.inner.config, &self.inner.endpoint) {
+        match Session::open(&self.config, &self.endpoint) {
             Ok(session) => {
-                self.inner.session.store(Arc::new(session));
-                tracing::info!(server = self.inner.config.server, "client credentials reloaded");
+                self.session.store(Arc::new(session));
+                tracing::info!(server = self.config.server, "client credentials reloaded");
             }
             Err(error) => tracing::warn!(
                 error = &error as &dyn std::error::Error,
@@ -284,6 +348,10 @@ impl Session {
         };
         Ok(Self { http: http_client(config, endpoint)?, authorization, stamps })
     }
+}
+
+fn header(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("strake"))
 }
 
 fn stamps(config: &Config) -> Vec<Option<(SystemTime, u64)>> {

@@ -11,10 +11,10 @@ use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::Client;
+use crate::client::{Client, FullObject};
 use crate::error::Error;
 use crate::meta::{Named, Object, ObjectMeta};
-use crate::request::{Patch, Request};
+use crate::request::Request;
 use crate::resource::{Resource, resources::LEASES};
 use crate::time::MicroTime;
 
@@ -123,11 +123,17 @@ pub fn plan_lock(config: &LeaderConfig, view: &LockView<'_>, now: MicroTime) -> 
     }
 }
 
+struct Seen {
+    spec: LeaseSpec,
+    object: FullObject,
+    since: Instant,
+}
+
 /// Runs work while holding a lease.
 pub struct LeaderElector {
     client: Client,
     config: LeaderConfig,
-    seen: Option<(Lease, Instant)>,
+    seen: Option<Seen>,
 }
 
 impl LeaderElector {
@@ -195,61 +201,48 @@ impl LeaderElector {
     async fn attempt(&mut self) -> Result<bool, Error> {
         let (namespace, name) = (self.config.namespace.clone(), self.config.name.clone());
         let timeout = self.config.renew_deadline / 2;
-        let current = match self.client.call::<Lease>(&Request::get(&LEASES, &namespace, &name).with_timeout(timeout)).await {
-            Ok(lease) => Some(lease),
-            Err(error) if error.is_not_found() => None,
+        match self.client.get_full(&Request::get(&LEASES, &namespace, &name).with_timeout(timeout)).await {
+            Ok(lease) => self.observe(lease)?,
+            Err(error) if error.is_not_found() => self.seen = None,
             Err(error) => return Err(error),
-        };
-        self.observe(current);
+        }
         let view = LockView {
-            lease: self.seen.as_ref().map(|(lease, _)| &lease.spec),
-            unchanged_for: self.seen.as_ref().map(|(_, since)| since.elapsed()).unwrap_or_default(),
+            lease: self.seen.as_ref().map(|seen| &seen.spec),
+            unchanged_for: self.seen.as_ref().map(|seen| seen.since.elapsed()).unwrap_or_default(),
         };
-        let request = match plan_lock(&self.config, &view, MicroTime::now()) {
-            LockAction::Wait => return Ok(false),
-            LockAction::Create(spec) => {
+        let request = match (plan_lock(&self.config, &view, MicroTime::now()), &self.seen) {
+            (LockAction::Wait, _) => return Ok(false),
+            (LockAction::Update(spec), Some(seen)) => update(seen, &spec),
+            (LockAction::Create(spec) | LockAction::Update(spec), _) => {
                 let body = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name, "namespace": namespace}, "spec": spec});
                 Request::create(&LEASES, &namespace, &body)
             }
-            LockAction::Update(spec) => self.update(&spec),
         };
-        let lease = self.client.call::<Lease>(&request.with_timeout(timeout)).await?;
-        self.observe(Some(lease));
+        let lease = self.client.get_full(&request.with_timeout(timeout)).await?;
+        self.observe(lease)?;
         Ok(true)
     }
 
-    fn update(&self, spec: &LeaseSpec) -> Request {
-        let version = self.seen.as_ref().map(|(lease, _)| lease.metadata.resource_version.as_str()).unwrap_or_default();
-        let body = json!({"metadata": {"resourceVersion": version}, "spec": spec});
-        Request::patch(&LEASES, &self.config.namespace, &self.config.name, &Patch::merge(&body))
-    }
-
-    fn observe(&mut self, lease: Option<Lease>) {
-        match lease {
-            None => self.seen = None,
-            Some(lease) => {
-                let unchanged = self.seen.as_ref().is_some_and(|(known, _)| known.spec == lease.spec);
-                match &mut self.seen {
-                    Some((known, _)) if unchanged => *known = lease,
-                    seen => *seen = Some((lease, Instant::now())),
-                }
-            }
-        }
+    fn observe(&mut self, object: FullObject) -> Result<(), Error> {
+        let lease = Lease::deserialize(object.value()).map_err(|error| Error::Decode(format!("lease {}", self.config.name), error))?;
+        let since = self.seen.as_ref().filter(|seen| seen.spec == lease.spec).map_or_else(Instant::now, |seen| seen.since);
+        self.seen = Some(Seen { spec: lease.spec, object, since });
+        Ok(())
     }
 
     /// Gives the lease up, so that the next leader need not wait for it to expire.
     async fn release(&mut self) {
-        let Some((lease, _)) = &self.seen else { return };
-        if lease.spec.holder_identity != self.config.identity {
+        let Some(seen) = &self.seen else { return };
+        if seen.spec.holder_identity != self.config.identity {
             return;
         }
         let spec = LeaseSpec {
             holder_identity: String::new(),
             lease_duration_seconds: 1,
             renew_time: Some(MicroTime::now()),
-            ..lease.spec.clone()
+            ..seen.spec.clone()
         };
-        let request = self.update(&spec).with_timeout(Duration::from_secs(2));
+        let request = update(seen, &spec).with_timeout(Duration::from_secs(2));
         if let Err(error) = self.client.execute(&request).await {
             tracing::debug!(
                 lease = self.config.name,
@@ -258,6 +251,13 @@ impl LeaderElector {
             );
         }
     }
+}
+
+/// Upstream's roles allow update, not patch, of leases.
+fn update(seen: &Seen, spec: &LeaseSpec) -> Request {
+    let mut object = seen.object.clone();
+    object.value_mut()["spec"] = json!(spec);
+    Request::replace(&LEASES, &object)
 }
 
 #[cfg(test)]

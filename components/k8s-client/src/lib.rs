@@ -8,6 +8,7 @@
 
 mod client;
 mod config;
+mod discovery;
 mod error;
 mod events;
 mod leader;
@@ -26,6 +27,7 @@ mod workqueue;
 
 pub use client::{Client, FullObject, List, ListMeta, Response};
 pub use config::{Config, Material};
+pub use discovery::{ApiResource, Discovered};
 pub use error::{ConfigError, Error, Status, StatusCause, StatusDetails};
 pub use events::{EventRecorder, EventType, ObjectReference};
 pub use leader::{LeaderConfig, LeaderElector, LeaderError, Lease, LeaseSpec, LockAction, LockView, plan_lock};

@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn handlers_see_the_difference_a_relist_makes() {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Shared::<Partial> {
             options: ReflectorOptions::all(PODS),
             store: Store::default(),
             handlers: Mutex::new(Vec::new()),
@@ -348,7 +348,7 @@ mod tests {
         let informer = Informer { shared: shared.clone() };
         let log = Arc::new(Mutex::new(Vec::new()));
         let sink = log.clone();
-        informer.add_handler(move |change| {
+        informer.add_handler(move |change: Change<'_, Partial>| {
             let verb = match change {
                 Change::Added(_) => "+",
                 Change::Updated { .. } => "~",
