@@ -1,0 +1,127 @@
+//! Finding the root file system: a partition whose UUID is the root's, or a file on an ISO 9660 medium.
+//! Which of two it is when both are there: the installed one, once the devices have settled.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+/// A block device as sysfs describes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BlockDevice {
+    pub name: String,
+    /// Of a GPT partition, in lower case.
+    pub partition_uuid: Option<String>,
+    pub sectors: u64,
+}
+
+impl BlockDevice {
+    fn parse(uevent: &str, size: &str) -> Option<Self> {
+        let mut device = Self { sectors: size.trim().parse().ok()?, ..Self::default() };
+        for line in uevent.lines() {
+            match line.split_once('=') {
+                Some(("DEVNAME", name)) => device.name = name.to_owned(),
+                Some(("PARTUUID", uuid)) => device.partition_uuid = Some(uuid.to_ascii_lowercase()),
+                _ => {}
+            }
+        }
+        (!device.name.is_empty()).then_some(device)
+    }
+
+    pub fn path(&self) -> PathBuf {
+        Path::new("/dev").join(&self.name)
+    }
+}
+
+/// Every block device with a size, in the order of their names.
+pub fn block_devices() -> Vec<BlockDevice> {
+    let mut devices: Vec<BlockDevice> = fs::read_dir("/sys/class/block")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let read = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+            BlockDevice::parse(&read("uevent"), &read("size"))
+        })
+        .filter(|device| device.sectors > 0)
+        .collect();
+    devices.sort_by(|a, b| a.name.cmp(&b.name));
+    devices
+}
+
+/// The partition that holds the root.
+pub fn root_partition<'a>(devices: &'a [BlockDevice], root_uuid: &str) -> Option<&'a BlockDevice> {
+    devices.iter().find(|device| device.partition_uuid.as_deref() == Some(root_uuid))
+}
+
+/// Devices that may hold a medium: not those that the kernel makes up.
+pub fn medium_candidates(devices: &[BlockDevice]) -> impl Iterator<Item = &BlockDevice> {
+    let made_up = ["loop", "ram", "zram", "dm-", "md", "fd", "nbd"];
+    devices.iter().filter(move |device| !made_up.iter().any(|prefix| device.name.starts_with(prefix)))
+}
+
+/// Whether an ISO 9660 file system starts on the device (ECMA-119, 8.1: the first volume descriptor is in sector 16).
+pub fn is_iso9660(device: &Path) -> bool {
+    let mut identifier = [0; 5];
+    File::open(device).and_then(|file| file.read_exact_at(&mut identifier, 16 * 2048 + 1)).is_ok() && identifier == *b"CD001"
+}
+
+/// Mounts the medium and returns the path of the root image on it; leaves nothing mounted when it holds none.
+pub fn mount_medium(device: &Path, target: &Path, root_uuid: &str) -> Option<PathBuf> {
+    fs::create_dir_all(target).ok()?;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount(device, target, "iso9660", flags, None).ok()?;
+    let image = target.join("strake").join(format!("{root_uuid}.erofs"));
+    if image.is_file() {
+        return Some(image);
+    }
+    let _ = unmount(target, UnmountFlags::empty());
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(name: &str, uuid: Option<&str>) -> BlockDevice {
+        BlockDevice { name: name.into(), partition_uuid: uuid.map(str::to_owned), sectors: 8 }
+    }
+
+    #[test]
+    fn sysfs_text_becomes_a_device() {
+        let partition = "MAJOR=254\nMINOR=2\nDEVNAME=vda2\nDEVTYPE=partition\nPARTN=2\nPARTNAME=ROOT-A\nPARTUUID=AB-CD\n";
+        assert_eq!(BlockDevice::parse(partition, "8\n"), Some(device("vda2", Some("ab-cd"))));
+        assert_eq!(BlockDevice::parse("DEVNAME=sr0\nDEVTYPE=disk\n", "8"), Some(device("sr0", None)));
+        assert_eq!(BlockDevice::parse("DEVTYPE=disk\n", "8"), None);
+        assert_eq!(BlockDevice::parse("DEVNAME=sr0\n", ""), None);
+    }
+
+    #[test]
+    fn the_root_is_the_partition_with_its_uuid_only() {
+        let devices = [device("vda", None), device("vda1", Some("aa")), device("vda2", Some("bb"))];
+        assert_eq!(root_partition(&devices, "bb").map(|d| d.name.as_str()), Some("vda2"));
+        assert_eq!(root_partition(&devices, "cc"), None);
+        assert_eq!(root_partition(&devices, ""), None);
+    }
+
+    #[test]
+    fn media_are_looked_for_on_real_devices_only() {
+        let devices = ["loop0", "ram1", "sr0", "sda", "sda1", "nvme0n1", "fd0", "dm-0", "vdb"].map(|name| device(name, None));
+        let names: Vec<&str> = medium_candidates(&devices).map(|d| d.name.as_str()).collect();
+        assert_eq!(names, ["sr0", "sda", "sda1", "nvme0n1", "vdb"]);
+    }
+
+    #[test]
+    fn the_descriptor_of_sector_16_tells_an_iso_from_other_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let (iso, other) = (dir.path().join("iso"), dir.path().join("other"));
+        let mut content = vec![0u8; 40 * 1024];
+        fs::write(&other, &content).unwrap();
+        content[16 * 2048 + 1..16 * 2048 + 6].copy_from_slice(b"CD001");
+        fs::write(&iso, &content).unwrap();
+        assert!(is_iso9660(&iso));
+        assert!(!is_iso9660(&other));
+        assert!(!is_iso9660(&dir.path().join("missing")));
+    }
+}

@@ -1,0 +1,115 @@
+//! The host services: the only programs that init starts. Everything else runs in containers.
+
+use std::time::Duration;
+
+/// One service of the table.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ServiceDef {
+    pub name: &'static str,
+    pub program: &'static str,
+    /// Arguments before those of the request.
+    pub leading_args: &'static [&'static str],
+    /// Started at boot, without a request.
+    pub at_boot: bool,
+    /// Services that must be ready before.
+    pub after: &'static [&'static str],
+    /// The service is ready when this file exists; without one, when its process runs.
+    pub ready_file: Option<&'static str>,
+    /// Below the root of the cgroup tree.
+    pub cgroup: &'static str,
+    pub oom_score_adj: i16,
+    /// From SIGTERM to SIGKILL.
+    pub stop_timeout: Duration,
+    /// Whether what it leaves behind is killed with it. Not so for containerd: its shims hold the containers.
+    pub kill_leftovers: bool,
+}
+
+/// In the order in which they are shown and started.
+pub const TABLE: &[ServiceDef] = &[
+    ServiceDef {
+        name: LOGD,
+        program: "/usr/bin/logd",
+        leading_args: &[],
+        at_boot: true,
+        after: &[],
+        ready_file: None,
+        cgroup: "system/logd",
+        oom_score_adj: -900,
+        stop_timeout: Duration::from_secs(5),
+        kill_leftovers: true,
+    },
+    ServiceDef {
+        name: "machined",
+        program: "/usr/bin/machined",
+        leading_args: &[],
+        at_boot: true,
+        after: &[],
+        ready_file: None,
+        cgroup: "system/machined",
+        oom_score_adj: -900,
+        stop_timeout: Duration::from_secs(10),
+        kill_leftovers: true,
+    },
+    ServiceDef {
+        name: "containerd",
+        program: "/usr/bin/containerd",
+        leading_args: &[],
+        at_boot: false,
+        after: &[],
+        ready_file: Some("/run/containerd/containerd.sock"),
+        cgroup: "podruntime/containerd",
+        oom_score_adj: -999,
+        stop_timeout: Duration::from_secs(15),
+        kill_leftovers: false,
+    },
+    ServiceDef {
+        name: "kubelet",
+        program: "/usr/bin/kube",
+        leading_args: &["kubelet"],
+        at_boot: false,
+        after: &["containerd"],
+        ready_file: None,
+        cgroup: "podruntime/kubelet",
+        oom_score_adj: -999,
+        stop_timeout: Duration::from_secs(10),
+        kill_leftovers: true,
+    },
+    ServiceDef {
+        name: "kube-proxy",
+        program: "/usr/bin/kube-proxy",
+        leading_args: &[],
+        at_boot: false,
+        after: &[],
+        ready_file: None,
+        cgroup: "podruntime/kube-proxy",
+        oom_score_adj: -999,
+        stop_timeout: Duration::from_secs(5),
+        kill_leftovers: true,
+    },
+];
+
+/// logd takes the others' output, so init treats its start specially.
+pub const LOGD: &str = "logd";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dependency_is_an_earlier_service() {
+        for (at, def) in TABLE.iter().enumerate() {
+            for name in def.after {
+                assert!(TABLE[..at].iter().any(|earlier| earlier.name == *name), "{} after {name}", def.name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_service_has_a_cgroup_of_its_own_below_one_of_the_two_slices() {
+        for def in TABLE {
+            let (slice, leaf) = def.cgroup.split_once('/').unwrap();
+            assert!(matches!(slice, "system" | "podruntime"));
+            assert_eq!(leaf, def.name);
+        }
+    }
+}
