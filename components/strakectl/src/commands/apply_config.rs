@@ -1,0 +1,125 @@
+//! `strakectl apply-config`: gives a machine its config. In maintenance mode this installs the machine.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use machine_api::limits;
+use machine_api::v1alpha1::{ApplyConfigRequest, ApplyMode, ConfigFile, InstallProgress, InstallRequest, Mode, VersionRequest};
+use serde_json::json;
+use tokio_stream::StreamExt;
+
+use super::{Cx, refused};
+use crate::client::Connection;
+use crate::output::{self, Format};
+
+/// Give a machine its config; a machine in maintenance mode is installed by it.
+#[derive(Debug, clap::Args)]
+pub struct ApplyConfig {
+    /// A file of the config; may be given several times.
+    #[arg(short, long = "file", required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Only show what would change.
+    #[arg(long)]
+    dry_run: bool,
+    /// When the config takes effect on an installed machine.
+    #[arg(long, value_enum, default_value_t)]
+    mode: When,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum When {
+    /// At once, without a reboot; refused when that is impossible.
+    #[default]
+    Auto,
+    /// After a reboot that follows at once.
+    Reboot,
+    /// At the next boot.
+    Staged,
+}
+
+impl ApplyConfig {
+    pub async fn run(self, cx: &Cx) -> anyhow::Result<()> {
+        let files = read(&self.files)?;
+        let machine = cx.one().await?;
+        let version = machine.machine().version(VersionRequest {}).await.map_err(refused)?.into_inner();
+        if version.mode() == Mode::Maintenance && !self.dry_run {
+            return install(cx, &machine, files).await;
+        }
+        let mode = match self.mode {
+            When::Auto => ApplyMode::Auto,
+            When::Reboot => ApplyMode::Reboot,
+            When::Staged => ApplyMode::Staged,
+        };
+        let request = ApplyConfigRequest { files, dry_run: self.dry_run, mode: mode.into() };
+        let response = machine.machine().apply_config(request).await.map_err(refused)?.into_inner();
+        for warning in &response.warnings {
+            eprintln!("warning: {warning}");
+        }
+        if cx.output != Format::Table || !response.changes.is_empty() {
+            let rows: Vec<_> = response
+                .changes
+                .iter()
+                .map(|change| output::row(json!({"path": change.path, "old": change.old, "new": change.new})))
+                .collect();
+            super::print(&output::render(cx.output, &["PATH", "OLD", "NEW"], &rows)?)?;
+        }
+        eprintln!("{}: {}", machine.node, response.outcome);
+        Ok(())
+    }
+}
+
+fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<ConfigFile>> {
+    ensure!(paths.len() <= limits::CONFIG_FILES, "a config has at most {} files", limits::CONFIG_FILES);
+    let mut files = Vec::new();
+    for path in paths {
+        let content = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        files.push(ConfigFile { name: path.display().to_string(), content });
+    }
+    let size: usize = files.iter().map(|file| file.content.len()).sum();
+    ensure!(size <= limits::CONFIG_BYTES, "a config has at most {} bytes, these files have {size}", limits::CONFIG_BYTES);
+    Ok(files)
+}
+
+async fn install(cx: &Cx, machine: &Connection, files: Vec<ConfigFile>) -> anyhow::Result<()> {
+    let mut progress = machine.machine().install(InstallRequest { files }).await.map_err(refused)?.into_inner();
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let mut stage = String::new();
+    while let Some(message) = progress.next().await {
+        let message = message.map_err(refused)?;
+        if cx.output != Format::Table {
+            super::print(&(json!({"stage": message.stage, "done": message.done, "total": message.total, "complete": message.complete,
+                "detail": message.detail}).to_string() + "\n"))?;
+        } else if message.stage != stage {
+            bar.suspend(|| eprintln!("{}: {}{}", machine.node, message.stage, detail(&message)));
+        }
+        stage.clone_from(&message.stage);
+        show(&bar, &message);
+        if message.complete {
+            bar.finish_and_clear();
+            eprintln!("{}: installed; the machine reboots from its disk", machine.node);
+            return Ok(());
+        }
+    }
+    bail!("the machine ended the installation without saying that it is complete")
+}
+
+fn detail(message: &InstallProgress) -> String {
+    if message.detail.is_empty() { String::new() } else { format!(": {}", message.detail) }
+}
+
+fn show(bar: &ProgressBar, message: &InstallProgress) {
+    let template = match message.total {
+        0 => "{msg} {spinner}",
+        _ => "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes}",
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_length(message.total);
+    bar.set_position(message.done);
+    bar.set_message(message.stage.clone());
+}

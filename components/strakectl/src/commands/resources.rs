@@ -1,0 +1,126 @@
+//! `strakectl get`, and the short forms `disks` and `links`.
+
+use anyhow::Context;
+use machine_api::v1alpha1::resource_event::Type;
+use machine_api::v1alpha1::{Resource, ResourceGetRequest, ResourceKindsRequest, ResourceWatchRequest};
+use serde_json::{Value, json};
+use tokio_stream::StreamExt;
+
+use super::{Cx, refused};
+use crate::client::Connection;
+use crate::output::{self, Format};
+
+/// Show what a machine knows about itself: status, disks, links, addresses, routes, volumes…
+#[derive(Debug, clap::Args)]
+pub struct Get {
+    /// The kind; without one the kinds are listed.
+    kind: Option<String>,
+    /// Only the resource with this name.
+    id: Option<String>,
+    /// Stay and show changes.
+    #[arg(short, long)]
+    watch: bool,
+}
+
+/// List the disks of a machine.
+#[derive(Debug, clap::Args)]
+pub struct Disks {}
+
+/// List the network links of a machine.
+#[derive(Debug, clap::Args)]
+pub struct Links {}
+
+impl Get {
+    pub async fn run(self, cx: &Cx) -> anyhow::Result<()> {
+        let Some(kind) = self.kind else {
+            return cx
+                .rows(&["KIND"], |machine| async move {
+                    let kinds = machine.resources().kinds(ResourceKindsRequest {}).await.map_err(refused)?.into_inner().kinds;
+                    Ok(kinds.into_iter().map(|kind| json!({"kind": kind})).collect())
+                })
+                .await;
+        };
+        let id = self.id.unwrap_or_default();
+        if self.watch {
+            return watch(cx, kind, id).await;
+        }
+        get(cx, &kind, &id).await
+    }
+}
+
+impl Disks {
+    pub async fn run(self, cx: &Cx) -> anyhow::Result<()> {
+        get(cx, "disks", "").await
+    }
+}
+
+impl Links {
+    pub async fn run(self, cx: &Cx) -> anyhow::Result<()> {
+        get(cx, "links", "").await
+    }
+}
+
+/// The fields that a table shows of each kind.
+fn columns(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "status" => &["NAME=id", "STATE", "SINCE", "DETAIL"],
+        "disks" => &["NAME=id", "PATH", "SIZE", "BUS", "MODEL", "SERIAL", "WWID", "USE"],
+        "links" => &["NAME=id", "KIND=type", "MAC", "MTU", "STATE"],
+        "addresses" => &["ADDRESS=id", "LINK", "ORIGIN"],
+        "routes" => &["DESTINATION", "GATEWAY", "LINK", "METRIC", "ORIGIN"],
+        "volumes" => &["LABEL=id", "DEVICE", "MOUNTED", "SIZE", "USED"],
+        "services" => &["NAME=id", "STATE", "RESTARTS", "DETAIL"],
+        "certificates" => &["NAME=id", "SUBJECT", "EXPIRES"],
+        "etcd-members" => &["NAME", "ID=id", "PEERS", "LEARNER"],
+        _ => &["ID=id", "SPEC"],
+    }
+}
+
+async fn get(cx: &Cx, kind: &str, id: &str) -> anyhow::Result<()> {
+    cx.rows(columns(kind), |machine| list(machine, kind.to_owned(), id.to_owned())).await
+}
+
+/// The resources of a kind as rows.
+pub async fn list(machine: Connection, kind: String, id: String) -> anyhow::Result<Vec<Value>> {
+    let response = machine.resources().get(ResourceGetRequest { kind, id }).await.map_err(refused)?.into_inner();
+    response.resources.iter().map(row).collect()
+}
+
+fn row(resource: &Resource) -> anyhow::Result<Value> {
+    let spec: Value = serde_json::from_str(&resource.spec).context("the machine sent a resource that is not JSON")?;
+    let mut row = output::row(json!({"kind": resource.kind, "id": resource.id, "version": resource.version}));
+    match spec {
+        Value::Object(fields) => {
+            let known = columns(&resource.kind).iter().any(|column| *column == "SPEC");
+            if known {
+                row.insert("spec".to_owned(), Value::from(Value::Object(fields.clone()).to_string()));
+            }
+            // A resource's own fields never hide its name.
+            row.extend(fields.into_iter().filter(|(name, _)| !["kind", "id", "version"].contains(&name.as_str())));
+        }
+        other => {
+            row.insert("spec".to_owned(), other);
+        }
+    }
+    Ok(Value::Object(row))
+}
+
+async fn watch(cx: &Cx, kind: String, id: String) -> anyhow::Result<()> {
+    let machine = cx.one().await?;
+    let mut events = machine.resources().watch(ResourceWatchRequest { kind: kind.clone(), id }).await.map_err(refused)?.into_inner();
+    while let Some(event) = events.next().await {
+        let event = event.map_err(refused)?;
+        let word = match event.r#type() {
+            Type::Set => "set",
+            Type::Deleted => "deleted",
+            Type::Synced | Type::Unspecified => continue,
+        };
+        let Some(resource) = &event.resource else { continue };
+        let text = match cx.output {
+            Format::Table => format!("{word:<8} {} {}\n", resource.id, resource.spec),
+            _ => json!({"event": word, "resource": row(resource)?}).to_string() + "\n",
+        };
+        super::print(&text)?;
+    }
+    Ok(())
+}
