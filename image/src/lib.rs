@@ -1,1 +1,23 @@
-//! Builds the root, the initramfs, the UKI, the ISO and disk images from Debian packages.
+//! Builds what Strake boots from: Debian packages ([`debian`]) and our binaries become a read-only root ([`root`]), an initramfs, a UKI
+//! and a hybrid ISO ([`media`]); [`build`] strings the steps together. Equal inputs give equal bytes. Nothing here needs root rights or
+//! changes the builder's machine outside the cache ([`cache`]) and the output directory.
+
+pub mod bios;
+pub mod build;
+pub mod cache;
+mod cpio;
+pub mod debian;
+mod digest;
+mod elf;
+mod error;
+mod kmod;
+mod media;
+mod oci;
+mod process;
+mod root;
+pub mod tools;
+mod tree;
+
+pub use build::{Image, Inputs, build};
+pub use debian::store::Versions;
+pub use error::Error;

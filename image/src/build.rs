@@ -1,0 +1,259 @@
+//! The build from packages and binaries to the ISO. Each step writes one file of the output directory; when no input changed since
+//! the last build, nothing is done.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cache::Cache;
+use crate::cpio;
+use crate::debian::ROOT;
+use crate::debian::store::{self, Versions};
+use crate::digest;
+use crate::error::{Error, FileContext};
+use crate::media::{self, IsoInputs, UkiInputs};
+use crate::oci::{self, ImageSpec};
+use crate::process::run;
+use crate::root::{self, Modules, OUR_PROGRAMS, Release, RootInputs};
+use crate::tools::Tools;
+use crate::tree::Tree;
+
+/// The pod sandbox image, which is also the image of static pods.
+pub const STUB_IMAGE: &str = "strake.dev/stub:v1";
+/// The image of the example workload.
+pub const HELLO_IMAGE: &str = "strake.dev/hello:v1";
+
+/// Raised when the builder changes so that equal inputs give another image.
+const BUILDER: &str = "1";
+const ZSTD_LEVEL: i32 = 19;
+
+/// What an image is built from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// The project's root directory.
+    pub project: &'a Path,
+    /// The directory with our static binaries.
+    pub binaries: &'a Path,
+    /// Where the results go.
+    pub out: &'a Path,
+    /// Strake's version.
+    pub version: &'a str,
+    /// The Kubernetes version it is compatible with.
+    pub kubernetes: &'a str,
+    /// Whether to move to the newest packages.
+    pub versions: Versions,
+}
+
+/// A finished image: where its files are and what it is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// The UUID on the kernel command line, from the SHA-256 of the root.
+    pub root_uuid: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The hybrid ISO.
+    pub iso: PathBuf,
+    /// The root file system.
+    pub root: PathBuf,
+    /// The UKI.
+    pub uki: PathBuf,
+    /// The OCI archive of the example workload.
+    pub hello: PathBuf,
+    /// What it was made from.
+    inputs: String,
+}
+
+/// Builds the image, or finds that it is built already.
+pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&str)) -> Result<Image, Error> {
+    let packages = store::prepare(cache, &inputs.project.join("image/locks"), &ROOT, inputs.versions, say)?;
+    let bill_of_materials = packages.lock.render();
+    let digest = input_digest(inputs, &bill_of_materials)?;
+    let manifest = inputs.out.join("image.json");
+    if let Some(image) = finished(&manifest, &digest) {
+        say("the image is up to date");
+        return Ok(image);
+    }
+    std::fs::create_dir_all(inputs.out).on("create", inputs.out)?;
+    remove(&manifest)?;
+    let scratch = inputs.out.join("scratch");
+    remove(&scratch)?;
+    std::fs::create_dir_all(&scratch).on("create", &scratch)?;
+
+    let kernel = index_modules(tools, &packages.dir)?;
+    let modules = Modules::read(&packages.dir, &kernel)?;
+    let release = Release { version: inputs.version.to_owned(), kubernetes: inputs.kubernetes.to_owned(), kernel: kernel.clone() };
+
+    say("root file system");
+    let stub_spec = ImageSpec { reference: STUB_IMAGE, entrypoint: &["/pause"], user: "65535:65535", env: &[] };
+    let stub = oci::archive(&stub_spec, &root::stub_tree(&inputs.binaries.join("pause")))?;
+    let configs = inputs.project.join("configs");
+    let root_inputs = RootInputs {
+        packages: &packages.dir,
+        binaries: inputs.binaries,
+        configs: &configs,
+        release: &release,
+        bill_of_materials: &bill_of_materials,
+        stub_image: &stub,
+    };
+    let staging = scratch.join("root");
+    std::fs::create_dir(&staging).on("create", &staging)?;
+    root::plan(&root_inputs, &modules)?.write_to(&staging)?;
+    let root_file = inputs.out.join("root.erofs");
+    remove(&root_file)?;
+    media::erofs(tools, &staging, &root_file)?;
+    let root_uuid = uuid_of(&digest::of_file(&root_file)?);
+
+    say("initramfs and UKI");
+    let initramfs = inputs.out.join("initramfs.zst");
+    let packed = zstd::encode_all(&cpio::archive(&initramfs_tree(inputs, tools, &modules, &kernel)?)?[..], ZSTD_LEVEL);
+    std::fs::write(&initramfs, packed.on("compress", &initramfs)?).on("write", &initramfs)?;
+    let uki = inputs.out.join("strake.efi");
+    let uki_inputs = UkiInputs {
+        kernel: &packages.dir.join(format!("boot/vmlinuz-{kernel}")),
+        kernel_release: &kernel,
+        initramfs: &initramfs,
+        command_line: &command_line(&configs.join("kernel-arguments"), &root_uuid)?,
+        os_release: &release.os_release(),
+    };
+    media::uki(tools, &uki_inputs, &uki)?;
+
+    say("ISO");
+    let esp = scratch.join("esp.img");
+    media::fat_image(&[("EFI/BOOT/BOOTX64.EFI", &uki)], &esp)?;
+    let files = [
+        (format!("strake/{root_uuid}.erofs"), root_file.clone()),
+        ("EFI/Linux/strake.efi".to_owned(), uki.clone()),
+        ("EFI/systemd/systemd-bootx64.efi".to_owned(), packages.dir.join("usr/lib/systemd/boot/efi/systemd-bootx64.efi")),
+    ];
+    let iso = inputs.out.join("strake.iso");
+    remove(&iso)?;
+    media::iso(tools, &IsoInputs { files: &files, esp: &esp, scratch: &scratch }, &iso)?;
+
+    let hello = inputs.out.join("hello.tar");
+    let hello_tree = root::hello_tree(&packages.dir.join("usr/bin/busybox"), &configs.join("examples/hello.sh"));
+    let hello_spec = ImageSpec { reference: HELLO_IMAGE, entrypoint: &["/hello"], user: "65532:65532", env: &["PATH=/bin", "HOME=/tmp"] };
+    std::fs::write(&hello, oci::archive(&hello_spec, &hello_tree)?).on("write", &hello)?;
+
+    remove(&scratch)?;
+    let image = Image { root_uuid, kernel, iso, root: root_file, uki, hello, inputs: digest };
+    let text = serde_json::to_vec_pretty(&image).map_err(|problem| Error::malformed(&manifest, problem.to_string()))?;
+    std::fs::write(&manifest, text).on("write", &manifest)?;
+    Ok(image)
+}
+
+fn finished(manifest: &Path, digest: &str) -> Option<Image> {
+    let image: Image = serde_json::from_slice(&std::fs::read(manifest).ok()?).ok()?;
+    let complete = [&image.iso, &image.root, &image.uki, &image.hello].iter().all(|file| file.is_file());
+    (image.inputs == digest && complete).then_some(image)
+}
+
+fn input_digest(inputs: &Inputs<'_>, bill_of_materials: &str) -> Result<String, Error> {
+    let mut all = digest::Inputs::default();
+    all.add("builder", BUILDER.as_bytes()).add("packages", bill_of_materials.as_bytes());
+    all.add("version", inputs.version.as_bytes()).add("kubernetes", inputs.kubernetes.as_bytes());
+    for name in OUR_PROGRAMS.iter().chain(["pause"].iter()) {
+        all.add(name, &digest::of_file(&inputs.binaries.join(name))?);
+    }
+    let mut directories = vec![inputs.project.join("configs")];
+    while let Some(dir) = directories.pop() {
+        let entries = std::fs::read_dir(&dir).and_then(|entries| entries.collect::<Result<Vec<_>, _>>()).on("list", &dir)?;
+        let mut paths: Vec<PathBuf> = entries.iter().map(|entry| entry.path()).collect();
+        paths.sort();
+        for path in paths {
+            if path.is_dir() {
+                directories.push(path);
+            } else {
+                all.add(&path.to_string_lossy(), &digest::of_file(&path)?);
+            }
+        }
+    }
+    Ok(all.finish())
+}
+
+/// Runs depmod over the unpacked kernel package, once, and says the kernel's release.
+fn index_modules(tools: &Tools, packages: &Path) -> Result<String, Error> {
+    let dir = packages.join("usr/lib/modules");
+    let mut releases = Vec::new();
+    for entry in std::fs::read_dir(&dir).on("list", &dir)? {
+        releases.push(entry.on("list", &dir)?.file_name().to_string_lossy().into_owned());
+    }
+    let [release] = &releases[..] else {
+        return Err(Error::malformed(&dir, format!("expected one kernel, found {releases:?}")));
+    };
+    let done = dir.join(release).join("strake-indexed");
+    if !done.exists() {
+        let lib = packages.join("lib");
+        if !lib.exists() {
+            std::os::unix::fs::symlink("usr/lib", &lib).on("link", &lib)?;
+        }
+        run(tools.command("depmod")?.arg("-b").arg(packages).arg(release))?;
+        std::fs::write(&done, "").on("write", &done)?;
+    }
+    Ok(release.clone())
+}
+
+fn initramfs_tree(inputs: &Inputs<'_>, tools: &Tools, modules: &Modules, kernel: &str) -> Result<Tree, Error> {
+    let mut tree = Tree::default();
+    for dir in ["dev", "proc", "sys", "run", "sysroot"] {
+        tree.dir(dir, 0o755);
+    }
+    tree.copy("init", inputs.binaries.join("init"), 0o755);
+    let mut list = String::new();
+    for path in modules.load_order(&inputs.project.join("configs/modules/initramfs.list"))? {
+        let source = modules.dir.join(&path);
+        let plain = path.trim_end_matches(".xz");
+        let target = format!("/usr/lib/modules/{kernel}/{plain}");
+        if plain == path {
+            tree.copy(&target, source, 0o644);
+        } else {
+            // The initramfs is compressed as a whole, which a module that is compressed already would spoil.
+            tree.file(&target, run(tools.command("xz")?.arg("-dc").arg(&source))?, 0o644);
+        }
+        list.push_str(&target);
+        list.push('\n');
+    }
+    tree.file("modules.list", list, 0o644);
+    Ok(tree)
+}
+
+fn command_line(arguments: &Path, root_uuid: &str) -> Result<String, Error> {
+    let text = std::fs::read_to_string(arguments).on("read", arguments)?;
+    let mut words = crate::kmod::list_items(&text);
+    words.push(format!("strake.root={root_uuid}"));
+    Ok(words.join(" "))
+}
+
+/// The root's UUID: the first 16 bytes of its SHA-256, marked as a version 8 UUID (RFC 9562, section 5.8).
+fn uuid_of(hash: &[u8; 32]) -> String {
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    if path.is_dir() {
+        return std::fs::remove_dir_all(path).on("remove", path);
+    }
+    match std::fs::remove_file(path) {
+        Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.on("remove", path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_uuid_is_a_valid_uuid_made_from_the_hash() {
+        let uuid = uuid_of(&[0xff; 32]);
+        assert_eq!(uuid, "ffffffff-ffff-8fff-bfff-ffffffffffff");
+    }
+
+    #[test]
+    fn the_command_line_ends_with_the_root() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "# comment\nconsole=tty0\npanic=10 # reboot\n").unwrap();
+        assert_eq!(command_line(file.path(), "u").unwrap(), "console=tty0 panic=10 strake.root=u");
+    }
+}
