@@ -1,0 +1,8 @@
+//! The Kubernetes service proxy: what Services promise, as nf_tables rules.
+//!
+//! [`services`] says what has to be forwarded, [`plan`] what the table must look like, [`ruleset`] which transaction leads there; all three are pure.
+
+pub mod plan;
+pub mod ruleset;
+pub mod services;
+pub mod types;
