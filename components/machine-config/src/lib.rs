@@ -17,7 +17,7 @@ pub mod v1alpha1;
 pub mod values;
 mod yaml;
 
-pub use config::{Config, Documents};
+pub use config::{Config, Documents, render as render_documents};
 pub use path::{FieldPath, Step};
 pub use problem::{ConfigErrors, Problem};
 pub use v1alpha1::*;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{Check, Decoder};
+use crate::model::{Check, Decoder, Value as _};
 use crate::object;
 use crate::path::FieldPath;
 use crate::values::{Cidr, Endpoint, Host, ImageReference, KubernetesVersion, Quantity, Span, check_dns_name};
@@ -143,6 +143,16 @@ const fn fixed_cidr(octets: [u8; 4], prefix: u8) -> Cidr {
     let [a, b, c, d] = octets;
     // The assertion holds for every prefix up to 32, and the callers are the constants above.
     Cidr(ipnet::IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(a, b, c, d), prefix)))
+}
+
+impl ClusterConfig {
+    /// A cluster with every default; says what is wrong with a name that cannot be one.
+    pub fn new(name: &str, endpoint: Endpoint) -> Result<Self, String> {
+        let (name, endpoint) = (name.to_owned().encode(), ControlPlaneEndpoint { endpoint }.encode());
+        let mut decoder = Decoder::default();
+        let decoded = Self::decode_entries(&[("name", &name), ("controlPlane", &endpoint)], &mut decoder);
+        decoded.ok_or_else(|| decoder.findings.first().map(|f| format!("{}: {}", f.path, f.reason)).unwrap_or_default())
+    }
 }
 
 impl ComponentConfig {

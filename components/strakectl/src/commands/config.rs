@@ -1,0 +1,108 @@
+//! `strakectl config`: machine configs as files, without any machine.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use machine_config::{Config as MachineConfig, DocumentKind, Documents};
+
+use super::Cx;
+
+/// Check, compare and patch machine configs.
+#[derive(Debug, clap::Subcommand)]
+pub enum Config {
+    /// Check files; every problem is shown with its place.
+    Validate {
+        /// Files; each is a whole config, or single documents when it has no MachineConfig.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Read all files together as one config.
+        #[arg(long)]
+        together: bool,
+    },
+    /// Show what a new config changes and what that asks of the machine.
+    Diff {
+        /// The config before.
+        old: PathBuf,
+        /// The config after.
+        new: PathBuf,
+    },
+    /// Lay patches over a config and print the result.
+    Patch {
+        /// The config.
+        config: PathBuf,
+        /// Patches, laid over it in order.
+        #[arg(required = true, value_name = "PATCH")]
+        patches: Vec<PathBuf>,
+    },
+    /// Print a config with every secret hidden.
+    Redact {
+        /// The config.
+        config: PathBuf,
+    },
+    /// Print the JSON Schema of the documents.
+    Schema,
+}
+
+impl Config {
+    /// Does what the command line says.
+    pub fn run(self, _: &Cx) -> anyhow::Result<()> {
+        match self {
+            Self::Validate { files, together } => validate(&files, together),
+            Self::Diff { old, new } => {
+                let (old, new) = (complete(&old)?, complete(&new)?);
+                for change in machine_config::diff::diff(&old, &new) {
+                    println!("{change}");
+                }
+                Ok(())
+            }
+            Self::Patch { config, patches } => {
+                let text = read(&config)?;
+                let patches: Vec<(String, String)> =
+                    patches.iter().map(|p| Ok((p.display().to_string(), read(p)?))).collect::<anyhow::Result<_>>()?;
+                let name = config.display().to_string();
+                let result = machine_config::merge::patch(&name, &text, patches.iter().map(|(f, t)| (f.as_str(), t.as_str())))?;
+                Documents::parse(&name, &result)?;
+                print!("{result}");
+                Ok(())
+            }
+            Self::Redact { config } => {
+                print!("{}", complete(&config)?.render_redacted());
+                Ok(())
+            }
+            Self::Schema => {
+                println!("{}", serde_json::to_string_pretty(&machine_config::json_schema())?);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn validate(files: &[PathBuf], together: bool) -> anyhow::Result<()> {
+    let texts: Vec<(String, String)> = files.iter().map(|f| Ok((f.display().to_string(), read(f)?))).collect::<anyhow::Result<_>>()?;
+    let groups: Vec<&[(String, String)]> = if together { vec![&texts] } else { texts.chunks(1).collect() };
+    let mut failed = false;
+    for group in groups {
+        let names = group.iter().map(|(f, _)| f.as_str()).collect::<Vec<_>>().join(", ");
+        let checked = Documents::parse_all(group.iter().map(|(f, t)| (f.as_str(), t.as_str()))).and_then(|documents| {
+            let whole = together || documents.iter().any(|d| matches!(d, DocumentKind::MachineConfig(_)));
+            if whole { MachineConfig::from_documents(&documents).map(|_| "a complete config") } else { Ok("documents") }
+        });
+        match checked {
+            Ok(what) => println!("{names}: valid ({what})"),
+            Err(errors) => {
+                failed = true;
+                eprintln!("{errors}");
+            }
+        }
+    }
+    if failed { bail!("not valid") } else { Ok(()) }
+}
+
+fn complete(file: &PathBuf) -> anyhow::Result<MachineConfig> {
+    Ok(MachineConfig::parse(&file.display().to_string(), &read(file)?)?)
+}
+
+fn read(file: &PathBuf) -> anyhow::Result<String> {
+    fs::read_to_string(file).with_context(|| format!("read {}", file.display()))
+}
