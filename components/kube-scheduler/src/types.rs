@@ -4,45 +4,23 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
-use serde::{Deserialize, Deserializer};
+use k8s_client::{
+    LabelMap, Named, Object, ObjectMeta, Resource, null_default,
+    resources::{NODES, PODS},
+};
+use serde::Deserialize;
 
 use crate::resources::{self, Resources};
 
 /// Labels and annotations.
-pub type StringMap = BTreeMap<String, String>;
-
-fn null_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
-    Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
-}
-
-/// The metadata the scheduler reads.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Metadata {
-    /// Name of the object.
-    pub name: String,
-    /// Namespace, empty for nodes.
-    pub namespace: String,
-    /// UID.
-    pub uid: String,
-    /// Revision the object was read at.
-    pub resource_version: String,
-    /// Creation, orders the queue among equal priorities.
-    pub creation_timestamp: Option<Timestamp>,
-    /// Set while the object is being deleted.
-    pub deletion_timestamp: Option<Timestamp>,
-    /// Labels.
-    #[serde(deserialize_with = "null_default")]
-    pub labels: StringMap,
-}
+pub type StringMap = LabelMap;
 
 /// A pod.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Pod {
     /// Metadata.
-    pub metadata: Metadata,
+    pub metadata: ObjectMeta,
     /// Spec.
     pub spec: PodSpec,
     /// Status.
@@ -410,7 +388,7 @@ pub struct TopologySpreadConstraint {
 #[serde(default)]
 pub struct Node {
     /// Metadata.
-    pub metadata: Metadata,
+    pub metadata: ObjectMeta,
     /// Spec.
     pub spec: NodeSpec,
     /// Status.
@@ -456,6 +434,26 @@ pub struct NodeImage {
     pub names: Vec<String>,
     /// Size in bytes.
     pub size_bytes: i64,
+}
+
+impl Object for Pod {
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+}
+
+impl Named for Pod {
+    const RESOURCE: Resource = PODS;
+}
+
+impl Object for Node {
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+}
+
+impl Named for Node {
+    const RESOURCE: Resource = NODES;
 }
 
 #[cfg(test)]
