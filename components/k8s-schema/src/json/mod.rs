@@ -1,0 +1,9 @@
+//! JSON in and out of documents, with the behaviour and the error texts of Go's decoder and encoder.
+
+pub(crate) mod decode;
+pub(crate) mod encode;
+pub mod peek;
+pub mod syntax;
+
+pub use decode::{DecodeError, Decoded};
+pub use peek::{TypeMeta, peek_type_meta};
