@@ -5,8 +5,6 @@
 pub const MESSAGE: &str =
     "Strake needs UEFI. This machine started it in legacy BIOS mode.\r\nSwitch the firmware to UEFI boot and try again.\r\n";
 
-/// Bytes a master boot record has for code before its partition table.
-const MBR_CODE: usize = 440;
 const SECTOR: usize = 512;
 
 /// 16-bit code that does not depend on where it is loaded; the message follows it.
@@ -62,7 +60,7 @@ mod tests {
         assert_eq!(jump_zero + 2 + usize::from(CODE[jump_zero + 1]), CODE.len() - 1, "jz goes to hlt");
         let jump_back = CODE.iter().position(|byte| *byte == 0xeb).unwrap();
         assert_eq!((jump_back + 2).checked_add_signed(isize::from(CODE[jump_back + 1] as i8)), Some(print));
-        assert!(message + MESSAGE.len() < MBR_CODE);
+        assert!(message + MESSAGE.len() < 440, "a master boot record has 440 bytes for code");
         assert_eq!(sector()[message..message + MESSAGE.len()], *MESSAGE.as_bytes());
         assert_eq!(sector()[message + MESSAGE.len()], 0, "the message ends with a zero byte");
     }

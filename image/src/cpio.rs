@@ -8,7 +8,10 @@ const DIRECTORY: u32 = 0o040_000;
 const SYMLINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
-/// The archive's bytes. `/dev/console` is added: the kernel opens it for init before anything is mounted.
+/// What is opened before anything is mounted: by the kernel for init, and by Rust's runtime when a standard stream is closed.
+const DEVICES: &[(&str, u32, (u32, u32))] = &[("dev/console", 0o600, (5, 1)), ("dev/null", 0o666, (1, 3))];
+
+/// The archive's bytes. The few device nodes that must be there from the start are added.
 pub fn archive(tree: &Tree) -> Result<Vec<u8>, Error> {
     let mut writer = Writer { bytes: Vec::new(), inode: 0 };
     for (path, entry) in tree.entries() {
@@ -20,7 +23,9 @@ pub fn archive(tree: &Tree) -> Result<Vec<u8>, Error> {
             }
         }
         if path == "dev" {
-            writer.record("dev/console", CHARACTER_DEVICE | 0o600, &[], (5, 1));
+            for (name, mode, device) in DEVICES {
+                writer.record(name, CHARACTER_DEVICE | mode, &[], *device);
+            }
         }
     }
     writer.record("TRAILER!!!", 0, &[], (0, 0));

@@ -148,6 +148,8 @@ fn add_programs(tree: &mut Tree, inputs: &RootInputs<'_>) -> Result<(), Error> {
     for name in KUBE_NAMES {
         tree.link(&format!("usr/bin/{name}"), "kube");
     }
+    // The kernel and the CNI plugins call this name to load a module.
+    tree.link("usr/bin/modprobe", "init");
     for name in ["mkfs.ext4", "fsck.ext4"] {
         tree.link(&format!("usr/bin/{name}"), if name.starts_with("mkfs") { "mke2fs" } else { "e2fsck" });
     }

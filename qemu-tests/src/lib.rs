@@ -1,1 +1,15 @@
-//! Virtual machines in QEMU, and scenarios that run on them.
+//! Virtual machines in QEMU ([`machine`]), the network between them ([`network`], [`switch`]), and scenarios that run on them
+//! ([`scenarios`]).
+
+pub mod accel;
+pub mod console;
+mod error;
+pub mod machine;
+pub mod network;
+mod qmp;
+mod scenario;
+pub mod scenarios;
+pub mod switch;
+
+pub use error::Error;
+pub use scenario::{Context, Running, Scenario};

@@ -1,3 +1,60 @@
-//! cargo xtask: up, down, test, bench, image, schema and tidy.
+//! cargo xtask: everything a person or CI does with the project that is more than cargo itself.
 
-fn main() {}
+mod host;
+mod image;
+mod project;
+mod scenarios;
+mod test;
+mod tidy;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::project::Project;
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about = "Builds, tests and runs Strake.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Build the image: root, UKI and ISO
+    Image {
+        /// Move to the newest Debian packages and write the lock files
+        #[arg(long)]
+        relock: bool,
+    },
+    /// Run everything CI runs, or only the named scenarios
+    Test {
+        /// Run only this scenario (may be repeated)
+        #[arg(long = "scenario", value_name = "NAME")]
+        scenarios: Vec<String>,
+        /// Print the scenarios and what they protect
+        #[arg(long)]
+        list: bool,
+    },
+    /// Check the rules of the project that a program can check
+    Tidy,
+    /// Serve the Ethernet switch of a test network
+    #[command(hide = true)]
+    Switch { socket: PathBuf },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Verb::Switch { socket } => Ok(qemu_tests::switch::serve(&socket)?),
+        Verb::Image { relock } => image::command(&Project::find()?, relock),
+        Verb::Test { list: true, .. } => {
+            scenarios::list();
+            Ok(())
+        }
+        Verb::Tidy => tidy::check(&Project::find()?),
+        Verb::Test { scenarios, .. } if scenarios.is_empty() => test::all(&Project::find()?),
+        Verb::Test { scenarios, .. } => scenarios::run(&Project::find()?, &scenarios::select(&scenarios)?),
+    }
+}

@@ -24,6 +24,7 @@ pub const ROOT: PackageSet = PackageSet {
         "containerd",
         "containernetworking-plugins",
         "e2fsprogs",
+        "etcd-client",
         "etcd-server",
         "linux-image-amd64",
         "nftables",

@@ -1,0 +1,321 @@
+//! One virtual machine: how QEMU is called, its process, its console, and pulling its plug.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use image::tools::Tools;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::accel::Accelerator;
+use crate::console::Console;
+use crate::error::{Error, FileContext};
+use crate::qmp::Monitor;
+
+/// How often a wait looks again.
+const POLL: Duration = Duration::from_millis(100);
+
+/// What a machine is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSpec {
+    /// Its name.
+    pub name: String,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Processors; one is fastest when several machines share two host processors.
+    pub processors: u32,
+    /// The last byte of its Ethernet address.
+    pub address: u8,
+    /// Its disk, if it has one.
+    pub disk: Option<Disk>,
+    /// The ISO in its drive, if any.
+    pub iso: Option<PathBuf>,
+    /// The switch it is plugged into, if any.
+    pub switch: Option<PathBuf>,
+    /// Which firmware starts it.
+    pub firmware: Firmware,
+    /// The directory of its console, logs and firmware variables.
+    pub dir: PathBuf,
+    /// The directory of its sockets (short, because socket names are limited to 107 bytes).
+    pub run: PathBuf,
+}
+
+/// A disk's file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The file.
+    pub path: PathBuf,
+    /// A layer over another file rather than a plain file.
+    pub overlay: bool,
+}
+
+/// Which firmware starts a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Firmware {
+    /// OVMF.
+    Uefi,
+    /// SeaBIOS.
+    LegacyBios,
+}
+
+/// A machine that was started. Dropping it leaves it running; [`Machine::pull_plug`] ends it.
+#[derive(Debug)]
+pub struct Machine {
+    spec: MachineSpec,
+    console: Console,
+}
+
+impl Machine {
+    /// Starts the machine. Its console is appended to; the variables of its firmware are made when they are not there.
+    pub fn start(tools: &Tools, accelerator: Accelerator, spec: &MachineSpec) -> Result<Self, Error> {
+        for dir in [&spec.dir, &spec.run] {
+            std::fs::create_dir_all(dir).on("create", dir)?;
+        }
+        let machine = Self::attach(spec);
+        if machine.is_running() {
+            return Ok(machine);
+        }
+        let variables = spec.dir.join("firmware-variables.fd");
+        if spec.firmware == Firmware::Uefi && !variables.exists() {
+            let template = tools.file("usr/share/OVMF/OVMF_VARS_4M.fd")?;
+            std::fs::copy(&template, &variables).on("copy", &template)?;
+        }
+        let code = tools.file("usr/share/OVMF/OVMF_CODE_4M.fd")?;
+        let output = spec.dir.join("qemu.log");
+        let log = File::create(&output).on("create", &output)?;
+        let errors = log.try_clone().on("share", &output)?;
+        let mut command = tools.qemu()?;
+        command.args(arguments(spec, accelerator, &code, &variables)).stdin(Stdio::null()).stdout(log).stderr(errors);
+        // A group of its own: a Ctrl-C in the terminal that started a detached cluster must not reach it.
+        command.process_group(0);
+        let mut child = command.spawn().map_err(|source| Error::Spawn { program: "qemu-system-x86_64".into(), source })?;
+        std::fs::write(spec.dir.join("pid"), child.id().to_string()).on("write", spec.dir.join("pid"))?;
+        // Reaped by a thread so that a machine that ended is not taken for a running one.
+        std::thread::spawn(move || child.wait());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !machine.monitor_socket().exists() {
+            if !machine.is_running() || Instant::now() > deadline {
+                return Err(machine.ended("its monitor"));
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(machine)
+    }
+
+    /// A machine that may have been started by another process.
+    pub fn attach(spec: &MachineSpec) -> Self {
+        Self { console: Console::new(&spec.dir.join("console.log")), spec: spec.clone() }
+    }
+
+    /// What it is made of.
+    pub fn spec(&self) -> &MachineSpec {
+        &self.spec
+    }
+
+    /// Its serial console.
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Its monitor.
+    pub fn monitor(&self) -> Monitor {
+        Monitor::new(&self.spec.name, &self.monitor_socket())
+    }
+
+    /// Whether its process lives. A process that reused the number is told apart by its command line.
+    pub fn is_running(&self) -> bool {
+        self.process().is_some()
+    }
+
+    fn process(&self) -> Option<u32> {
+        let pid: u32 = std::fs::read_to_string(self.spec.dir.join("pid")).ok()?.trim().parse().ok()?;
+        let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let ours = monitor_argument(&self.monitor_socket());
+        String::from_utf8_lossy(&command_line).split('\0').any(|word| word == ours).then_some(pid)
+    }
+
+    /// Ends the machine at once, as a power cut does.
+    pub fn pull_plug(&self) -> Result<(), Error> {
+        let Some(pid) = self.process() else { return Ok(()) };
+        run(Command::new("kill").args(["-KILL", &pid.to_string()]))?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.is_running() {
+            if Instant::now() > deadline {
+                return Err(self.deadline("its process to end", Duration::from_secs(10)));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Presses the reset button.
+    pub fn reset(&self) -> Result<(), Error> {
+        self.monitor().execute("system_reset", json!({})).map(drop)
+    }
+
+    /// Waits until `found` says so of the console's text after `start`.
+    pub fn wait_console<T>(&self, start: u64, what: &str, limit: Duration, found: impl Fn(&str) -> Option<T>) -> Result<T, Error> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(value) = found(&self.console.text_from(start)?) {
+                return Ok(value);
+            }
+            if !self.is_running() {
+                return Err(self.ended(what));
+            }
+            if Instant::now() > deadline {
+                return Err(self.deadline(what, limit));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Waits for a text on the console after `start`.
+    pub fn wait_text(&self, start: u64, text: &str, limit: Duration) -> Result<(), Error> {
+        self.wait_console(start, &format!("{text:?} on the console"), limit, |console| console.contains(text).then_some(()))
+    }
+
+    /// Waits until the machine switched itself off.
+    pub fn wait_off(&self, limit: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + limit;
+        while self.is_running() {
+            if Instant::now() > deadline {
+                return Err(self.deadline("power off", limit));
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// The error that this machine did not do something in time.
+    pub fn deadline(&self, what: &str, limit: Duration) -> Error {
+        let console = self.console.tail(40);
+        Error::Deadline { machine: self.spec.name.clone(), what: what.to_owned(), seconds: limit.as_secs(), console }
+    }
+
+    fn ended(&self, what: &str) -> Error {
+        let output = std::fs::read_to_string(self.spec.dir.join("qemu.log")).unwrap_or_default();
+        let console = self.console.tail(40);
+        Error::Ended { machine: self.spec.name.clone(), what: what.to_owned(), output: output.trim().to_owned(), console }
+    }
+
+    fn monitor_socket(&self) -> PathBuf {
+        self.spec.run.join(format!("{}.qmp", self.spec.name))
+    }
+}
+
+/// Creates an empty disk; `bytes` are not taken until they are written.
+pub fn create_disk(path: &Path, bytes: u64) -> Result<Disk, Error> {
+    let file = File::create(path).on("create", path)?;
+    file.set_len(bytes).on("size", path)?;
+    Ok(Disk { path: path.to_owned(), overlay: false })
+}
+
+/// Creates a layer over a disk that is not written to any more.
+pub fn create_overlay(tools: &Tools, base: &Disk, path: &Path) -> Result<Disk, Error> {
+    let format = if base.overlay { "qcow2" } else { "raw" };
+    run(tools.command("qemu-img")?.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(&base.path).arg(path))?;
+    Ok(Disk { path: path.to_owned(), overlay: true })
+}
+
+/// Runs a program to its end.
+pub fn run(command: &mut Command) -> Result<String, Error> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output().map_err(|source| Error::Spawn { program: program.clone(), source })?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(text);
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    Err(Error::Program { program, status: output.status.to_string(), output: format!("{}{}", text.trim(), errors.trim()) })
+}
+
+fn monitor_argument(socket: &Path) -> String {
+    format!("unix:{},server=on,wait=off", socket.display())
+}
+
+fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variables: &Path) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut add = |parts: &[&str]| words.extend(parts.iter().map(|part| (*part).to_owned()));
+    add(&["-name", &spec.name, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "std"]);
+    add(&["-machine", "q35,hpet=off", "-accel", accelerator.accel(), "-cpu", accelerator.cpu()]);
+    add(&["-smp", &spec.processors.to_string(), "-m", &spec.memory_mib.to_string(), "-rtc", "base=utc"]);
+    add(&["-qmp", &monitor_argument(&spec.run.join(format!("{}.qmp", spec.name)))]);
+    add(&["-chardev", &format!("file,id=console,path={},append=on", spec.dir.join("console.log").display()), "-serial", "chardev:console"]);
+    add(&["-device", "virtio-rng-pci", "-device", "i6300esb", "-action", "watchdog=reset"]);
+    if spec.firmware == Firmware::Uefi {
+        add(&["-drive", &format!("if=pflash,unit=0,format=raw,readonly=on,file={}", code.display())]);
+        add(&["-drive", &format!("if=pflash,unit=1,format=raw,file={}", variables.display())]);
+    }
+    if let Some(Disk { path, overlay }) = &spec.disk {
+        // A plain file is safe without flushes as long as the host lives: what QEMU was told is in the host's page cache, also when
+        // QEMU is killed. A layered file keeps its tables in QEMU, so there flushes must count.
+        let (format, cache) = if *overlay { ("qcow2", "writeback") } else { ("raw", "unsafe") };
+        add(&["-drive", &format!("if=none,id=disk,format={format},cache={cache},discard=unmap,file={}", path.display())]);
+        add(&["-device", &format!("virtio-blk-pci,drive=disk,serial=strake-{},bootindex=0", spec.name)]);
+    }
+    if let Some(iso) = &spec.iso {
+        add(&["-drive", &format!("if=none,id=cd,media=cdrom,format=raw,readonly=on,file={}", iso.display())]);
+        add(&["-device", "ide-cd,drive=cd,bootindex=1"]);
+    }
+    if let Some(switch) = &spec.switch {
+        add(&["-netdev", &format!("stream,id=net,server=off,addr.type=unix,addr.path={},reconnect-ms=500", switch.display())]);
+        add(&["-device", &format!("virtio-net-pci,netdev=net,romfile=,mac=52:54:00:05:00:{:02x}", spec.address)]);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> MachineSpec {
+        MachineSpec {
+            name: "cp-1".into(),
+            memory_mib: 1024,
+            processors: 1,
+            address: 11,
+            disk: Some(Disk { path: "/d/disk".into(), overlay: false }),
+            iso: Some("/d/strake.iso".into()),
+            switch: Some("/r/switch".into()),
+            firmware: Firmware::Uefi,
+            dir: "/d".into(),
+            run: "/r".into(),
+        }
+    }
+
+    #[test]
+    fn the_disk_is_tried_before_the_drive_and_the_address_is_the_machines_own() {
+        let line = arguments(&spec(), Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
+        for part in [
+            "drive=disk,serial=strake-cp-1,bootindex=0",
+            "ide-cd,drive=cd,bootindex=1",
+            "mac=52:54:00:05:00:0b",
+            "-accel tcg,thread=multi",
+            "-smp 1 -m 1024",
+            "format=raw,cache=unsafe",
+            "unit=1,format=raw,file=/v",
+        ] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+        let mut layered = spec();
+        layered.disk = Some(Disk { path: "/d/layer".into(), overlay: true });
+        layered.firmware = Firmware::LegacyBios;
+        let line = arguments(&layered, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
+        assert!(line.contains("format=qcow2,cache=writeback") && !line.contains("pflash"), "{line}");
+    }
+
+    #[test]
+    fn a_foreign_process_is_never_taken_for_the_machine() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut spec = spec();
+        spec.dir = scratch.path().to_owned();
+        std::fs::write(scratch.path().join("pid"), std::process::id().to_string()).unwrap();
+        let machine = Machine::attach(&spec);
+        assert!(!machine.is_running());
+        machine.pull_plug().unwrap();
+    }
+}

@@ -1,0 +1,91 @@
+//! `cargo xtask test`: everything CI runs, cheapest first, with the time each stage took. Everything is built with the profile of the
+//! image, so that each crate is compiled once.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use image::Versions;
+use image::cache::Cache;
+use image::tools::Tools;
+
+use crate::project::{Project, describe, succeed};
+use crate::{host, scenarios, tidy};
+
+/// A hanging test must not hold CI until it is cut off without a word.
+const TEST_LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// Runs all stages; the first that fails ends the run.
+pub fn all(project: &Project) -> Result<()> {
+    let started = Instant::now();
+    let mut times = Vec::new();
+    let mut stage = |name: &str, run: &dyn Fn() -> Result<()>| -> Result<()> {
+        println!("==> {name}");
+        let begin = Instant::now();
+        run().with_context(|| format!("stage {name}"))?;
+        times.push(format!("{name} {:.0} s", begin.elapsed().as_secs_f32()));
+        Ok(())
+    };
+    stage("host packages", &host::prepare)?;
+    stage("format", &|| succeed(&mut project.cargo(&["fmt", "--all", "--check"])))?;
+    stage("tidy", &|| tidy::check(project))?;
+    stage("lints", &|| {
+        succeed(&mut project.cargo(&["clippy", "--quiet", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    })?;
+    stage("tests", &|| tests(project))?;
+    stage("scenarios", &|| scenarios::run(project, &scenarios::select(&[])?))?;
+    println!("everything passed in {:.0} s: {}", started.elapsed().as_secs_f32(), times.join(", "));
+    Ok(())
+}
+
+/// The workspace's tests, with the real programs they drive (etcd, kubectl …) on the path.
+fn tests(project: &Project) -> Result<()> {
+    let cache = Cache::open()?;
+    let tools = Tools::prepare(&cache, &project.root.join("image/locks"), Versions::Locked, &|step| println!("{step}"))?;
+    let wrappers = tools.wrappers(&cache)?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::iter::once(wrappers.clone()).chain(std::env::split_paths(&path)).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let path = std::env::join_paths(places).context("a directory of PATH has a colon in its name")?;
+    succeed(&mut project.cargo(&["test", "--quiet", "--release", "--workspace", "--no-run"]))?;
+    let mut command = project.cargo(&["test", "--quiet", "--release", "--workspace", "--no-fail-fast"]);
+    command.env("PATH", path).env("STRAKE_TOOLS", wrappers).stdin(Stdio::null());
+    bounded(&mut command, TEST_LIMIT)
+}
+
+/// Runs a command, and ends it with its children when it takes too long.
+fn bounded(command: &mut Command, limit: Duration) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    let line = describe(command);
+    let mut child = command.process_group(0).spawn().with_context(|| format!("cannot run {line}"))?;
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait().with_context(|| format!("cannot wait for {line}"))? {
+            return if status.success() { Ok(()) } else { bail!("{line} failed ({status})") };
+        }
+        if Instant::now() > deadline {
+            end_group(&mut child);
+            bail!("{line} did not end in {} minutes", limit.as_secs() / 60);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn end_group(child: &mut Child) {
+    let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", child.id())]).status();
+    let _ = child.wait();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_hangs_is_ended_with_its_children() {
+        let begin = Instant::now();
+        let problem = bounded(Command::new("sh").args(["-c", "sleep 60 & wait"]), Duration::from_millis(300)).unwrap_err();
+        assert!(problem.to_string().contains("did not end"), "{problem}");
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        bounded(Command::new("sh").args(["-c", "exit 0"]), Duration::from_secs(20)).unwrap();
+        assert!(bounded(Command::new("sh").args(["-c", "exit 4"]), Duration::from_secs(20)).is_err());
+    }
+}

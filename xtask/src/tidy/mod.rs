@@ -1,0 +1,46 @@
+//! `cargo xtask tidy`: the rules of docs/architecture.md that a program can check. Each rule is a pure function from what cargo and git
+//! know to a list of complaints.
+
+mod dependencies;
+mod files;
+mod licences;
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::project::{Project, metadata};
+
+/// Checks everything; prints every complaint before it fails.
+pub fn check(project: &Project) -> Result<()> {
+    let metadata = metadata(&project.root, &[])?;
+    let policy_file = project.root.join("deny.toml");
+    let policy = std::fs::read_to_string(&policy_file).with_context(|| format!("cannot read {}", policy_file.display()))?;
+    let mut complaints = dependencies::check(&metadata);
+    complaints.extend(licences::check(&metadata, &policy.parse()?));
+    for path in tracked_files(project)? {
+        // A file that was deleted but not yet committed is still listed.
+        if let Ok(bytes) = std::fs::read(project.root.join(&path)) {
+            complaints.extend(files::check(&path, &bytes));
+        }
+    }
+    for complaint in &complaints {
+        eprintln!("tidy: {complaint}");
+    }
+    if !complaints.is_empty() {
+        bail!("{} rules of the project are broken", complaints.len());
+    }
+    Ok(())
+}
+
+/// The project's files, also new ones that are not ignored.
+fn tracked_files(project: &Project) -> Result<Vec<String>> {
+    let mut command = Command::new("git");
+    command.current_dir(&project.root).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+    let output = command.output().context("cannot run git ls-files")?;
+    if !output.status.success() {
+        bail!("git ls-files failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let text = String::from_utf8(output.stdout).context("a file name is not UTF-8")?;
+    Ok(text.split('\0').filter(|path| !path.is_empty()).map(str::to_owned).collect())
+}
