@@ -181,10 +181,8 @@ fn service(settings: &Settings, forward: &Forward, out: &mut Ruleset, elements: 
         let mut rules = vec![];
         if forward.external_local {
             // Traffic of pods and of this machine is not external: it may use all endpoints.
-            if !internal.is_empty() {
-                if let Some((address, prefix)) = settings.cluster_cidr {
-                    rules.push(r().source(address, prefix).goto(&service_chain));
-                }
+            if let Some((address, prefix)) = settings.cluster_cidr.filter(|_| !internal.is_empty()) {
+                rules.push(r().source(address, prefix).goto(&service_chain));
             }
             rules.push(r().goto(&local_chain));
             out.chain(local_chain.clone(), balance(settings, forward, external));

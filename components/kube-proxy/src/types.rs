@@ -1,12 +1,8 @@
 //! The parts of Services and EndpointSlices that the proxy reads.
 
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Deserializer};
-
-fn null_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
-    Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
-}
+use k8s_client::resources::{ENDPOINT_SLICES, SERVICES};
+use k8s_client::{Named, Object, ObjectMeta, Resource, null_default};
+use serde::Deserialize;
 
 /// Label on an EndpointSlice that names its Service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -15,25 +11,12 @@ pub const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Label on a headless Service.
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
 
-/// Metadata.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Metadata {
-    /// Name.
-    pub name: String,
-    /// Namespace.
-    pub namespace: String,
-    /// Labels.
-    #[serde(deserialize_with = "null_default")]
-    pub labels: BTreeMap<String, String>,
-}
-
 /// A Service.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Service {
     /// Metadata.
-    pub metadata: Metadata,
+    pub metadata: ObjectMeta,
     /// Spec.
     pub spec: ServiceSpec,
     /// Status.
@@ -132,7 +115,7 @@ pub struct LoadBalancerIngress {
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointSlice {
     /// Metadata.
-    pub metadata: Metadata,
+    pub metadata: ObjectMeta,
     /// `IPv4`, `IPv6`, `FQDN`.
     pub address_type: String,
     /// Endpoints.
@@ -178,4 +161,24 @@ pub struct EndpointPort {
     pub protocol: Option<String>,
     /// Number.
     pub port: Option<u16>,
+}
+
+impl Object for Service {
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+}
+
+impl Named for Service {
+    const RESOURCE: Resource = SERVICES;
+}
+
+impl Object for EndpointSlice {
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+}
+
+impl Named for EndpointSlice {
+    const RESOURCE: Resource = ENDPOINT_SLICES;
 }

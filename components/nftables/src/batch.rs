@@ -247,7 +247,6 @@ impl Batch {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one message, its parts named once")]
     fn elements(
         &mut self,
         kind: u16,
