@@ -1,1 +1,26 @@
-//! Effects on the host: mount, netlink, cgroup, block devices, processes and clocks, each a small trait with a Linux and a fake implementation.
+//! The effects that Strake has on its host, each a small trait with a Linux implementation and, beside it, a fake that tests
+//! of reconcilers use. Knows no product types, and is the home of `unsafe`: only the modules that say so use it.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`block`] | disks, partitions, re-reading a partition table, discarding |
+//! | [`mount`] | mounting, unmounting, what is mounted, how full it is |
+//! | [`net`] | links, addresses and routes: observe, plan, apply |
+//! | [`dhcp`] | a DHCPv4 client |
+//! | [`clock`] | wall and monotonic time, setting the clock |
+//! | [`sntp`] | asking a time server |
+//! | [`cgroup`] | one cgroup v2 directory |
+//! | [`process`] | child processes, bounded in time and output |
+//! | [`seqpacket`] | a call over a SOCK_SEQPACKET unix socket |
+//! | [`system`] | the hostname |
+
+pub mod block;
+pub mod cgroup;
+pub mod clock;
+pub mod dhcp;
+pub mod mount;
+pub mod net;
+pub mod process;
+pub mod seqpacket;
+pub mod sntp;
+pub mod system;
