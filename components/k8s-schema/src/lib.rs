@@ -5,6 +5,7 @@
 
 pub mod doc;
 pub mod json;
+pub mod proto;
 pub mod quantity;
 pub mod table;
 pub mod time;

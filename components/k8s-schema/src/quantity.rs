@@ -414,7 +414,7 @@ mod tests {
             ("64Mi", "64Mi"),
             ("1e100", "10e99"),
             (".5", "500m"),
-            ("5.", "5"),
+            ("5.", "5."),
         ] {
             assert_eq!(Quantity::parse(text).map(|q| q.to_string()).as_deref(), Ok(want), "{text}");
         }

@@ -7,6 +7,7 @@
 mod emit;
 mod fetch;
 mod go;
+mod goldens;
 mod packages;
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +23,7 @@ fn main() -> Result<()> {
             let text = emit::table(&packages::read_all(&root)?)?;
             std::fs::write(out, text).with_context(|| format!("write {out}"))
         }
-        _ => bail!("usage: k8s-schema-generate fetch DIR | table DIR OUT"),
+        ["goldens", dir, out] => goldens::pack(&Path::new(dir).join("root/usr/share/gocode/src/k8s.io/api/testdata"), Path::new(out)),
+        _ => bail!("usage: k8s-schema-generate fetch DIR | table DIR OUT | goldens DIR OUT"),
     }
 }

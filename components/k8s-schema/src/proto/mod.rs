@@ -1,0 +1,11 @@
+//! Protobuf in and out of documents, byte for byte what upstream's generated code reads and writes.
+
+mod decode;
+mod encode;
+mod wire;
+
+pub use decode::{Envelope, open_envelope};
+pub use encode::write_envelope;
+
+/// What every protobuf-encoded object in the API begins with.
+pub const MAGIC: &[u8; 4] = b"k8s\0";
