@@ -1,0 +1,183 @@
+//! Flags, with upstream's names and defaults. A flag that is not here is an error that names it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser};
+use ipnet::IpNet;
+
+/// kube-controller-manager: watches the cluster's desired state and moves the real one towards it.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "kube-controller-manager", disable_version_flag = true)]
+pub struct Options {
+    /// kubeconfig with the API server and this component's identity.
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    /// kubeconfig allowed to create TokenReviews; who reads /metrics is checked with it.
+    #[arg(long)]
+    pub authentication_kubeconfig: Option<PathBuf>,
+    /// kubeconfig allowed to create SubjectAccessReviews.
+    #[arg(long)]
+    pub authorization_kubeconfig: Option<PathBuf>,
+    /// Address of the HTTPS server for health and metrics.
+    #[arg(long, default_value = "0.0.0.0")]
+    pub bind_address: IpAddr,
+    /// Port of the HTTPS server; 0 turns it off.
+    #[arg(long, default_value_t = 10257)]
+    pub secure_port: u16,
+    /// Accepted for compatibility: client certificates are not used on the health server.
+    #[arg(long)]
+    pub client_ca_file: Option<PathBuf>,
+    /// Accepted for compatibility: there is no request-header authentication on the health server.
+    #[arg(long)]
+    pub requestheader_client_ca_file: Option<PathBuf>,
+    /// Pod address ranges, one per family.
+    #[arg(long, value_delimiter = ',')]
+    pub cluster_cidr: Vec<IpNet>,
+    /// Service address ranges, never given to nodes.
+    #[arg(long, value_delimiter = ',')]
+    pub service_cluster_ip_range: Vec<IpNet>,
+    /// Prefix length of a node's pod range: 24 for IPv4, 64 for IPv6 by default.
+    #[arg(long)]
+    pub node_cidr_mask_size: Option<u8>,
+    /// Prefix length of a node's IPv4 pod range.
+    #[arg(long)]
+    pub node_cidr_mask_size_ipv4: Option<u8>,
+    /// Prefix length of a node's IPv6 pod range.
+    #[arg(long)]
+    pub node_cidr_mask_size_ipv6: Option<u8>,
+    /// Gives each node a pod range from --cluster-cidr.
+    #[arg(long, default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set)]
+    pub allocate_node_cidrs: bool,
+    /// CA certificate for signing CertificateSigningRequests.
+    #[arg(long)]
+    pub cluster_signing_cert_file: Option<PathBuf>,
+    /// Key of the signing CA.
+    #[arg(long)]
+    pub cluster_signing_key_file: Option<PathBuf>,
+    /// Longest lifetime of a signed certificate.
+    #[arg(long, default_value = "8760h0m0s", value_parser = go_duration)]
+    pub cluster_signing_duration: Duration,
+    /// CA bundle published to every namespace as ConfigMap kube-root-ca.crt.
+    #[arg(long)]
+    pub root_ca_file: Option<PathBuf>,
+    /// Accepted for compatibility: token Secrets of service accounts are not made; tokens come from the TokenRequest API.
+    #[arg(long)]
+    pub service_account_private_key_file: Option<PathBuf>,
+    /// Runs each controller as its own service account.
+    #[arg(long, default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set)]
+    pub use_service_account_credentials: bool,
+    /// Controllers to run: `*` for those on by default, `name` to add, `-name` to leave out.
+    #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
+    pub controllers: Vec<String>,
+    /// Waits for the Lease kube-system/kube-controller-manager before doing anything.
+    #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set)]
+    pub leader_elect: bool,
+    /// How long a lease lasts without renewal.
+    #[arg(long, default_value = "15s", value_parser = go_duration)]
+    pub leader_elect_lease_duration: Duration,
+    /// How long the leader tries to renew before it gives up.
+    #[arg(long, default_value = "10s", value_parser = go_duration)]
+    pub leader_elect_renew_deadline: Duration,
+    /// Pause between attempts.
+    #[arg(long, default_value = "2s", value_parser = go_duration)]
+    pub leader_elect_retry_period: Duration,
+    /// Name of the cluster.
+    #[arg(long, default_value = "kubernetes")]
+    pub cluster_name: String,
+    /// How long a node may be silent before it is marked unknown.
+    #[arg(long, default_value = "50s", value_parser = go_duration)]
+    pub node_monitor_grace_period: Duration,
+    /// How often node health is looked at.
+    #[arg(long, default_value = "5s", value_parser = go_duration)]
+    pub node_monitor_period: Duration,
+    /// Terminated pods kept before the oldest are deleted; 0 keeps all.
+    #[arg(long, default_value_t = 12500)]
+    pub terminated_pod_gc_threshold: usize,
+    /// Log verbosity: 4 and more is debug.
+    #[arg(short = 'v', long = "v", default_value_t = 0)]
+    pub verbosity: u8,
+    /// Accepted for compatibility: profiling is not served.
+    #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set)]
+    pub profiling: bool,
+}
+
+/// Go's duration syntax: `1h30m`, `15s`, `500ms`.
+pub fn go_duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is not a duration such as 1h30m, 15s or 500ms");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut total = 0.0_f64;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+        let number: f64 = rest[..digits].parse().map_err(|_| bad())?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        total += number
+            * match &rest[..unit] {
+                "h" => 3600.0,
+                "m" => 60.0,
+                "s" => 1.0,
+                "ms" => 1e-3,
+                "us" | "µs" => 1e-6,
+                "ns" => 1e-9,
+                _ => return Err(bad()),
+            };
+        rest = &rest[unit..];
+    }
+    if text.is_empty() { Err(bad()) } else { Duration::try_from_secs_f64(total).map_err(|_| bad()) }
+}
+
+/// One line per event on standard error.
+pub fn start_logging(verbosity: u8) {
+    let level = match verbosity {
+        0..=3 => tracing::Level::INFO,
+        4..=7 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
+    let filter = tracing_subscriber::EnvFilter::new(format!("{level},h2=info,hyper=info,hyper_util=info,rustls=info,tower=info"));
+    // A second subscriber in the same process, as in tests, is no problem: the first stays.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kubeadms_flags_parse_and_unknown_ones_are_named() {
+        let line = "kube-controller-manager --allocate-node-cidrs=true --authentication-kubeconfig=/k --authorization-kubeconfig=/k --bind-address=127.0.0.1 \
+            --client-ca-file=/ca --cluster-cidr=10.244.0.0/16 --cluster-name=kubernetes --cluster-signing-cert-file=/ca --cluster-signing-key-file=/key \
+            --controllers=*,bootstrapsigner,tokencleaner --kubeconfig=/k --leader-elect=true --requestheader-client-ca-file=/fp --root-ca-file=/ca \
+            --service-account-private-key-file=/sa --service-cluster-ip-range=10.96.0.0/16 --use-service-account-credentials=true --v=4";
+        let options = Options::try_parse_from(line.split_whitespace()).unwrap();
+        assert!(options.allocate_node_cidrs && options.use_service_account_credentials && options.leader_elect);
+        assert_eq!(options.controllers, ["*", "bootstrapsigner", "tokencleaner"]);
+        assert_eq!(options.cluster_signing_duration, Duration::from_secs(8760 * 3600));
+        let options =
+            Options::try_parse_from(["kcm", "--leader-elect=false", "--allocate-node-cidrs", "--controllers=-namespace-controller,*"])
+                .unwrap();
+        assert!(!options.leader_elect && options.allocate_node_cidrs);
+        let error = Options::try_parse_from(["kcm", "--no-such-flag=1"]).unwrap_err().to_string();
+        assert!(error.contains("--no-such-flag"), "{error}");
+    }
+
+    #[test]
+    fn durations_are_gos() {
+        for (text, want) in [
+            ("1h30m", Some(5400.0)),
+            ("500ms", Some(0.5)),
+            ("1.5s", Some(1.5)),
+            ("0", Some(0.0)),
+            ("", None),
+            ("5", None),
+            ("5d", None),
+            ("s", None),
+        ] {
+            assert_eq!(go_duration(text).ok().map(|d| d.as_secs_f64()), want, "{text:?}");
+        }
+    }
+}

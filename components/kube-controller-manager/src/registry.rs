@@ -1,0 +1,104 @@
+//! The list of all controllers, and which of them the flags select.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::context::Context;
+use crate::controllers as c;
+
+type Start = fn(Context) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// One controller.
+pub struct Controller {
+    /// Upstream's name, as `--controllers` takes it.
+    pub name: &'static str,
+    /// Names older releases used.
+    pub aliases: &'static [&'static str],
+    pub on_by_default: bool,
+    /// Its service account in kube-system.
+    pub account: &'static str,
+    pub start: Start,
+}
+
+macro_rules! controller {
+    ($name:literal, $aliases:expr, $on:literal, $account:literal, $run:path) => {
+        Controller { name: $name, aliases: &$aliases, on_by_default: $on, account: $account, start: |context| Box::pin($run(context)) }
+    };
+}
+
+/// Every controller there is.
+pub const CONTROLLERS: &[Controller] = &[
+    controller!("namespace-controller", ["namespace"], true, "namespace-controller", c::namespace::run),
+    controller!("serviceaccount-controller", ["serviceaccount"], true, "service-account-controller", c::service_account::run),
+    controller!("root-ca-certificate-publisher-controller", ["root-ca-cert-publisher"], true, "root-ca-cert-publisher", c::root_ca::run),
+    controller!("replicaset-controller", ["replicaset"], true, "replicaset-controller", c::replica_set::run),
+    controller!("deployment-controller", ["deployment"], true, "deployment-controller", c::deployment::run),
+    controller!("endpoints-controller", ["endpoint"], true, "endpoint-controller", c::endpoints::run),
+    controller!("endpointslice-controller", ["endpointslice"], true, "endpointslice-controller", c::endpoint_slice::run),
+    controller!("node-ipam-controller", ["nodeipam"], true, "node-controller", c::node_ipam::run),
+    controller!("certificatesigningrequest-approving-controller", ["csrapproving"], true, "certificate-controller", c::csr_approving::run),
+    controller!("certificatesigningrequest-signing-controller", ["csrsigning"], true, "certificate-controller", c::csr_signing::run),
+];
+
+/// Controllers upstream has and `--controllers` may name, which do not exist here yet. Asking for one by name is said in the log.
+const NOT_HERE: &[&str] = &[
+    "bootstrap-signer-controller",
+    "bootstrapsigner",
+    "token-cleaner-controller",
+    "tokencleaner",
+    "horizontal-pod-autoscaler-controller",
+    "replicationcontroller-controller",
+    "persistentvolume-binder-controller",
+    "persistentvolume-attach-detach-controller",
+    "ttl-controller",
+    "clusterrole-aggregation-controller",
+    "endpointslice-mirroring-controller",
+];
+
+/// `--controllers` names something unknown.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("--controllers: there is no controller {0:?}")]
+pub struct UnknownController(String);
+
+/// The selected controllers. A name or `-name` wins over `*`, and of both the first, as upstream decides.
+pub fn select(wanted: &[String]) -> Result<Vec<&'static Controller>, UnknownController> {
+    let is = |controller: &Controller, name: &str| controller.name == name || controller.aliases.contains(&name);
+    for want in wanted.iter().filter(|want| *want != "*") {
+        let name = want.strip_prefix('-').unwrap_or(want);
+        if !CONTROLLERS.iter().any(|controller| is(controller, name)) {
+            if !NOT_HERE.contains(&name) {
+                return Err(UnknownController(name.to_string()));
+            }
+            if !want.starts_with('-') {
+                tracing::warn!(controller = name, "this controller is not implemented yet");
+            }
+        }
+    }
+    let selected = CONTROLLERS.iter().filter(|controller| {
+        let named = wanted.iter().find_map(|want| match want.strip_prefix('-') {
+            Some(name) if is(controller, name) => Some(false),
+            None if is(controller, want) => Some(true),
+            _ => None,
+        });
+        named.unwrap_or(controller.on_by_default && wanted.iter().any(|want| want == "*"))
+    });
+    Ok(selected.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selection_follows_upstream() {
+        let names = |wanted: &[&str]| {
+            select(&wanted.iter().map(|w| w.to_string()).collect::<Vec<_>>()).map(|found| found.iter().map(|c| c.name).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&["*", "bootstrapsigner", "tokencleaner"]).unwrap().len(), CONTROLLERS.iter().filter(|c| c.on_by_default).count());
+        assert_eq!(names(&["deployment"]).unwrap(), ["deployment-controller"]);
+        assert!(!names(&["-deployment-controller", "*"]).unwrap().contains(&"deployment-controller"));
+        assert_eq!(names(&["*", "deploymnet"]), Err(UnknownController("deploymnet".into())));
+        let mut seen = std::collections::HashSet::new();
+        assert!(CONTROLLERS.iter().all(|c| seen.insert(c.name)), "names are unique");
+    }
+}
