@@ -5,8 +5,10 @@
 
 pub mod doc;
 pub mod json;
+pub mod names;
 pub mod proto;
 pub mod quantity;
+pub mod selector;
 pub mod table;
 pub mod time;
 
