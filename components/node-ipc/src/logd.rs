@@ -82,6 +82,10 @@ pub enum Reply {
 pub struct Entry {
     /// When logd received it: wall-clock microseconds since 1970.
     pub time_us: u64,
+    /// When logd received it: microseconds since that boot, made to grow with every entry of a log, so that entries of one
+    /// boot have an order whatever the wall clock did.
+    #[serde(default)]
+    pub boottime_us: u64,
     /// Which boot wrote it: the kernel's boot id without dashes.
     pub boot: String,
     /// syslog priority, 0 (emergency) to 7 (debug).
@@ -128,6 +132,7 @@ mod tests {
     fn an_entry_survives_the_wire() {
         let entry = Entry {
             time_us: 1,
+            boottime_us: 2,
             boot: "b".into(),
             priority: 6,
             pid: Some(4),
