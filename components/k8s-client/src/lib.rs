@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod leader;
 mod meta;
+mod process;
 mod quantity;
 mod reflector;
 mod request;
@@ -35,6 +36,7 @@ pub use meta::{
     Condition, IntOrString, LabelMap, LocalObjectReference, Named, Object, ObjectKey, ObjectMeta, OwnerReference, Partial, controller_of,
     null_default, owner_reference,
 };
+pub use process::{go_duration, hostname, stop_on_signals};
 pub use quantity::{Quantity, QuantityError};
 pub use reflector::{Change, Informer, ReflectorOptions, spawn_reflector};
 pub use request::{DeleteOptions, ListOptions, Method, Patch, PatchKind, Propagation, Request, WatchOptions};

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_client::{
-    Condition, IntOrString, LabelMap, LabelSelector, Named, Object, ObjectMeta, Partial, Resource, Time, null_default, resources::*,
-};
+use k8s_client::{Condition, IntOrString, LabelMap, LabelSelector, Named, Object, ObjectMeta, Resource, Time, null_default, resources::*};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -438,9 +436,6 @@ written!(BudgetStatus, {
 pub fn template_labels(template: &Value) -> LabelMap {
     template.get("metadata").and_then(|m| m.get("labels")).and_then(|l| serde_json::from_value(l.clone()).ok()).unwrap_or_default()
 }
-
-/// Metadata of any object, for owners whose kind does not matter.
-pub type AnyObject = Partial;
 
 #[cfg(test)]
 mod tests {

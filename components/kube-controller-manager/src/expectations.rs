@@ -34,7 +34,9 @@ impl Expectations {
 
     /// The object with this uid must be gone or being deleted.
     pub fn deleted(&self, owner: &ObjectKey, uid: &str) {
-        self.with(owner, |expected| drop(expected.deleted.insert(uid.to_string())));
+        self.with(owner, |expected| {
+            expected.deleted.insert(uid.to_string());
+        });
     }
 
     fn with(&self, owner: &ObjectKey, change: impl FnOnce(&mut Expected)) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 use ipnet::IpNet;
+use k8s_client::go_duration;
 
 /// kube-controller-manager: watches the cluster's desired state and moves the real one towards it.
 #[derive(Clone, Debug, Parser)]
@@ -103,34 +104,6 @@ pub struct Options {
     pub profiling: bool,
 }
 
-/// Go's duration syntax: `1h30m`, `15s`, `500ms`.
-pub fn go_duration(text: &str) -> Result<Duration, String> {
-    let bad = || format!("{text:?} is not a duration such as 1h30m, 15s or 500ms");
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let mut total = 0.0_f64;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
-        let number: f64 = rest[..digits].parse().map_err(|_| bad())?;
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        total += number
-            * match &rest[..unit] {
-                "h" => 3600.0,
-                "m" => 60.0,
-                "s" => 1.0,
-                "ms" => 1e-3,
-                "us" | "µs" => 1e-6,
-                "ns" => 1e-9,
-                _ => return Err(bad()),
-            };
-        rest = &rest[unit..];
-    }
-    if text.is_empty() { Err(bad()) } else { Duration::try_from_secs_f64(total).map_err(|_| bad()) }
-}
-
 /// One line per event on standard error.
 pub fn start_logging(verbosity: u8) {
     let level = match verbosity {
@@ -163,21 +136,5 @@ mod tests {
         assert!(!options.leader_elect && options.allocate_node_cidrs);
         let error = Options::try_parse_from(["kcm", "--no-such-flag=1"]).unwrap_err().to_string();
         assert!(error.contains("--no-such-flag"), "{error}");
-    }
-
-    #[test]
-    fn durations_are_gos() {
-        for (text, want) in [
-            ("1h30m", Some(5400.0)),
-            ("500ms", Some(0.5)),
-            ("1.5s", Some(1.5)),
-            ("0", Some(0.0)),
-            ("", None),
-            ("5", None),
-            ("5d", None),
-            ("s", None),
-        ] {
-            assert_eq!(go_duration(text).ok().map(|d| d.as_secs_f64()), want, "{text:?}");
-        }
     }
 }

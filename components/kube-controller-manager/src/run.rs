@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use k8s_client::{CancellationToken, Client, Config, EventRecorder, LeaderConfig, LeaderElector, ServeConfig, serve};
-use tokio::signal::unix::{SignalKind, signal};
+use k8s_client::{Client, Config, EventRecorder, LeaderConfig, LeaderElector, ServeConfig, hostname, serve, stop_on_signals};
 
 use crate::context::{Context, Informers};
 use crate::credentials::Credentials;
@@ -18,7 +17,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let selected = select(&options.controllers)?;
     let config = Config::load(options.kubeconfig.as_deref())?.with_user_agent("kube-controller-manager");
     let client = Client::new(config)?;
-    let stop = stop_on_signals()?;
+    let stop = stop_on_signals().context("listening for signals")?;
     let host = hostname();
 
     if options.secure_port != 0 {
@@ -88,24 +87,4 @@ async fn lead(context: Context, selected: Vec<&'static Controller>) {
     }
     context.stop.cancelled().await;
     fresh.abort();
-}
-
-fn stop_on_signals() -> anyhow::Result<CancellationToken> {
-    let stop = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    let token = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("told to stop");
-        token.cancel();
-    });
-    Ok(stop)
-}
-
-fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_string()).unwrap_or_else(|_| "localhost".into())
 }
