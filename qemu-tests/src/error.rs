@@ -23,6 +23,9 @@ pub enum Error {
     /// A machine's process ended.
     #[error("{machine}: QEMU ended while waiting for {what}; it said: {output}; the console ends with:\n{console}")]
     Ended { machine: String, what: String, output: String, console: String },
+    /// A machine failed in a stage of bringing up a cluster.
+    #[error("{machine}: failed while {stage}; the console ends with:\n{console}")]
+    Stage { machine: String, stage: String, console: String, source: Box<Error> },
     /// Something is not as the scenario expects.
     #[error("{what}: expected {expected}, found {found}")]
     Unexpected { what: String, expected: String, found: String },

@@ -1,7 +1,8 @@
 //! Virtual machines in QEMU ([`machine`]), the network between them ([`network`], [`switch`]), and scenarios that run on them
-//! ([`scenarios`]).
+//! ([`scenarios`]). Clusters of them are in [`cluster`].
 
 pub mod accel;
+pub mod cluster;
 pub mod console;
 mod error;
 pub mod machine;

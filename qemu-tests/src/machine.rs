@@ -78,6 +78,10 @@ impl Machine {
         if machine.is_running() {
             return Ok(machine);
         }
+        // Left by a machine whose plug was pulled; the new one's must not be taken for it.
+        if machine.monitor_socket().exists() {
+            std::fs::remove_file(machine.monitor_socket()).on("remove", machine.monitor_socket())?;
+        }
         let variables = spec.dir.join("firmware-variables.fd");
         if spec.firmware == Firmware::Uefi && !variables.exists() {
             let template = tools.file("usr/share/OVMF/OVMF_VARS_4M.fd")?;
@@ -93,15 +97,21 @@ impl Machine {
         command.process_group(0);
         let mut child = command.spawn().map_err(|source| Error::Spawn { program: "qemu-system-x86_64".into(), source })?;
         std::fs::write(spec.dir.join("pid"), child.id().to_string()).on("write", spec.dir.join("pid"))?;
-        // Reaped by a thread so that a machine that ended is not taken for a running one.
-        std::thread::spawn(move || child.wait());
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !machine.monitor_socket().exists() {
-            if !machine.is_running() || Instant::now() > deadline {
+        loop {
+            let ended = child.try_wait().on("wait for QEMU in", &spec.dir)?.is_some();
+            if ended || Instant::now() > deadline {
+                let _ = child.kill();
+                let _ = child.wait();
                 return Err(machine.ended("its monitor"));
+            }
+            if machine.monitor_socket().exists() && machine.is_running() {
+                break;
             }
             std::thread::sleep(POLL);
         }
+        // Reaped by a thread so that a machine that ended is not taken for a running one.
+        std::thread::spawn(move || child.wait());
         Ok(machine)
     }
 
@@ -196,7 +206,8 @@ impl Machine {
         Error::Deadline { machine: self.spec.name.clone(), what: what.to_owned(), seconds: limit.as_secs(), console }
     }
 
-    fn ended(&self, what: &str) -> Error {
+    /// The error that this machine's process ended.
+    pub fn ended(&self, what: &str) -> Error {
         let output = std::fs::read_to_string(self.spec.dir.join("qemu.log")).unwrap_or_default();
         let console = self.console.tail(40);
         Error::Ended { machine: self.spec.name.clone(), what: what.to_owned(), output: output.trim().to_owned(), console }

@@ -1,5 +1,6 @@
 //! cargo xtask: everything a person or CI does with the project that is more than cargo itself.
 
+mod cluster;
 mod host;
 mod image;
 mod project;
@@ -23,6 +24,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Bring up a cluster of virtual machines from the ISO, or the one that is there
+    Up(cluster::Up),
+    /// End the cluster and remove it
+    Down,
     /// Build the image: root, UKI and ISO
     Image {
         /// Move to the newest Debian packages and write the lock files
@@ -48,6 +53,8 @@ enum Verb {
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Verb::Switch { socket } => Ok(qemu_tests::switch::serve(&socket)?),
+        Verb::Up(up) => cluster::up(&Project::find()?, &up),
+        Verb::Down => cluster::down(&Project::find()?),
         Verb::Image { relock } => image::command(&Project::find()?, relock),
         Verb::Test { list: true, .. } => {
             scenarios::list();

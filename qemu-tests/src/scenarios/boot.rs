@@ -18,11 +18,8 @@ fn run(context: &Context) -> Result<(), Error> {
             spec.iso = None;
         }
         let machine = context.start(&spec)?;
-        machine.wait_text(0, "strake: stage=", context.patience(15))?;
+        machine.wait_text(0, "stage two", context.patience(15))?;
         context.say(&format!("{medium}: the root's init runs"));
-        machine.monitor().execute("system_powerdown", serde_json::json!({}))?;
-        machine.wait_off(context.patience(10))?;
-        context.say(&format!("{medium}: the power button ends it in order"));
     }
     Ok(())
 }
