@@ -19,6 +19,7 @@ use rustix::system::RebootCommand;
 
 use crate::control::Control;
 use crate::output::Output;
+use crate::power_button::PowerButtons;
 use crate::services::{LOGD, ServiceDef, TABLE};
 use crate::shutdown::{self, Kind, Step};
 use crate::spawn::{self, Streams};
@@ -49,6 +50,7 @@ struct EventLoop {
     signals: SignalFd,
     uevents: Option<OwnedFd>,
     watchdog: Option<Watchdog>,
+    buttons: PowerButtons,
     /// Children that are no services.
     helpers: Vec<i32>,
     /// The one among them that loads drivers, and whether devices appeared since it began.
@@ -105,6 +107,7 @@ impl EventLoop {
             signals: SignalFd::with_flags(&mask, flags).map_err(StageTwoError::Signals)?,
             uevents: uevent::open().map_err(|error| report::warn(&format!("listen for devices: {error}"))).ok(),
             watchdog: None,
+            buttons: PowerButtons::default(),
             helpers: Vec::new(),
             driver_helper: None,
             devices_appeared: false,
@@ -140,6 +143,7 @@ impl EventLoop {
         {
             let mut fds = vec![PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN)];
             fds.extend(self.uevents.iter().map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)));
+            fds.extend(self.buttons.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             fds.extend(self.control.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             let timeout = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
             // Whatever it says, everything below asks without blocking.
@@ -148,6 +152,10 @@ impl EventLoop {
         self.take_signals();
         self.reap();
         self.take_uevents();
+        self.buttons.refresh(now());
+        if self.buttons.pressed() {
+            self.want_shutdown(Kind::PowerOff, "the power button");
+        }
         self.take_requests();
     }
 

@@ -14,6 +14,7 @@ mod loopdev;
 mod modules;
 mod mounts;
 mod output;
+mod power_button;
 mod report;
 mod root;
 mod services;

@@ -139,11 +139,12 @@ pub fn load(index: &Index, wanted: &str) -> (bool, Vec<ModuleError>) {
     (known, order.iter().filter_map(|path| load_file(path).err()).collect())
 }
 
-/// The modalias of every device of every bus.
+/// The modalias of every device of every bus, and of the input devices, which have none.
 pub fn modaliases() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for bus in entries(Path::new("/sys/bus")) {
-        for device in entries(&bus.join("devices")) {
+    let groups = entries(Path::new("/sys/bus")).into_iter().map(|bus| bus.join("devices"));
+    for group in groups.chain([PathBuf::from("/sys/class/input")]) {
+        for device in entries(&group) {
             if let Ok(alias) = fs::read_to_string(device.join("modalias")) {
                 found.insert(alias.trim().to_owned());
             }
