@@ -6,6 +6,7 @@
 pub mod doc;
 pub mod json;
 pub mod names;
+pub mod patch;
 pub mod proto;
 pub mod quantity;
 pub mod selector;

@@ -2,7 +2,7 @@
 
 pub(crate) mod decode;
 pub(crate) mod encode;
-pub mod peek;
+pub(crate) mod peek;
 pub mod syntax;
 
 pub use decode::{DecodeError, Decoded};
