@@ -5,7 +5,6 @@ use crate::doc::{Doc, NONE, Ref, Tag};
 use crate::table::{Field, Kind, Type, TypeId};
 use crate::time;
 use base64::Engine as _;
-use serde_json::Value;
 use std::io::Write as _;
 
 impl Doc {
@@ -20,11 +19,6 @@ impl Doc {
     pub fn write_json(&self, out: &mut Vec<u8>) {
         self.root().write_json(out);
     }
-
-    /// The document as a JSON value.
-    pub fn to_value(&self) -> Value {
-        self.root().to_value()
-    }
 }
 
 impl Ref<'_> {
@@ -38,14 +32,6 @@ impl Ref<'_> {
     /// Appends [`Self::to_json`].
     pub fn write_json(self, out: &mut Vec<u8>) {
         Encoder { doc: self.doc, out }.value(self.ty(), self.at);
-    }
-
-    /// The value here as a JSON value; null when absent.
-    pub fn to_value(self) -> Value {
-        if !self.exists() {
-            return Value::Null;
-        }
-        serde_json::from_slice(&self.to_json()).unwrap_or(Value::Null)
     }
 }
 
@@ -121,7 +107,7 @@ impl Encoder<'_> {
                 at = child;
                 child = node.next;
             }
-            if !self.is_written(&field, at) {
+            if !is_written(self.doc, &field, at) {
                 continue;
             }
             if self.out.len() > start {
@@ -142,31 +128,6 @@ impl Encoder<'_> {
 
     fn exists(&self, at: u32) -> bool {
         self.doc.node(at).is_some_and(|n| n.tag != Tag::Null)
-    }
-
-    fn is_written(&self, field: &Field<'_>, at: u32) -> bool {
-        if field.is_pointer() {
-            return self.exists(at) || !(field.omit_empty() || field.omit_zero());
-        }
-        if field.omit_empty() {
-            let empty = match field.ty().kind() {
-                Kind::Bool
-                | Kind::Int32
-                | Kind::Int64
-                | Kind::Float64
-                | Kind::String
-                | Kind::Bytes
-                | Kind::List
-                | Kind::Map
-                | Kind::Any => Ref { doc: self.doc, at, ty: field.type_id() }.is_zero(),
-                // Structs are never empty in Go.
-                _ => false,
-            };
-            if empty {
-                return false;
-            }
-        }
-        !(field.omit_zero() && Ref { doc: self.doc, at, ty: field.type_id() }.is_zero())
     }
 
     fn list(&mut self, ty: &Type<'_>, first: u32) {
@@ -208,6 +169,26 @@ impl Encoder<'_> {
         }
         self.out.push(b'}');
     }
+}
+
+/// Whether Go's tags write a field whose value is at a node.
+pub(super) fn is_written(doc: &Doc, field: &Field<'_>, at: u32) -> bool {
+    if field.is_pointer() {
+        return doc.node(at).is_some_and(|n| n.tag != Tag::Null) || !(field.omit_empty() || field.omit_zero());
+    }
+    if field.omit_empty() {
+        let empty = match field.ty().kind() {
+            Kind::Bool | Kind::Int32 | Kind::Int64 | Kind::Float64 | Kind::String | Kind::Bytes | Kind::List | Kind::Map | Kind::Any => {
+                Ref { doc, at, ty: field.type_id() }.is_zero()
+            }
+            // Structs are never empty in Go.
+            _ => false,
+        };
+        if empty {
+            return false;
+        }
+    }
+    !(field.omit_zero() && Ref { doc, at, ty: field.type_id() }.is_zero())
 }
 
 /// What a byte needs in a string: 0 nothing, 1 an escape, 2 a look at what follows.

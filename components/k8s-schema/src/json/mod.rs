@@ -4,6 +4,7 @@ pub(crate) mod decode;
 pub(crate) mod encode;
 pub(crate) mod peek;
 pub mod syntax;
+mod value;
 
 pub use decode::{DecodeError, Decoded};
 pub use peek::{TypeMeta, peek_type_meta};

@@ -108,12 +108,34 @@ pub fn strategic_merge_patch(doc: &Doc, patch: &[u8]) -> Result<Patched, PatchEr
     }
 }
 
-/// Decodes what a patch made; the schema's type is the document's.
+/// Where upstream's registry of kinds was made, which its errors name.
+const SCHEME: &str = "pkg/api/legacyscheme/scheme.go:30";
+
+/// Decodes what a patch made. A patch may remove the kind, which is then the document's; a patch that changes it makes
+/// something that cannot be decoded; a patch that removes the apiVersion leaves nothing, as upstream's decoder.
 fn decode(doc: &Doc, value: &Value, mut strict: Vec<String>) -> Result<Patched, PatchError> {
     let shown = value.to_string();
+    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or("");
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    if api_version.is_empty() && doc.ty().has_type_meta() {
+        return Ok(Patched { doc: Doc::bare(doc.schema(), doc.type_id(), Bytes::new()), strict, shown });
+    }
+    if !kind.is_empty() && (kind, api_version) != (doc.kind(), doc.api_version()) {
+        let detail = match doc.schema().kind_in(api_version, kind) {
+            None => format!("no kind {kind:?} is registered for version {api_version:?} in scheme {SCHEME:?}"),
+            Some(ty) => match Doc::from_json(doc.schema(), ty, Bytes::from(shown.clone())) {
+                Err(e) => e.to_string(),
+                Ok(_) => format!("converting ({}) to ({}): unknown conversion", doc.schema().ty(ty).go_name(), doc.ty().go_name()),
+            },
+        };
+        return Err(PatchError::Invalid { value: shown, detail });
+    }
     match Doc::from_json(doc.schema(), doc.type_id(), Bytes::from(shown.clone())) {
-        Ok(decoded) => {
+        Ok(mut decoded) => {
             strict.extend(decoded.strict);
+            if kind.is_empty() {
+                decoded.doc.set_type_meta(doc.api_version(), doc.kind());
+            }
             Ok(Patched { doc: decoded.doc, strict, shown })
         }
         Err(e) => Err(PatchError::Invalid { value: shown, detail: e.to_string() }),
