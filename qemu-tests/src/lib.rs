@@ -5,6 +5,7 @@ pub mod accel;
 pub mod cluster;
 pub mod console;
 mod error;
+mod http;
 pub mod machine;
 pub mod network;
 mod qmp;
@@ -13,4 +14,4 @@ pub mod scenarios;
 pub mod switch;
 
 pub use error::Error;
-pub use scenario::{Context, Running, Scenario};
+pub use scenario::{Context, Running, RunningCluster, Scenario};

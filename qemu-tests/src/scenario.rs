@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use image::Image;
-use image::tools::Tools;
 
 use crate::accel::Accelerator;
+use crate::cluster::plan::ClusterSpec;
+use crate::cluster::{Cluster, Programs, Progress};
 use crate::error::{Error, FileContext};
 use crate::machine::{Firmware, Machine, MachineSpec};
 
@@ -24,8 +25,10 @@ pub struct Scenario {
 /// What a scenario is given.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// QEMU and its firmware.
-    pub tools: Tools,
+    /// The project's root directory.
+    pub project: PathBuf,
+    /// QEMU, strakectl, kubectl.
+    pub programs: Programs,
     /// The image under test.
     pub image: Image,
     /// What runs the guests.
@@ -39,15 +42,15 @@ pub struct Context {
 }
 
 impl Context {
-    /// Prepares the directories of a scenario.
-    pub fn new(tools: &Tools, image: &Image, accelerator: Accelerator, dir: PathBuf, run: PathBuf) -> Result<Self, Error> {
-        for place in [&dir, &run] {
+    /// Empties and creates the directories.
+    pub fn prepare(&self) -> Result<(), Error> {
+        for place in [&self.dir, &self.run] {
             if place.exists() {
                 std::fs::remove_dir_all(place).on("remove", place)?;
             }
             std::fs::create_dir_all(place).on("create", place)?;
         }
-        Ok(Self { tools: tools.clone(), image: image.clone(), accelerator, dir, run, started: Instant::now() })
+        Ok(())
     }
 
     /// Says how far the scenario is.
@@ -73,12 +76,62 @@ impl Context {
 
     /// Starts a machine that is ended with the scenario.
     pub fn start(&self, spec: &MachineSpec) -> Result<Running, Error> {
-        Machine::start(&self.tools, self.accelerator, spec).map(Running)
+        Machine::start(&self.programs.tools, self.accelerator, spec).map(Running)
+    }
+
+    /// A cluster that is ended with the scenario.
+    pub fn cluster(&self, name: &str, spec: &ClusterSpec) -> Result<RunningCluster, Error> {
+        Cluster::open(&self.dir.join(name), &self.run.join(name), &self.programs, spec).map(RunningCluster)
+    }
+
+    /// Tries until there is a value; an error of `attempt` ends it.
+    pub fn eventually<T>(&self, what: &str, limit: Duration, mut attempt: impl FnMut() -> Result<Option<T>, Error>) -> Result<T, Error> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(value) = attempt()? {
+                return Ok(value);
+            }
+            if Instant::now() > deadline {
+                let found = format!("not so after {} s", limit.as_secs());
+                return Err(Error::Unexpected { what: "the cluster".into(), expected: what.to_owned(), found });
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
     }
 
     /// A limit for something that takes `seconds` on an idle host: hosts are busy, and slow ones must not fail a correct system.
     pub fn patience(&self, seconds: u64) -> Duration {
         Duration::from_secs(seconds * 6)
+    }
+}
+
+impl Progress for Context {
+    fn phase(&self, name: &str) {
+        self.say(name);
+    }
+
+    fn note(&self, machine: &str, what: &str) {
+        self.say(&format!("  {machine}: {what}"));
+    }
+}
+
+/// A cluster that ends when it goes out of scope; its files stay.
+#[derive(Debug)]
+pub struct RunningCluster(Cluster);
+
+impl std::ops::Deref for RunningCluster {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.0
+    }
+}
+
+impl Drop for RunningCluster {
+    fn drop(&mut self) {
+        if let Err(problem) = self.0.down() {
+            eprintln!("cannot end the cluster: {problem}");
+        }
     }
 }
 

@@ -6,16 +6,17 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use image::Versions;
 use qemu_tests::accel::Accelerator;
-use qemu_tests::scenarios::ALL;
+use qemu_tests::scenarios::{ALL, IN_CI};
 use qemu_tests::{Context, Scenario};
 
+use crate::cluster::programs;
 use crate::image::{Built, build};
 use crate::project::Project;
 
 /// The scenarios of these names; all that `cargo xtask test` runs when there are none.
 pub fn select(names: &[String]) -> Result<Vec<&'static Scenario>> {
     if names.is_empty() {
-        return Ok(ALL.iter().collect());
+        return Ok(IN_CI.iter().collect());
     }
     names
         .iter()
@@ -32,7 +33,8 @@ pub fn select(names: &[String]) -> Result<Vec<&'static Scenario>> {
 /// Prints what there is.
 pub fn list() {
     for Scenario { name, protects, .. } in ALL {
-        println!("{name:<16} {protects}");
+        let in_ci = if IN_CI.iter().any(|scenario| scenario.name == *name) { "" } else { " (by name only)" };
+        println!("{name:<16} {protects}{in_ci}");
     }
 }
 
@@ -41,13 +43,23 @@ pub fn run(project: &Project, scenarios: &[&Scenario]) -> Result<()> {
     let started = Instant::now();
     let Built { image, tools, cache } =
         build(project, Versions::Locked, &|step| println!("[{:>6.1} s] {step}", started.elapsed().as_secs_f32()))?;
+    let programs = programs(project, &tools)?;
     let accelerator = Accelerator::detect(&cache, &tools)?;
     let mut failed = Vec::new();
     for scenario in scenarios {
         println!("scenario {}: {}", scenario.name, scenario.protects);
         let dir = project.target.join("scenarios").join(scenario.name);
         let run = short_dir(&format!("{}-{}", scenario.name, std::process::id()));
-        let context = Context::new(&tools, &image, accelerator, dir, run)?;
+        let context = Context {
+            project: project.root.clone(),
+            programs: programs.clone(),
+            image: image.clone(),
+            accelerator,
+            dir,
+            run,
+            started: Instant::now(),
+        };
+        context.prepare()?;
         let outcome = (scenario.run)(&context);
         let seconds = context.started.elapsed().as_secs_f32();
         std::fs::remove_dir_all(&context.run)?;
@@ -76,7 +88,7 @@ mod tests {
 
     #[test]
     fn an_unknown_scenario_is_named_with_those_there_are() {
-        assert_eq!(select(&[]).unwrap().len(), ALL.len());
+        assert_eq!(select(&[]).unwrap().len(), IN_CI.len());
         assert_eq!(select(&["boot".to_owned()]).unwrap()[0].name, "boot");
         let problem = select(&["boto".to_owned()]).unwrap_err().to_string();
         assert!(problem.contains("\"boto\"") && problem.contains("legacy-bios"), "{problem}");

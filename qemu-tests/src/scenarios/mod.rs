@@ -1,9 +1,14 @@
 //! The scenarios, one file each, and the list of all of them.
 
 mod boot;
+mod first_cluster;
 mod legacy_bios;
+mod power_cut;
 
 use crate::scenario::Scenario;
 
-/// Every scenario, in the order in which they are run.
-pub const ALL: &[Scenario] = &[legacy_bios::SCENARIO, boot::SCENARIO];
+/// Every scenario.
+pub const ALL: &[Scenario] = &[legacy_bios::SCENARIO, boot::SCENARIO, first_cluster::SCENARIO, power_cut::SCENARIO];
+
+/// Those that `cargo xtask test` runs; the others are asked for by name.
+pub const IN_CI: &[Scenario] = &[legacy_bios::SCENARIO, boot::SCENARIO];

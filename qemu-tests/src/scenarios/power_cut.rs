@@ -1,0 +1,55 @@
+//! Pulling the plug on every machine at once: the cluster comes back by itself, and nothing that was acknowledged is lost.
+
+use super::first_cluster::{boot_ids, deploy, reach, wait_deployment};
+use crate::cluster::plan::ClusterSpec;
+use crate::error::Error;
+use crate::scenario::{Context, Scenario};
+
+/// The scenario.
+pub const SCENARIO: Scenario = Scenario {
+    name: "power-cut",
+    protects: "a cluster whose machines all lose power comes back by itself with everything that was acknowledged",
+    run,
+};
+
+/// Objects written right before the cut.
+const OBJECTS: usize = 20;
+
+fn run(context: &Context) -> Result<(), Error> {
+    let spec = ClusterSpec { workers: 1, memory_mib: 1536, disk_bytes: 20 << 30 };
+    let cluster = context.cluster("cluster", &spec)?;
+    cluster.up(&context.image.iso, std::slice::from_ref(&context.image.hello), context.accelerator, context)?;
+    let clients = cluster.clients();
+    deploy(context, &clients)?;
+    let before = boot_ids(&clients)?;
+
+    for number in 0..OBJECTS {
+        clients.kubectl(["create", "configmap", &format!("kept-{number}"), &format!("--from-literal=number={number}")])?;
+    }
+    for node in &cluster.plan().nodes {
+        cluster.machine(node).pull_plug()?;
+    }
+    context.say("the plug of every machine was pulled right after the last acknowledged write");
+    for node in &cluster.plan().nodes {
+        cluster.start_installed(node, context.accelerator)?;
+    }
+    context.eventually("every node to report a new boot", context.patience(120), || {
+        let Ok(now) = boot_ids(&clients) else { return Ok(None) };
+        Ok((now.len() == before.len() && now.is_disjoint(&before)).then_some(()))
+    })?;
+    cluster.wait_nodes(context)?;
+    context.say("every node is Ready again");
+    for number in 0..OBJECTS {
+        let kept = clients.get(&["configmap", &format!("kept-{number}")])?;
+        if kept["data"]["number"].as_str() != Some(number.to_string().as_str()) {
+            return Err(Error::Unexpected {
+                what: format!("configmap kept-{number}"),
+                expected: number.to_string(),
+                found: kept["data"].to_string(),
+            });
+        }
+    }
+    context.say("every acknowledged object is there");
+    wait_deployment(context, &clients)?;
+    reach(context, &clients, cluster.plan())
+}
