@@ -137,6 +137,11 @@ pub fn render<'a>(documents: impl IntoIterator<Item = &'a Node>) -> String {
     out
 }
 
+/// Any value as a YAML document: for the files of other programs, so that no second crate needs a YAML library.
+pub fn to_yaml(value: &serde_json::Value) -> String {
+    serde_yaml::to_string(value).unwrap_or_default()
+}
+
 impl Serialize for Node {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {

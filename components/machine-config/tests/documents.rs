@@ -132,7 +132,7 @@ fn what_does_not_fit_together_is_refused() {
             "podSubnets: [10.244.0.0/25]",
             "c.yaml:14:16: ClusterConfig: network.podSubnets[0]: 10.244.0.0/25 cannot be divided into node shares of /24: nodeMask must be between 25 and 30",
         ),
-        ("addresses: [10.5.0.11/24]", "addresses: [10.244.1.1/24]", "overlaps the cluster's pod range 10.244.0.0/16"),
+        ("addresses: [10.5.0.11/24]", "addresses: [10.5.0.11/24, 10.244.1.1/24]", "overlaps the cluster's pod range 10.244.0.0/16"),
         ("gateway: 10.5.0.2", "gateway: 10.6.0.2", "LinkConfig: routes[0].gateway: 10.6.0.2 is in none of this link's networks"),
         ("gateway: 10.5.0.2", "gateway: 10.5.0.11", "is this link's own address"),
         ("name: test\n", "name: test\nkubernetesVersion: v1.35.0\n", "v1.35.0 is older than the built-in components (v1.36)"),

@@ -1,0 +1,158 @@
+//! Brings the default manifests into the cluster: what is missing is created, and what was made from another version of its manifest is patched. What a person
+//! changed beside that is left alone.
+
+use std::time::Duration;
+
+use k8s_client::resources::NODES;
+use k8s_client::{Client, Error, Patch, Request};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::manifests::{self, Manifest};
+use super::{ADMIN_KUBECONFIG, NodeFacts};
+use crate::reconcilers::{Context, Outcome, ReconcileError, Reconciler};
+
+/// Which version of its manifest an object was made from.
+const ANNOTATION: &str = "strake.dev/manifest";
+/// The label that names a control-plane node; a kubelet may not set it on itself.
+const ROLE_LABEL: &str = "node-role.kubernetes.io/control-plane";
+/// How long one request may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What to do about a manifest.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Plan {
+    /// It is as it should be.
+    Keep,
+    /// It is missing.
+    Create(Value),
+    /// It was made from another version.
+    Patch(Value),
+}
+
+/// Compares a manifest with what the cluster has under its name.
+pub fn plan(manifest: &Manifest, found: Option<&Value>) -> Plan {
+    let mut wanted = manifest.object.clone();
+    // serde_json keeps the order of the code that built it, so that equal manifests have equal text.
+    let digest: String = Sha256::digest(wanted.to_string()).iter().take(16).map(|b| format!("{b:02x}")).collect();
+    wanted["metadata"]["annotations"] = json!({ANNOTATION: digest});
+    match found {
+        None => Plan::Create(wanted),
+        Some(found) if found["metadata"]["annotations"][ANNOTATION] == digest.as_str() => Plan::Keep,
+        Some(_) => Plan::Patch(wanted),
+    }
+}
+
+/// Keeps the default manifests in the cluster.
+#[derive(Default)]
+pub struct Manifests {
+    client: Option<Client>,
+}
+
+#[tonic::async_trait]
+impl Reconciler for Manifests {
+    fn name(&self) -> &'static str {
+        "manifests"
+    }
+
+    fn needs(&self) -> &'static [&'static str] {
+        &["kubernetes", "services"]
+    }
+
+    async fn reconcile(&mut self, cx: &Context) -> Result<Outcome, ReconcileError> {
+        if !cx.config().is_control_plane() {
+            return Ok(Outcome::ready("none on this machine", Duration::from_secs(3600)));
+        }
+        if !cx.bootstrapped()? {
+            return Ok(Outcome::ready("none before the cluster is bootstrapped", Duration::from_secs(10)));
+        }
+        let client = match &self.client {
+            Some(client) => client.clone(),
+            None => {
+                let path = cx.machine.paths.at(ADMIN_KUBECONFIG);
+                let client = Client::new(k8s_client::Config::load(Some(&path))?.with_user_agent("machined"))?;
+                self.client.insert(client).clone()
+            }
+        };
+        // While the API server starts there is nothing to report, and nothing to do.
+        if let Err(error) = client.execute(&Request::raw(k8s_client::Method::Get, "/readyz").with_timeout(TIMEOUT)).await {
+            return Ok(Outcome::waiting(format!("the API server is not ready: {}", crate::api::chain(&error))));
+        }
+        let mut failures = Vec::new();
+        let mut changed = 0;
+        for manifest in manifests::render(cx.config()) {
+            match bring(&client, &manifest).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::info!(resource = %manifest.resource, name = manifest.name, "default manifest applied");
+                    changed += 1;
+                }
+                Err(error) => failures.push(format!("{} {}: {}", manifest.resource, manifest.name, crate::api::chain(&error))),
+            }
+        }
+        if !failures.is_empty() {
+            return Err(failures.join("; ").into());
+        }
+        let facts = super::facts(cx)?;
+        if !label_node(&client, &facts).await? {
+            return Ok(Outcome::waiting("the node has not registered yet"));
+        }
+        Ok(Outcome::ready(format!("{changed} applied in this round"), Duration::from_secs(300)))
+    }
+}
+
+/// Does what the plan says; whether anything changed.
+async fn bring(client: &Client, manifest: &Manifest) -> Result<bool, Error> {
+    let get = Request::get(&manifest.resource, manifest.namespace, &manifest.name).with_timeout(TIMEOUT);
+    let found = match client.call::<Value>(&get).await {
+        Ok(found) => Some(found),
+        Err(error) if error.is_not_found() => None,
+        Err(error) => return Err(error),
+    };
+    let request = match plan(manifest, found.as_ref()) {
+        Plan::Keep => return Ok(false),
+        Plan::Create(object) => Request::create(&manifest.resource, manifest.namespace, &object),
+        Plan::Patch(object) => Request::patch(&manifest.resource, manifest.namespace, &manifest.name, &Patch::merge(&object)),
+    };
+    match client.call::<Value>(&request.with_timeout(TIMEOUT)).await {
+        Ok(_) => Ok(true),
+        // Another control plane was faster.
+        Err(error) if error.is_already_exists() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives this control plane's node its role; `false` while there is no such node.
+async fn label_node(client: &Client, facts: &NodeFacts) -> Result<bool, Error> {
+    let node: Value = match client.call(&Request::get(&NODES, "", &facts.hostname).with_timeout(TIMEOUT)).await {
+        Ok(node) => node,
+        Err(error) if error.is_not_found() => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if node["metadata"]["labels"].get(ROLE_LABEL).is_none() {
+        let patch = Patch::merge(&json!({"metadata": {"labels": {ROLE_LABEL: ""}}}));
+        client.call::<Value>(&Request::patch(&NODES, "", &facts.hostname, &patch).with_timeout(TIMEOUT)).await?;
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::testing;
+
+    #[test]
+    fn missing_is_created_other_versions_are_patched_and_the_rest_is_left_alone() {
+        let config = testing::control_plane_config();
+        let manifest = &manifests::render(&config)[0];
+        let Plan::Create(created) = plan(manifest, None) else { panic!("must be created") };
+        assert_eq!(plan(manifest, Some(&created)), Plan::Keep);
+        let mut edited = created.clone();
+        edited["metadata"]["labels"]["mine"] = json!("yes");
+        assert_eq!(plan(manifest, Some(&edited)), Plan::Keep);
+        let mut newer = manifest.clone();
+        newer.object["data"]["description"] = json!("");
+        assert!(matches!(plan(&newer, Some(&created)), Plan::Patch(_)));
+        assert!(matches!(plan(manifest, Some(&manifest.object)), Plan::Patch(_)));
+    }
+}
