@@ -3,9 +3,11 @@
 mod apply_config;
 mod bootstrap;
 mod completion;
+mod config;
 mod context;
 mod etcd;
 mod files;
+mod r#gen;
 mod health;
 mod images;
 mod kubeconfig;
@@ -88,6 +90,10 @@ enum Command {
     Shutdown(lifecycle::Shutdown),
     Reset(lifecycle::Reset),
     #[command(subcommand)]
+    Gen(r#gen::Gen),
+    #[command(subcommand)]
+    Config(config::Config),
+    #[command(subcommand)]
     Context(context::Context),
     Completion(completion::Completion),
 }
@@ -117,6 +123,8 @@ impl Cli {
             Command::Reboot(verb) => verb.run(&cx).await,
             Command::Shutdown(verb) => verb.run(&cx).await,
             Command::Reset(verb) => verb.run(&cx).await,
+            Command::Gen(verb) => verb.run(&cx),
+            Command::Config(verb) => verb.run(&cx),
             Command::Context(verb) => verb.run(&cx),
             Command::Completion(verb) => verb.run(),
         }

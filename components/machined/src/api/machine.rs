@@ -1,0 +1,419 @@
+//! MachineService: version, config, installation, the cluster's first boot, going down, kubeconfigs.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use machine_api::limits;
+use machine_api::v1alpha1::machine_service_server::MachineService;
+use machine_api::v1alpha1::{
+    self as api, ApplyConfigRequest, ApplyConfigResponse, ApplyMode, BootstrapRequest, BootstrapResponse, ConfigChange, ConfigFile,
+    InstallProgress, InstallRequest, KubeconfigRequest, KubeconfigResponse, RebootRequest, RebootResponse, ResetRequest, ResetResponse,
+    ShutdownRequest, ShutdownResponse, VersionRequest, VersionResponse,
+};
+use machine_config::diff::{Change, Effect, diff};
+use machine_config::{Config, ConfigErrors, Documents};
+use node_ipc::init::BootSource;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::authorize::Caller;
+use crate::install::{self, InstallError, Media, Progress};
+use crate::machine::{Loaded, Machine, Mode, ObservedDisk};
+use crate::state::StateError;
+
+pub struct Handler(pub Arc<Machine>);
+
+/// How long a caller gets to read the answer before the machine goes down.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+#[tonic::async_trait]
+impl MachineService for Handler {
+    type InstallStream = Pin<Box<dyn Stream<Item = Result<InstallProgress, Status>> + Send>>;
+
+    async fn version(&self, _request: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
+        let machine = &self.0;
+        let mode = match machine.mode {
+            Mode::Maintenance => api::Mode::Maintenance,
+            Mode::Running => api::Mode::Running,
+        };
+        let role = machine.loaded().map(|loaded| loaded.config.machine.role.to_string()).unwrap_or_default();
+        Ok(Response::new(VersionResponse {
+            name: machine.release.name.clone(),
+            version: machine.release.version.clone(),
+            kubernetes: machine.release.kubernetes.clone(),
+            kernel: machine.release.kernel.clone(),
+            root_uuid: machine.boot.root_uuid.clone(),
+            mode: mode.into(),
+            hostname: machine.hostname(),
+            role,
+            boot_id: machine.boot_id.clone(),
+        }))
+    }
+
+    async fn apply_config(&self, request: Request<ApplyConfigRequest>) -> Result<Response<ApplyConfigResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let ApplyConfigRequest { files, dry_run, mode } = request.into_inner();
+        let mode = ApplyMode::try_from(mode).map_err(|_| Status::invalid_argument("unknown apply mode"))?;
+        let (config, text) = read(&files)?;
+        match self.0.loaded() {
+            None if dry_run => self.describe_installation(&config, &text),
+            None => Err(Status::failed_precondition("the machine has no config yet: install it")),
+            Some(current) => self.apply(&caller, &current, config, text, dry_run, mode).await,
+        }
+        .map(Response::new)
+    }
+
+    async fn install(&self, request: Request<InstallRequest>) -> Result<Response<Self::InstallStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let (config, text) = read(&request.into_inner().files)?;
+        let changing = self.0.changing.clone().try_lock_owned().map_err(|_| busy())?;
+        let work = self.prepare(&config, &text)?;
+        caller.did(format_args!("install to {}", work.target()));
+        let (messages, stream) = mpsc::channel(64);
+        let machine = self.0.clone();
+        // Runs to its end whether or not the caller stays: a disk that is half written helps nobody.
+        tokio::spawn(async move {
+            let _changing = changing;
+            let progress = messages.clone();
+            let target = work.target();
+            let done = tokio::task::spawn_blocking(move || {
+                work.run(&mut |step: Progress| {
+                    let Progress { stage, done, total, detail } = step;
+                    // A caller who does not read misses progress, nothing else.
+                    let _ = progress.try_send(Ok(InstallProgress { stage: stage.to_owned(), done, total, complete: false, detail }));
+                })
+            })
+            .await;
+            let failure = match done {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(super::internal(&error)),
+                Err(error) => Some(super::internal(&error)),
+            };
+            if let Some(status) = failure {
+                tracing::error!(target, error = status.message(), "the installation failed");
+                let _ = messages.send(Err(status)).await;
+                return;
+            }
+            tracing::info!(target, "installed");
+            let last = InstallProgress { stage: "reboot".to_owned(), complete: true, ..InstallProgress::default() };
+            let _ = messages.send(Ok(last)).await;
+            drop(messages);
+            tokio::time::sleep(FAREWELL).await;
+            if let Err(error) = machine.init.reboot("installed; starting from the disk").await {
+                tracing::error!(error = %super::chain(&error), "reboot after the installation");
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn bootstrap(&self, request: Request<BootstrapRequest>) -> Result<Response<BootstrapResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let loaded = self.running()?;
+        if !loaded.config.is_control_plane() {
+            return Err(Status::failed_precondition("this machine is a worker: bootstrap a control plane"));
+        }
+        let _changing = self.0.changing.try_lock().map_err(|_| busy())?;
+        let cluster_id = loaded.config.secrets.cluster_id.clone();
+        let refuse = |error: &dyn std::error::Error| {
+            caller.refused("bootstrap", super::chain(error));
+            Status::already_exists(super::chain(error))
+        };
+        if let Some(id) = self.0.state.cluster_id().map_err(|error| super::internal(&error))? {
+            return Err(refuse(&StateError::HasClusterId(id)));
+        }
+        // A crash between the two leaves a machine that can be bootstrapped again.
+        crate::kubernetes::etcd::prepare_bootstrap(&self.0.paths, &cluster_id).map_err(|error| refuse(&error))?;
+        self.0.state.set_cluster_id(&cluster_id).map_err(|error| super::internal(&error))?;
+        caller.did(format_args!("bootstrap cluster {cluster_id}"));
+        self.0.wake();
+        Ok(Response::new(BootstrapResponse { cluster_id }))
+    }
+
+    async fn reboot(&self, request: Request<RebootRequest>) -> Result<Response<RebootResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let _changing = self.0.changing.try_lock().map_err(|_| busy())?;
+        caller.did("reboot");
+        self.go_down(format!("asked for by {}", caller.name), true);
+        Ok(Response::new(RebootResponse {}))
+    }
+
+    async fn shutdown(&self, request: Request<ShutdownRequest>) -> Result<Response<ShutdownResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let _changing = self.0.changing.try_lock().map_err(|_| busy())?;
+        caller.did("shut down");
+        self.go_down(format!("asked for by {}", caller.name), false);
+        Ok(Response::new(ShutdownResponse {}))
+    }
+
+    async fn reset(&self, request: Request<ResetRequest>) -> Result<Response<ResetResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        self.running()?;
+        let confirmed = request.into_inner().confirm_hostname;
+        let hostname = self.0.hostname();
+        if confirmed != hostname {
+            caller.refused("reset", "another hostname was confirmed");
+            return Err(Status::failed_precondition(format!("this machine is {hostname}, not {confirmed}")));
+        }
+        let _changing = self.0.changing.try_lock().map_err(|_| busy())?;
+        caller.did("reset: wipe STATE, ETCD and DATA");
+        self.0.state.request_reset().map_err(|error| super::internal(&error))?;
+        self.go_down(format!("reset by {}", caller.name), true);
+        Ok(Response::new(ResetResponse {}))
+    }
+
+    async fn kubeconfig(&self, request: Request<KubeconfigRequest>) -> Result<Response<KubeconfigResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let KubeconfigRequest { server, user } = request.into_inner();
+        super::bounded("the server's URL", &server)?;
+        super::bounded("the user's name", &user)?;
+        let loaded = self.running()?;
+        let user = if user.is_empty() { caller.name.clone() } else { user };
+        let issued = crate::kubeconfig::admin(&loaded.config, &server, &user, jiff::Timestamp::now()).map_err(|error| match error {
+            crate::kubeconfig::KubeconfigError::Worker | crate::kubeconfig::KubeconfigError::Argument(_) => {
+                Status::failed_precondition(super::chain(&error))
+            }
+            other => super::internal(&other),
+        })?;
+        caller.did(format_args!("issue an administrator's kubeconfig for {user}"));
+        Ok(Response::new(KubeconfigResponse { kubeconfig: issued.text, not_after_unix: issued.not_after.as_second() }))
+    }
+}
+
+fn busy() -> Status {
+    Status::aborted("another change of this machine is under way")
+}
+
+/// Reads a config as it was sent. All problems are in the refusal, each with its place.
+fn read(files: &[ConfigFile]) -> Result<(Config, String), Status> {
+    let size: usize = files.iter().map(|file| file.content.len()).sum();
+    if files.is_empty() || files.len() > limits::CONFIG_FILES || size > limits::CONFIG_BYTES {
+        return Err(Status::invalid_argument(format!(
+            "a config has 1 to {} files and at most {} bytes; this one has {} and {size}",
+            limits::CONFIG_FILES,
+            limits::CONFIG_BYTES,
+            files.len()
+        )));
+    }
+    let refused = |errors: ConfigErrors| Status::invalid_argument(errors.to_string());
+    let documents =
+        Documents::parse_all(files.iter().map(|file| (file.name.as_str(), file.content.as_str()))).map_err(refused)?;
+    let config = Config::from_documents(&documents).map_err(refused)?;
+    Ok((config, documents.render()))
+}
+
+/// What an installation does on this machine.
+enum Work {
+    /// Everything, from a medium.
+    Whole(Box<install::Installation>),
+    /// The system is installed and only lacks a config (after a reset).
+    ConfigOnly { state: PathBuf, size: u64, text: String, scratch: PathBuf },
+}
+
+impl Work {
+    fn target(&self) -> String {
+        match self {
+            Work::Whole(installation) => installation.disk.display().to_string(),
+            Work::ConfigOnly { state, .. } => state.display().to_string(),
+        }
+    }
+
+    fn run(&self, progress: &mut dyn FnMut(Progress)) -> Result<(), InstallError> {
+        match self {
+            Work::Whole(installation) => installation.run(progress),
+            Work::ConfigOnly { state, size, text, scratch } => {
+                progress(Progress { stage: "write the machine config", done: 0, total: 0, detail: state.display().to_string() });
+                install::write_state(state, *size, text, scratch)
+            }
+        }
+    }
+}
+
+impl Handler {
+    fn running(&self) -> Result<Arc<Loaded>, Status> {
+        self.0.loaded().ok_or_else(|| Status::failed_precondition("the machine has no config yet"))
+    }
+
+    fn selected(&self, config: &Config) -> Result<ObservedDisk, Status> {
+        let observed = self.0.disks.observe().map_err(|error| super::internal(&error))?;
+        let disks: Vec<_> = observed.iter().map(|observed| observed.disk.clone()).collect();
+        let selected = install::select_disk(config, &disks).map_err(|error| refusal(&error))?;
+        let found = observed.iter().find(|observed| observed.disk.name == selected.name);
+        found.cloned().ok_or_else(|| Status::internal("the selected disk is gone"))
+    }
+
+    /// Checks an installation without changing anything.
+    fn prepare(&self, config: &Config, text: &str) -> Result<Work, Status> {
+        let machine = &self.0;
+        let target = self.selected(config)?;
+        let scratch = machine.paths.at("/run/strake/install");
+        if machine.boot.source == BootSource::Disk {
+            let state = machine.disks.system_partition("STATE").map_err(|error| super::internal(&error))?;
+            let (state, size) = state.ok_or_else(|| Status::failed_precondition("the disk this system runs from has no STATE partition"))?;
+            if !state.display().to_string().starts_with(&target.node.display().to_string()) {
+                let text = format!("the config selects {}, but this system is installed on another disk: boot the ISO to install anew", target.disk.name);
+                return Err(Status::failed_precondition(text));
+            }
+            return Ok(Work::ConfigOnly { state, size, text: text.to_owned(), scratch });
+        }
+        let media = Media::at(&machine.paths.media(), &machine.boot.root_uuid);
+        let installation = install::prepare(config, text, &target.disk, &target.node, target.sector, media, scratch);
+        installation.map(|installation| Work::Whole(Box::new(installation))).map_err(|error| refusal(&error))
+    }
+
+    fn describe_installation(&self, config: &Config, text: &str) -> Result<ApplyConfigResponse, Status> {
+        let work = self.prepare(config, text)?;
+        let outcome = format!("would install a {} to {}", config.machine.role, work.target());
+        Ok(ApplyConfigResponse { outcome, ..ApplyConfigResponse::default() })
+    }
+
+    async fn apply(
+        &self,
+        caller: &Caller,
+        current: &Loaded,
+        config: Config,
+        text: String,
+        dry_run: bool,
+        mode: ApplyMode,
+    ) -> Result<ApplyConfigResponse, Status> {
+        let changes = diff(&current.config, &config);
+        let refuse = |why: String| {
+            if !dry_run {
+                caller.refused("apply config", &why);
+            }
+            Status::failed_precondition(why)
+        };
+        let decision = decide(&changes, mode).map_err(refuse)?;
+        let shown = changes.iter().map(wire).collect();
+        if dry_run || changes.is_empty() {
+            return Ok(ApplyConfigResponse { changes: shown, outcome: decision.would().to_owned(), warnings: Vec::new() });
+        }
+        let _changing = self.0.changing.try_lock().map_err(|_| busy())?;
+        self.0.state.set_config(&text).map_err(|error| super::internal(&error))?;
+        for change in &changes {
+            caller.did(format_args!("apply config: {change}"));
+        }
+        match decision {
+            Decision::Nothing | Decision::Stage => {}
+            Decision::Now => {
+                self.0.config.send_replace(Some(Arc::new(Loaded { text, config })));
+            }
+            Decision::Reboot => self.go_down(format!("config applied by {}", caller.name), true),
+        }
+        Ok(ApplyConfigResponse { changes: shown, outcome: decision.did().to_owned(), warnings: Vec::new() })
+    }
+
+    /// Asks init to end everything, after the answer had time to leave.
+    fn go_down(&self, reason: String, reboot: bool) {
+        let machine = self.0.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(FAREWELL).await;
+            let asked = if reboot { machine.init.reboot(&reason).await } else { machine.init.power_off(&reason).await };
+            if let Err(error) = asked {
+                tracing::error!(error = %super::chain(&error), "ask init to go down");
+            }
+        });
+    }
+}
+
+/// Problems of the request are the caller's, the rest is the machine's.
+fn refusal(error: &InstallError) -> Status {
+    let text = super::chain(error);
+    match error {
+        InstallError::Disk(_) | InstallError::TooSmall { .. } | InstallError::InUse { .. } => Status::failed_precondition(text),
+        _ => Status::internal(text),
+    }
+}
+
+/// What is done with a changed config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decision {
+    Nothing,
+    Now,
+    Reboot,
+    Stage,
+}
+
+impl Decision {
+    fn would(self) -> &'static str {
+        match self {
+            Decision::Nothing => "nothing would change",
+            Decision::Now => "would take effect at once",
+            Decision::Reboot => "would take effect after a reboot that follows at once",
+            Decision::Stage => "would take effect at the next boot",
+        }
+    }
+
+    fn did(self) -> &'static str {
+        match self {
+            Decision::Nothing => "nothing changed",
+            Decision::Now => "in effect",
+            Decision::Reboot => "written; the machine reboots",
+            Decision::Stage => "written; in effect after the next boot",
+        }
+    }
+}
+
+fn decide(changes: &[Change], mode: ApplyMode) -> Result<Decision, String> {
+    let those = |effect: Effect| {
+        let list: Vec<String> = changes.iter().filter(|change| change.effect == effect).map(ToString::to_string).collect();
+        list.join("; ")
+    };
+    if changes.is_empty() {
+        return Ok(Decision::Nothing);
+    }
+    let reinstall = those(Effect::Reinstall);
+    if !reinstall.is_empty() {
+        return Err(format!("only a new installation can change this: {reinstall}"));
+    }
+    match mode {
+        ApplyMode::Reboot => Ok(Decision::Reboot),
+        ApplyMode::Staged => Ok(Decision::Stage),
+        ApplyMode::Auto => {
+            let reboot = those(Effect::Reboot);
+            if reboot.is_empty() { Ok(Decision::Now) } else { Err(format!("this needs --mode reboot or --mode staged: {reboot}")) }
+        }
+    }
+}
+
+fn wire(change: &Change) -> ConfigChange {
+    let show = |node: &Option<machine_config::Node>| {
+        node.as_ref().map(|node| machine_config::model::to_json(node).to_string()).unwrap_or_default()
+    };
+    let separator = if change.path.0.is_empty() { "" } else { ": " };
+    ConfigChange { path: format!("{}{separator}{}", change.document, change.path), old: show(&change.old), new: show(&change.new) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machine_config::FieldPath;
+
+    fn change(effect: Effect) -> Change {
+        Change { document: "MachineConfig".into(), path: FieldPath::fields("role"), old: None, new: None, effect }
+    }
+
+    #[test]
+    fn a_change_takes_effect_as_early_as_it_can() {
+        let (live, reboot, reinstall) = (change(Effect::Live), change(Effect::Reboot), change(Effect::Reinstall));
+        assert_eq!(decide(&[], ApplyMode::Reboot), Ok(Decision::Nothing));
+        assert_eq!(decide(std::slice::from_ref(&live), ApplyMode::Auto), Ok(Decision::Now));
+        assert_eq!(decide(std::slice::from_ref(&live), ApplyMode::Staged), Ok(Decision::Stage));
+        assert!(decide(&[live.clone(), reboot.clone()], ApplyMode::Auto).unwrap_err().contains("--mode reboot"));
+        assert_eq!(decide(&[live.clone(), reboot], ApplyMode::Reboot), Ok(Decision::Reboot));
+        assert!(decide(&[live, reinstall], ApplyMode::Reboot).unwrap_err().contains("installation"));
+    }
+
+    #[test]
+    fn configs_are_bounded_and_their_problems_named() {
+        let file = |content: &str| ConfigFile { name: "a.yaml".into(), content: content.to_owned() };
+        assert!(read(&[]).is_err());
+        assert!(read(&vec![file(""); limits::CONFIG_FILES + 1]).is_err());
+        assert!(read(&[file(&"#".repeat(limits::CONFIG_BYTES + 1))]).is_err());
+        let status = read(&[file("apiVersion: strake.dev/v1alpha1\nkind: HostnameConfig\nhostname: a\nbogus: 1\n")]).unwrap_err();
+        assert!(status.message().starts_with("a.yaml:4:"), "{}", status.message());
+    }
+}

@@ -1,0 +1,55 @@
+//! ServiceService: what init supervises.
+
+use std::sync::Arc;
+
+use machine_api::v1alpha1::service_service_server::ServiceService;
+use machine_api::v1alpha1::{ServiceInfo, ServiceListRequest, ServiceListResponse, ServiceRestartRequest, ServiceRestartResponse};
+use node_ipc::init::{ErrorCode, ServiceStatus};
+use tonic::{Request, Response, Status};
+
+use super::authorize::Caller;
+use crate::init::InitError;
+use crate::machine::Machine;
+use crate::service_words::{detail, state_name};
+
+pub struct Handler(pub Arc<Machine>);
+
+#[tonic::async_trait]
+impl ServiceService for Handler {
+    async fn list(&self, _request: Request<ServiceListRequest>) -> Result<Response<ServiceListResponse>, Status> {
+        let services = self.0.init.services().await.map_err(|error| status(&error))?;
+        let now = crate::clock::Now::read();
+        Ok(Response::new(ServiceListResponse { services: services.iter().map(|service| info(service, &now)).collect() }))
+    }
+
+    async fn restart(&self, request: Request<ServiceRestartRequest>) -> Result<Response<ServiceRestartResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let name = request.into_inner().name;
+        super::bounded("the service's name", &name)?;
+        caller.did(format_args!("restart service {name}"));
+        self.0.init.restart(&name).await.map_err(|error| status(&error))?;
+        Ok(Response::new(ServiceRestartResponse {}))
+    }
+}
+
+/// How an error of init looks to a caller.
+pub fn status(error: &InitError) -> Status {
+    let text = super::chain(error);
+    match error {
+        InitError::Refused { code: ErrorCode::UnknownService, .. } => Status::not_found(text),
+        InitError::Refused { code: ErrorCode::BadRequest, .. } => Status::invalid_argument(text),
+        InitError::Refused { .. } => Status::failed_precondition(text),
+        _ => Status::unavailable(text),
+    }
+}
+
+fn info(service: &ServiceStatus, now: &crate::clock::Now) -> ServiceInfo {
+    ServiceInfo {
+        name: service.name.clone(),
+        state: state_name(service.state).to_owned(),
+        pid: service.pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
+        restarts: service.restarts,
+        since_unix: now.unix_seconds_of(service.since_boottime_us),
+        detail: detail(service),
+    }
+}

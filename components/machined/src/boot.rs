@@ -1,0 +1,76 @@
+//! From power-on to knowing what this machine is: STATE is found and mounted, a reset that was asked for is carried out,
+//! and the config is read. Whatever goes wrong leads to maintenance mode with the reason, never to an open machine: it
+//! still takes the console's pairing string to do anything.
+
+use std::path::Path;
+
+use host::mount::{LinuxMounts, Mounts};
+use machine_config::Config;
+use node_ipc::init::{BootInfo, BootSource};
+
+use crate::api::chain;
+use crate::install;
+use crate::machine::{Disks, Loaded};
+use crate::paths::Paths;
+use crate::reconcilers::mount;
+use crate::state::StateDir;
+
+/// What the machine is.
+#[derive(Debug)]
+pub enum Found {
+    /// It has no config; with what is wrong, if that is why.
+    NoConfig { trouble: Option<String> },
+    /// It has this config; with what is wrong, if it is not the one it should be.
+    Config { loaded: Box<Loaded>, trouble: Option<String> },
+}
+
+/// Finds out.
+pub async fn find(paths: &Paths, boot: &BootInfo, disks: &dyn Disks) -> Found {
+    if boot.source == BootSource::Media {
+        return Found::NoConfig { trouble: None };
+    }
+    match load(paths, disks).await {
+        Ok(found) => found,
+        Err(error) => {
+            let error = chain(error.as_ref());
+            tracing::error!(error, "STATE can't be used");
+            Found::NoConfig { trouble: Some(format!("STATE can't be used: {error}")) }
+        }
+    }
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+async fn load(paths: &Paths, disks: &dyn Disks) -> Result<Found, Failure> {
+    let (device, _) = disks.system_partition("STATE")?.ok_or("the disk this system runs from has no partition STATE")?;
+    let target = paths.state();
+    mount(&device, &target).await?;
+    let state = StateDir::new(&target);
+    if state.reset_requested() {
+        reset(&target, disks)?;
+        return Ok(Found::NoConfig { trouble: None });
+    }
+    let Some(text) = state.config()? else { return Ok(Found::NoConfig { trouble: None }) };
+    let errors = match Config::parse("config.yaml", &text) {
+        Ok(config) => return Ok(Found::Config { loaded: Box::new(Loaded { text, config }), trouble: None }),
+        Err(errors) => errors,
+    };
+    tracing::error!(%errors, "the machine config can't be used");
+    let text = state.last_good_config()?.ok_or_else(|| format!("the machine config can't be used: {errors}"))?;
+    let config = Config::parse("config.last-good.yaml", &text)?;
+    let trouble = Some("the machine config can't be used; the last good one is in force".to_owned());
+    Ok(Found::Config { loaded: Box::new(Loaded { text, config }), trouble })
+}
+
+/// Wipes ETCD and DATA, and STATE last: a power cut in between finds the request again.
+fn reset(state: &Path, disks: &dyn Disks) -> Result<(), Failure> {
+    tracing::warn!("resetting: ETCD, DATA and STATE are made anew");
+    for label in ["ETCD", "DATA"] {
+        if let Some((device, size)) = disks.system_partition(label)? {
+            install::make_empty(&device, label, size)?;
+        }
+    }
+    LinuxMounts.unmount(state, false)?;
+    let (device, size) = disks.system_partition("STATE")?.ok_or("STATE is gone")?;
+    Ok(install::make_empty(&device, "STATE", size)?)
+}

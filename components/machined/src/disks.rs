@@ -1,0 +1,67 @@
+//! The machine's disks, from what `host` reads out of sysfs.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use host::block::{Blocks, LinuxBlocks};
+use machine_config::disk::Disk;
+use node_ipc::init::{BootInfo, BootSource};
+
+use crate::machine::{Disks, ObservedDisk};
+
+/// The disks of a Linux machine.
+pub struct LinuxDisks {
+    blocks: LinuxBlocks,
+    boot: BootInfo,
+}
+
+impl LinuxDisks {
+    /// The disks of a machine that was booted like this.
+    pub fn new(boot: BootInfo) -> LinuxDisks {
+        LinuxDisks { blocks: LinuxBlocks::default(), boot }
+    }
+
+    fn list(&self) -> io::Result<Vec<host::block::Disk>> {
+        self.blocks.disks().map_err(|error| io::Error::other(crate::api::chain(&error)))
+    }
+}
+
+/// Whether a device is this disk or one of its partitions.
+fn holds(disk: &host::block::Disk, device: &Path) -> bool {
+    disk.path == device || disk.partitions.iter().any(|partition| partition.path == device)
+}
+
+impl Disks for LinuxDisks {
+    fn observe(&self) -> io::Result<Vec<ObservedDisk>> {
+        let boot_device = Path::new(&self.boot.device);
+        let disks = self.list()?.into_iter().map(|disk| ObservedDisk {
+            disk: Disk {
+                name: disk.name.clone(),
+                paths: vec![disk.path.display().to_string()],
+                size: disk.size_bytes,
+                model: disk.model.clone(),
+                serial: disk.serial.clone(),
+                wwid: disk.wwid.clone(),
+                bus: disk.bus.clone(),
+                rotational: disk.rotational,
+                read_only: disk.read_only,
+                boot_medium: self.boot.source == BootSource::Media && holds(&disk, boot_device),
+            },
+            node: disk.path.clone(),
+            sector: u64::from(disk.sector_bytes),
+        });
+        Ok(disks.collect())
+    }
+
+    fn system_partition(&self, label: &str) -> io::Result<Option<(PathBuf, u64)>> {
+        if self.boot.source != BootSource::Disk {
+            return Ok(None);
+        }
+        let boot_device = Path::new(&self.boot.device);
+        let disks = self.list()?;
+        // Another disk may carry the same labels; only the one we run from is ours.
+        let own = disks.iter().find(|disk| holds(disk, boot_device));
+        let partition = own.and_then(|disk| disk.partitions.iter().find(|partition| partition.label == label));
+        Ok(partition.map(|partition| (partition.path.clone(), partition.size_bytes)))
+    }
+}

@@ -1,0 +1,388 @@
+//! Installing to a disk. Everything that can be known beforehand is checked before the first byte is written; the old
+//! partition table goes first and the new one comes last, so that an interrupted installation leaves a disk that nothing
+//! takes for an installed one.
+//!
+//! All partitions are written through the whole disk at their offsets, so the same code installs to a block device and
+//! to a file, and needs neither the kernel to know the partitions nor anything to be mounted.
+
+mod esp;
+mod filesystem;
+mod table;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use machine_config::Config;
+use machine_config::disk::{Disk, Selection, select};
+use machine_config::layout::{Partition, layout};
+use uuid::Uuid;
+
+/// The part of a disk at either end that holds partition tables.
+const TABLE_BYTES: u64 = 1 << 20;
+const COPY_BYTES: usize = 1 << 20;
+
+/// Why nothing was installed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The config's selector does not name one disk.
+    #[error("{0}")]
+    Disk(Selection),
+    /// The disk is too small.
+    #[error("{disk}")]
+    TooSmall { disk: String, source: machine_config::layout::DiskTooSmall },
+    /// The disk holds something already.
+    #[error("{disk} holds {what}; set install.wipe to true if it may be overwritten")]
+    InUse { disk: String, what: String },
+    /// The image does not fit.
+    #[error("{what} has {has} bytes, and {label} only {room}")]
+    TooLarge { what: &'static str, has: u64, label: &'static str, room: u64 },
+    /// The medium lacks something, or a file can't be read.
+    #[error("read {path}")]
+    Read { path: PathBuf, source: io::Error },
+    /// The root's UUID is not one.
+    #[error("the root image's UUID {0:?} is not a UUID")]
+    RootUuid(String),
+    /// A step on the disk failed.
+    #[error("{step} on {disk}")]
+    Step { step: &'static str, disk: PathBuf, source: io::Error },
+    /// The partition table could not be written.
+    #[error("write the partition table of {disk}")]
+    Table { disk: PathBuf, source: gpt::GptError },
+    /// A file system could not be made.
+    #[error("make the file system {label}")]
+    MakeFilesystem { label: &'static str, source: filesystem::MkfsError },
+}
+
+/// What is installed: files of the installation medium.
+#[derive(Clone, Debug)]
+pub struct Media {
+    /// The root image.
+    pub root: PathBuf,
+    /// Its UUID, which becomes its partition's.
+    pub root_uuid: String,
+    /// The unified kernel image that starts this root.
+    pub uki: PathBuf,
+    /// systemd-boot.
+    pub loader: PathBuf,
+}
+
+impl Media {
+    /// The files of a medium mounted at this directory.
+    pub fn at(directory: &Path, root_uuid: &str) -> Media {
+        Media {
+            root: directory.join(format!("strake/{root_uuid}.erofs")),
+            root_uuid: root_uuid.to_owned(),
+            uki: directory.join("EFI/Linux/strake.efi"),
+            loader: directory.join("EFI/systemd/systemd-bootx64.efi"),
+        }
+    }
+}
+
+/// How far an installation is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// What is being done.
+    pub stage: &'static str,
+    /// Bytes done and to do; both 0 when they are not counted.
+    pub done: u64,
+    /// See `done`.
+    pub total: u64,
+    /// What it is done to.
+    pub detail: String,
+}
+
+/// An installation that was checked and can begin.
+#[derive(Clone, Debug)]
+pub struct Installation {
+    /// The disk's node.
+    pub disk: PathBuf,
+    sector: u64,
+    size: u64,
+    partitions: Vec<Partition>,
+    root_uuid: Uuid,
+    media: Media,
+    config: String,
+    scratch: PathBuf,
+}
+
+/// The disk that a config selects.
+pub fn select_disk<'a>(config: &Config, disks: &'a [Disk]) -> Result<&'a Disk, InstallError> {
+    match select(&config.machine.install.disk, disks) {
+        // The name is one of those given.
+        Selection::One(name) => disks.iter().find(|disk| disk.name == name).ok_or(InstallError::Disk(Selection::None(Vec::new()))),
+        other => Err(InstallError::Disk(other)),
+    }
+}
+
+/// Checks everything that can be checked without writing. `scratch` is a directory in memory for what STATE begins with.
+pub fn prepare(
+    config: &Config,
+    config_text: &str,
+    disk: &Disk,
+    node: &Path,
+    sector: u64,
+    media: Media,
+    scratch: PathBuf,
+) -> Result<Installation, InstallError> {
+    let partitions =
+        layout(config.machine.role, disk.size).map_err(|source| InstallError::TooSmall { disk: disk.name.clone(), source })?;
+    let root_uuid = Uuid::parse_str(&media.root_uuid).map_err(|_| InstallError::RootUuid(media.root_uuid.clone()))?;
+    let room = |label: &str| partitions.iter().find(|partition| partition.label == label).map_or(0, |partition| partition.size);
+    let root = readable(&media.root)?;
+    if root > room("ROOT-A") {
+        return Err(InstallError::TooLarge { what: "the root image", has: root, label: "ROOT-A", room: room("ROOT-A") });
+    }
+    // Two kernels and as many loaders must fit, for the other slot.
+    let boot = (readable(&media.uki)? + readable(&media.loader)? * 2) * 2;
+    if boot > room("ESP") / 10 * 9 {
+        return Err(InstallError::TooLarge { what: "what starts the system", has: boot, label: "ESP", room: room("ESP") });
+    }
+    if !config.machine.install.wipe && let Some(what) = table::content(node, disk.size).map_err(step("look for partitions", node))? {
+        return Err(InstallError::InUse { disk: disk.name.clone(), what });
+    }
+    let (node, size, config) = (node.to_owned(), disk.size, config_text.to_owned());
+    Ok(Installation { disk: node, sector, size, partitions, root_uuid, media, config, scratch })
+}
+
+fn readable(path: &Path) -> Result<u64, InstallError> {
+    let size = File::open(path).and_then(|file| file.metadata()).map(|metadata| metadata.len());
+    size.map_err(|source| InstallError::Read { path: path.to_owned(), source })
+}
+
+fn step(step: &'static str, disk: &Path) -> impl FnOnce(io::Error) -> InstallError {
+    let disk = disk.to_owned();
+    move |source| InstallError::Step { step, disk, source }
+}
+
+impl Installation {
+    /// Installs. Blocks; takes as long as the disk needs.
+    pub fn run(&self, progress: &mut dyn FnMut(Progress)) -> Result<(), InstallError> {
+        say(progress, "remove the old partition table", self.disk.display().to_string());
+        let mut disk = OpenOptions::new().read(true).write(true).open(&self.disk).map_err(step("open the disk", &self.disk))?;
+        self.wipe_tables(&mut disk).map_err(step("remove the old partition table", &self.disk))?;
+
+        for partition in &self.partitions {
+            match partition.label {
+                "ESP" => {
+                    say(progress, "write the boot partition", partition.label.to_owned());
+                    esp::write(&mut disk, partition, &self.media).map_err(step("write the boot partition", &self.disk))?;
+                }
+                "ROOT-A" => self.copy_root(&mut disk, partition, progress)?,
+                // A slot that was never written must not look like one that was.
+                "ROOT-B" | "META" => zero(&mut disk, partition.start, TABLE_BYTES).map_err(step("clear a partition", &self.disk))?,
+                _ => {}
+            }
+        }
+        disk.sync_all().map_err(step("write to the disk", &self.disk))?;
+
+        for partition in &self.partitions {
+            let failed = |source| InstallError::MakeFilesystem { label: partition.label, source };
+            match partition.label {
+                "STATE" => {
+                    say(progress, "write the machine config", partition.label.to_owned());
+                    let content = self.state_content().map_err(step("prepare STATE", &self.scratch))?;
+                    let made = filesystem::make(&self.disk, partition, Some(&content)).map_err(failed);
+                    let removed = fs::remove_dir_all(&content).map_err(step("remove what STATE was made from", &self.scratch));
+                    made.and(removed)?;
+                }
+                "ETCD" | "DATA" => {
+                    say(progress, "make file systems", partition.label.to_owned());
+                    filesystem::make(&self.disk, partition, None).map_err(failed)?;
+                }
+                _ => {}
+            }
+        }
+        say(progress, "write the partition table", self.disk.display().to_string());
+        disk.sync_all().map_err(step("write to the disk", &self.disk))?;
+        let table_failed = |source| InstallError::Table { disk: self.disk.clone(), source };
+        table::write(&mut disk, self.size, self.sector, &self.partitions, self.root_uuid).map_err(table_failed)?;
+        disk.sync_all().map_err(step("write the partition table", &self.disk))
+    }
+
+    fn wipe_tables(&self, disk: &mut File) -> io::Result<()> {
+        zero(disk, 0, TABLE_BYTES)?;
+        zero(disk, self.size.saturating_sub(TABLE_BYTES), TABLE_BYTES)?;
+        disk.sync_all()
+    }
+
+    fn copy_root(&self, disk: &mut File, partition: &Partition, progress: &mut dyn FnMut(Progress)) -> Result<(), InstallError> {
+        let unreadable = |source| InstallError::Read { path: self.media.root.clone(), source };
+        let mut image = File::open(&self.media.root).map_err(unreadable)?;
+        let total = image.metadata().map_err(unreadable)?.len();
+        disk.seek(SeekFrom::Start(partition.start)).map_err(step("write the root image", &self.disk))?;
+        let mut buffer = vec![0; COPY_BYTES];
+        let mut done = 0;
+        loop {
+            progress(Progress { stage: "write the system", done, total, detail: partition.label.to_owned() });
+            let count = image.read(&mut buffer).map_err(unreadable)?;
+            if count == 0 {
+                return Ok(());
+            }
+            disk.write_all(&buffer[..count]).map_err(step("write the root image", &self.disk))?;
+            done += count as u64;
+        }
+    }
+
+    /// The files STATE begins with, in a directory that only root reads.
+    fn state_content(&self) -> io::Result<PathBuf> {
+        let directory = self.scratch.join("state");
+        if directory.exists() {
+            fs::remove_dir_all(&directory)?;
+        }
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        crate::state::write_atomically(&directory.join("config.yaml"), self.config.as_bytes(), 0o600)?;
+        Ok(directory)
+    }
+}
+
+fn say(progress: &mut dyn FnMut(Progress), stage: &'static str, detail: String) {
+    progress(Progress { stage, done: 0, total: 0, detail });
+}
+
+/// Gives an already installed disk a config again, after a reset: makes STATE anew with it. `node` is STATE's partition.
+pub fn write_state(node: &Path, size: u64, config_text: &str, scratch: &Path) -> Result<(), InstallError> {
+    let directory = scratch.join("state");
+    let content = || -> io::Result<()> {
+        if directory.exists() {
+            fs::remove_dir_all(&directory)?;
+        }
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        crate::state::write_atomically(&directory.join("config.yaml"), config_text.as_bytes(), 0o600)
+    };
+    content().map_err(step("prepare STATE", scratch))?;
+    let partition = Partition { label: "STATE", start: 0, size, type_guid: "" };
+    let made = filesystem::make(node, &partition, Some(&directory)).map_err(|source| InstallError::MakeFilesystem { label: "STATE", source });
+    let removed = fs::remove_dir_all(&directory).map_err(step("remove what STATE was made from", scratch));
+    let synced = File::open(node).and_then(|file| file.sync_all()).map_err(step("write to the disk", node));
+    made.and(removed).and(synced)
+}
+
+/// Makes an empty file system on a partition's node.
+pub fn make_empty(node: &Path, label: &'static str, size: u64) -> Result<(), InstallError> {
+    let partition = Partition { label, start: 0, size, type_guid: "" };
+    filesystem::make(node, &partition, None).map_err(|source| InstallError::MakeFilesystem { label, source })
+}
+
+fn zero(disk: &mut File, start: u64, count: u64) -> io::Result<()> {
+    disk.seek(SeekFrom::Start(start))?;
+    io::copy(&mut io::repeat(0).take(count), disk).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    const GIB: u64 = 1 << 30;
+    const ROOT_UUID: &str = "7a3c1f0e-1111-4222-8333-444455556666";
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+        media: Media,
+    }
+
+    fn fixture() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let media = Media::at(&dir.path().join("media"), ROOT_UUID);
+        for (path, fill) in [(&media.root, 1u8), (&media.uki, 2), (&media.loader, 3)] {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, vec![fill; 3 << 20]).unwrap();
+        }
+        Fixture { dir, media }
+    }
+
+    impl Fixture {
+        fn disk(&self, size: u64) -> Disk {
+            let path = self.dir.path().join("disk");
+            File::create(&path).unwrap().set_len(size).unwrap();
+            Disk { name: "vda".into(), paths: vec![path.display().to_string()], size, bus: "virtio".into(), ..Disk::default() }
+        }
+
+        fn prepare(&self, config: &Config, disk: &Disk) -> Result<Installation, InstallError> {
+            let (node, scratch) = (PathBuf::from(&disk.paths[0]), self.dir.path().join("scratch"));
+            prepare(config, "the: config\n", disk, &node, 512, self.media.clone(), scratch)
+        }
+    }
+
+    #[test]
+    fn a_worker_is_installed_to_an_empty_disk() {
+        let fixture = fixture();
+        let disk = fixture.disk(10 * GIB);
+        let config = crate::testing::worker_config("{name: vda}");
+        assert_eq!(select_disk(&config, std::slice::from_ref(&disk)).unwrap().name, "vda");
+        let mut stages = Vec::new();
+        let installation = fixture.prepare(&config, &disk).unwrap();
+        installation.run(&mut |progress| stages.push(progress.stage)).unwrap();
+        assert!(stages.contains(&"write the system"), "{stages:?}");
+
+        let node = PathBuf::from(&disk.paths[0]);
+        let table = gpt::GptConfig::new().open(&node).unwrap();
+        let labels: Vec<_> = table.partitions().values().map(|partition| partition.name.clone()).collect();
+        assert_eq!(labels, ["ESP", "ROOT-A", "ROOT-B", "META", "STATE", "DATA"]);
+        let root = &table.partitions()[&2];
+        assert_eq!(root.part_guid.to_string(), ROOT_UUID);
+        let mut start = vec![0; 3 << 20];
+        let mut image = File::open(&node).unwrap();
+        image.seek(SeekFrom::Start(root.first_lba * 512)).unwrap();
+        image.read_exact(&mut start).unwrap();
+        assert!(start.iter().all(|&byte| byte == 1), "ROOT-A begins with the image");
+
+        assert_eq!(esp::files(&node, &installation.partitions[0]).unwrap(), [
+            ("EFI/BOOT/BOOTX64.EFI".to_owned(), 3 << 20),
+            ("EFI/Linux/strake-a.efi".to_owned(), 3 << 20),
+            ("EFI/systemd/systemd-bootx64.efi".to_owned(), 3 << 20),
+            ("loader/loader.conf".to_owned(), esp::LOADER_CONF.len() as u64),
+        ]);
+
+        // debugfs reads the config out of STATE, as the next boot will.
+        let state = &table.partitions()[&5];
+        let output = Command::new("/sbin/debugfs")
+            .args(["-R", "cat /config.yaml"])
+            .arg(format!("{}?offset={}", node.display(), state.first_lba * 512))
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "the: config\n");
+        assert!(!fixture.dir.path().join("scratch/state").exists(), "the config is not left in memory");
+
+        // The disk is taken now.
+        assert!(matches!(fixture.prepare(&config, &disk), Err(InstallError::InUse { what, .. }) if what.contains("ROOT-A")));
+    }
+
+    #[test]
+    fn nothing_is_written_when_something_is_wrong_beforehand() {
+        let fixture = fixture();
+        let config = crate::testing::worker_config("{name: vda}");
+        let small = fixture.disk(2 * GIB);
+        assert!(matches!(fixture.prepare(&config, &small), Err(InstallError::TooSmall { .. })));
+
+        let disk = fixture.disk(10 * GIB);
+        fs::write(&disk.paths[0], "a file system of someone").unwrap();
+        OpenOptions::new().write(true).open(&disk.paths[0]).unwrap().set_len(disk.size).unwrap();
+        assert!(matches!(fixture.prepare(&config, &disk), Err(InstallError::InUse { .. })));
+        let wipe = crate::testing::worker_config_with("{disk: {name: vda}, wipe: true}");
+        assert!(fixture.prepare(&wipe, &disk).is_ok());
+
+        fs::remove_file(&fixture.media.uki).unwrap();
+        assert!(matches!(fixture.prepare(&wipe, &disk), Err(InstallError::Read { path, .. }) if path == fixture.media.uki));
+        let mut content = [0; 24];
+        File::open(&disk.paths[0]).unwrap().read_exact(&mut content).unwrap();
+        assert_eq!(&content, b"a file system of someone");
+    }
+
+    #[test]
+    fn an_interrupted_installation_leaves_no_partition_table() {
+        let fixture = fixture();
+        let disk = fixture.disk(10 * GIB);
+        let config = crate::testing::worker_config("{name: vda}");
+        let installation = fixture.prepare(&config, &disk).unwrap();
+        installation.run(&mut |_| {}).unwrap();
+        // Again, and this time the medium is pulled before its image is read.
+        let wipe = crate::testing::worker_config_with("{disk: {name: vda}, wipe: true}");
+        let installation = fixture.prepare(&wipe, &disk).unwrap();
+        fs::remove_file(&fixture.media.root).unwrap();
+        assert!(matches!(installation.run(&mut |_| {}), Err(InstallError::Read { .. })));
+        assert!(gpt::GptConfig::new().open(&disk.paths[0]).is_err());
+    }
+}

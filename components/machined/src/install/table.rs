@@ -1,0 +1,52 @@
+//! The partition table: reading what a disk holds, writing the layout.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use gpt::disk::LogicalBlockSize;
+use gpt::mbr::ProtectiveMBR;
+use gpt::partition_types::{OperatingSystem, Type};
+use gpt::{GptConfig, GptError};
+use machine_config::layout::Partition;
+use uuid::Uuid;
+
+/// What a disk holds, in words; nothing when its beginning is empty.
+pub fn content(node: &Path, size: u64) -> io::Result<Option<String>> {
+    for sector in [LogicalBlockSize::Lb512, LogicalBlockSize::Lb4096] {
+        if let Ok(table) = GptConfig::new().logical_block_size(sector).open(node) {
+            let names: Vec<_> = table.partitions().values().map(|partition| partition.name.clone()).collect();
+            return Ok(Some(match names.as_slice() {
+                [] => "an empty partition table".to_owned(),
+                names => format!("the partitions {}", names.join(", ")),
+            }));
+        }
+    }
+    let mut start = Vec::new();
+    File::open(node)?.take(size.min(super::TABLE_BYTES)).read_to_end(&mut start)?;
+    Ok(start.iter().any(|&byte| byte != 0).then(|| "data that is not a Strake installation".to_owned()))
+}
+
+/// Writes the table. ROOT-A's partition UUID is the root's.
+pub fn write(disk: &mut File, size: u64, sector: u64, partitions: &[Partition], root_uuid: Uuid) -> Result<(), GptError> {
+    let block = if sector == 4096 { LogicalBlockSize::Lb4096 } else { LogicalBlockSize::Lb512 };
+    let sector = block.as_u64();
+    let last = u32::try_from(size / sector - 1).unwrap_or(u32::MAX);
+    ProtectiveMBR::with_lb_size(last).overwrite_lba0(disk).map_err(|error| GptError::Io(io::Error::other(error)))?;
+    let mut table = GptConfig::new().writable(true).logical_block_size(block).create_from_device(disk, None)?;
+    let mut entries = BTreeMap::new();
+    for (number, partition) in (1..).zip(partitions) {
+        let guid = Uuid::parse_str(partition.type_guid).map_err(|_| GptError::Overflow("partition type"))?;
+        entries.insert(number, gpt::partition::Partition {
+            part_type_guid: Type { guid, os: OperatingSystem::None },
+            part_guid: if partition.label == "ROOT-A" { root_uuid } else { Uuid::new_v4() },
+            first_lba: partition.start / sector,
+            last_lba: (partition.start + partition.size) / sector - 1,
+            flags: 0,
+            name: partition.label.to_owned(),
+        });
+    }
+    table.update_partitions(entries)?;
+    table.write().map(|_| ())
+}

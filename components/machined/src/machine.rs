@@ -1,0 +1,137 @@
+//! What every part of machined shares: where things are, how the system was booted, the config in force, and handles to
+//! init and to the observed state.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use machine_config::Config;
+use machine_config::disk::Disk;
+use node_ipc::init::BootInfo;
+use serde::Deserialize;
+use tokio::sync::{Mutex, watch};
+
+use crate::init::InitHandle;
+use crate::paths::Paths;
+use crate::resources::Store;
+use crate::state::StateDir;
+
+/// In which of its two lives the machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It has no config: it waits for one.
+    Maintenance,
+    /// It has a config and keeps to it.
+    Running,
+}
+
+/// What the image says about itself (`release.json`).
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Release {
+    /// The system's name.
+    #[serde(default)]
+    pub name: String,
+    /// Its version.
+    #[serde(default)]
+    pub version: String,
+    /// The Kubernetes version of its components.
+    #[serde(default)]
+    pub kubernetes: String,
+    /// The kernel's release.
+    #[serde(default)]
+    pub kernel: String,
+}
+
+/// A disk with what an installation needs to know beside its properties.
+#[derive(Clone, Debug)]
+pub struct ObservedDisk {
+    /// The properties that configs select by.
+    pub disk: Disk,
+    /// Its node.
+    pub node: PathBuf,
+    /// Bytes in a logical sector.
+    pub sector: u64,
+}
+
+/// The machine's disks.
+pub trait Disks: Send + Sync {
+    /// All whole disks there are now.
+    fn observe(&self) -> io::Result<Vec<ObservedDisk>>;
+
+    /// The node and size of the partition with this label on the disk that the system was booted from.
+    fn system_partition(&self, label: &str) -> io::Result<Option<(PathBuf, u64)>>;
+}
+
+/// The config in force: its text, and what it says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// As it is kept in STATE.
+    pub text: String,
+    /// As it was understood.
+    pub config: Config,
+}
+
+/// What every part of machined shares.
+pub struct Machine {
+    /// Where things are.
+    pub paths: Paths,
+    /// In which life the machine is; never changes while machined runs.
+    pub mode: Mode,
+    /// What runs.
+    pub release: Release,
+    /// How it was booted.
+    pub boot: BootInfo,
+    /// The kernel's id of this boot.
+    pub boot_id: String,
+    /// The observed state.
+    pub store: Store,
+    /// init.
+    pub init: InitHandle,
+    /// STATE; only there in [`Mode::Running`].
+    pub state: StateDir,
+    /// The config in force, and those that wait for it to change.
+    pub config: watch::Sender<Option<Arc<Loaded>>>,
+    /// Counts events that reconcilers should look at although no config changed, a bootstrap for example.
+    pub wake: watch::Sender<u64>,
+    /// Held by whatever changes the machine as a whole, so that two such things never mix.
+    pub changing: Arc<Mutex<()>>,
+    /// The disks.
+    pub disks: Box<dyn Disks>,
+    /// The machine's addresses, the node's own first.
+    pub addresses: watch::Receiver<Vec<IpAddr>>,
+}
+
+impl Machine {
+    /// The config in force.
+    pub fn loaded(&self) -> Option<Arc<Loaded>> {
+        self.config.borrow().clone()
+    }
+
+    /// The machine's addresses, the node's own first.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.addresses.borrow().clone()
+    }
+
+    /// The machine's name.
+    pub fn hostname(&self) -> String {
+        self.loaded().map(|loaded| hostname(&loaded.config, &self.boot_id)).unwrap_or_default()
+    }
+
+    /// Makes reconcilers look again.
+    pub fn wake(&self) {
+        self.wake.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+/// The name that a config gives, or one that is derived from something that does not change while the machine runs.
+pub fn hostname(config: &Config, seed: &str) -> String {
+    match &config.hostname {
+        Some(document) => document.hostname.clone(),
+        None => {
+            let digest = pki::fingerprint(seed.as_bytes());
+            let letters: String = digest.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
+            format!("strake-{}", letters.to_lowercase())
+        }
+    }
+}

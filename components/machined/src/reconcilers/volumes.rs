@@ -1,0 +1,118 @@
+//! ETCD and DATA: found by their labels on the disk the system runs from, checked in a child process, mounted. STATE is
+//! mounted before there is a config, by the boot code, with the same functions.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use host::mount::{Flags, LinuxMounts, MountRequest, Mounts, usage};
+use serde_json::json;
+
+use super::{Context, Outcome, ReconcileError, Reconciler};
+
+/// A journal is replayed in seconds; a full check of a large disk after damage takes long.
+const CHECK: Duration = Duration::from_secs(270);
+const E2FSCK: &str = "/usr/sbin/e2fsck";
+
+pub struct Volumes;
+
+/// What is mounted where on which role.
+fn wanted(control_plane: bool) -> &'static [(&'static str, &'static str)] {
+    if control_plane { &[("ETCD", "/system/etcd"), ("DATA", "/var")] } else { &[("DATA", "/var")] }
+}
+
+/// Directories that every part of the system expects on DATA.
+const DIRECTORIES: &[(&str, u32)] = &[
+    ("/var/lib/containerd", 0o711),
+    ("/var/lib/kubelet", 0o700),
+    ("/var/lib/strake/snapshots", 0o700),
+    ("/var/lib/strake/uploads", 0o700),
+    ("/var/lib/cni", 0o755),
+    ("/var/log/strake", 0o755),
+    ("/var/log/pods", 0o755),
+    ("/var/log/containers", 0o755),
+    ("/var/tmp", 0o1777),
+];
+
+#[tonic::async_trait]
+impl Reconciler for Volumes {
+    fn name(&self) -> &'static str {
+        "volumes"
+    }
+
+    fn needs(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    async fn reconcile(&mut self, cx: &Context) -> Result<Outcome, ReconcileError> {
+        let machine = &cx.machine;
+        let mut mounted = vec![("STATE", machine.paths.state())];
+        for &(label, target) in wanted(cx.config().is_control_plane()) {
+            let target = machine.paths.at(target);
+            let Some((device, _)) = machine.disks.system_partition(label)? else {
+                return Err(format!("the disk this system runs from has no partition {label}").into());
+            };
+            mount(&device, &target).await?;
+            mounted.push((label, target));
+        }
+        directories(cx)?;
+        for (label, target) in &mounted {
+            show(cx, label, target)?;
+        }
+        let names: Vec<&str> = mounted.iter().map(|(label, _)| *label).collect();
+        Ok(Outcome::ready(names.join(", "), Duration::from_secs(30)))
+    }
+}
+
+/// Checks and mounts an ext4 file system, unless something is mounted there already.
+pub async fn mount(device: &Path, target: &Path) -> Result<(), ReconcileError> {
+    if LinuxMounts.mounted_at(target)?.is_some() {
+        return Ok(());
+    }
+    let node = device.to_str().ok_or("the device's name is not text")?;
+    let checked = host::process::run(E2FSCK, &["-p", node], CHECK).await?;
+    // e2fsck(8): 1 is "errors corrected"; 2 asks for a reboot only when the file system was mounted.
+    match checked.status.code() {
+        Some(0) => {}
+        Some(1 | 2) => tracing::warn!(device = node, "the file system had errors, which were corrected"),
+        _ => {
+            let said = String::from_utf8_lossy(&checked.stdout).into_owned() + &String::from_utf8_lossy(&checked.stderr);
+            return Err(format!("the file system on {node} is damaged and could not be repaired without loss: {}", said.trim()).into());
+        }
+    }
+    let request = MountRequest {
+        source: device.to_owned(),
+        target: target.to_owned(),
+        kind: "ext4".to_owned(),
+        flags: Flags { no_suid: true, no_dev: true, ..Flags::default() },
+        options: String::new(),
+    };
+    Ok(tokio::task::spawn_blocking(move || LinuxMounts.mount(&request)).await??)
+}
+
+fn directories(cx: &Context) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    for (path, mode) in DIRECTORIES {
+        let path = cx.machine.paths.at(path);
+        if !path.exists() {
+            std::fs::create_dir_all(&path)?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(*mode))?;
+        }
+    }
+    let run = cx.machine.paths.at("/var/run");
+    if !run.exists() {
+        std::os::unix::fs::symlink("/run", &run)?;
+    }
+    Ok(())
+}
+
+fn show(cx: &Context, label: &str, target: &PathBuf) -> Result<(), ReconcileError> {
+    let usage = usage(target)?;
+    let device = LinuxMounts.mounted_at(target)?.map(|entry| entry.source).unwrap_or_default();
+    let spec = json!({
+        "device": device, "mounted": target.display().to_string(),
+        "size": usage.total_bytes, "used": usage.total_bytes.saturating_sub(usage.available_bytes),
+        "inodes": usage.total_inodes, "inodesFree": usage.free_inodes,
+    });
+    cx.machine.store.set("volumes", label, spec);
+    Ok(())
+}

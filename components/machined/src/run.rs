@@ -1,0 +1,179 @@
+//! Puts the daemon together and runs it until it is told to end.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use machine_api::PORT;
+use machine_config::Config;
+use node_ipc::init::BootInfo;
+use pki::{Issued, LeafSpec};
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::api;
+use crate::api::authorize::Policy;
+use crate::api::tls::{self, ServingCertificate};
+use crate::boot::{self, Found};
+use crate::disks::LinuxDisks;
+use crate::init::InitHandle;
+use crate::machine::{Machine, Mode, Release};
+use crate::pairing::Gate;
+use crate::paths::Paths;
+use crate::reconcilers::{self, Board, Console, Network, Outcome, Standing};
+use crate::resources::Store;
+use crate::state::StateDir;
+
+/// Until when nothing may go wrong before a config counts as good.
+const GOOD_AFTER: Duration = Duration::from_secs(60);
+
+/// Runs the daemon.
+pub async fn run() -> anyhow::Result<()> {
+    let paths = Paths::default();
+    let boot: BootInfo = json(&paths.boot_info()).context("read how the system was booted")?;
+    let release: Release = json(&paths.release()).context("read what the image says about itself")?;
+    let boot_id = std::fs::read_to_string(paths.at("/proc/sys/kernel/random/boot_id")).context("read the boot id")?.trim().to_owned();
+    tracing::info!(version = release.version, source = ?boot.source, device = boot.device, root = boot.root_uuid, "machined starts");
+    let disks = LinuxDisks::new(boot.clone());
+    let found = boot::find(&paths, &boot, &disks).await;
+    let (mode, loaded, trouble) = match found {
+        Found::NoConfig { trouble } => (Mode::Maintenance, None, trouble),
+        Found::Config { loaded, trouble } => (Mode::Running, Some(Arc::new(*loaded)), trouble),
+    };
+    let network = Network::connect().context("connect to the kernel's network")?;
+    let machine = Arc::new(Machine {
+        mode,
+        release,
+        boot,
+        boot_id,
+        store: Store::default(),
+        init: InitHandle::new(paths.init_socket()),
+        state: StateDir::new(paths.state()),
+        config: watch::Sender::new(loaded),
+        wake: watch::Sender::new(0),
+        changing: Arc::new(Mutex::new(())),
+        disks: Box::new(disks),
+        addresses: network.addresses(),
+        paths,
+    });
+    let stop = CancellationToken::new();
+    tokio::spawn(reconcilers::observe(machine.clone()));
+    let serving = match mode {
+        Mode::Maintenance => tokio::spawn(maintenance(machine, network, trouble, stop.clone())),
+        Mode::Running => tokio::spawn(running(machine, network, trouble, stop.clone())),
+    };
+    let mut terminate = signal(SignalKind::terminate()).context("wait for signals")?;
+    tokio::select! {
+        _ = terminate.recv() => {
+            tracing::info!("machined ends");
+            stop.cancel();
+            Ok(())
+        }
+        ended = serving => ended.context("serve")?,
+    }
+}
+
+async fn maintenance(machine: Arc<Machine>, mut network: Network, trouble: Option<String>, stop: CancellationToken) -> anyhow::Result<()> {
+    let certificate = self_signed("strake-maintenance")?;
+    let der = pki::pem::certificates(&certificate.cert_pem)?;
+    let fingerprint = Sha256::digest(der.first().context("the certificate that was just made is empty")?).into();
+    let gate = Arc::new(Gate::new(fingerprint));
+    let board = Board::default();
+    let console = Console {
+        machine: machine.clone(),
+        board: board.subscribe(),
+        pairing: Some(gate.shown()),
+        trouble: trouble.into_iter().collect(),
+    };
+    tokio::spawn(console.run());
+    let paths = machine.paths.clone();
+    tokio::spawn(async move {
+        loop {
+            let (standing, pause) = match network.round(&paths, None, "").await {
+                Ok(Outcome::Ready { detail, again }) => (Standing::Ready(detail), again),
+                Ok(Outcome::Waiting { reason }) => (Standing::Pending(reason), Duration::from_secs(2)),
+                Err(error) => (Standing::Failed(api::chain(error.as_ref())), Duration::from_secs(5)),
+            };
+            board.send_if_modified(|board| board.insert("network", standing.clone()) != Some(standing));
+            tokio::time::sleep(pause).await;
+        }
+    });
+    let serving = ServingCertificate::new(&certificate.cert_pem, &certificate.key_pem)?;
+    let listener = listen().await?;
+    tracing::info!("maintenance mode");
+    Ok(api::serve(machine, Policy::Pairing(gate), tls::without_client_certificates(serving), listener, stop).await?)
+}
+
+async fn running(machine: Arc<Machine>, network: Network, trouble: Option<String>, stop: CancellationToken) -> anyhow::Result<()> {
+    // Nobody trusts this one; the certificates' reconciler replaces it.
+    let unknown = self_signed("strake-machine-without-certificate")?;
+    let serving = ServingCertificate::new(&unknown.cert_pem, &unknown.key_pem)?;
+    let loaded = machine.loaded().context("a running machine has a config")?;
+    let tls = tls::with_client_ca(serving.clone(), machine_ca(&loaded.config))?;
+    let board = reconcilers::spawn(reconcilers::registry(network), &machine, &serving, &stop);
+    let console =
+        Console { machine: machine.clone(), board: board.subscribe(), pairing: None, trouble: trouble.into_iter().collect() };
+    tokio::spawn(console.run());
+    tokio::spawn(remember_good_config(machine.clone(), board.subscribe()));
+    let listener = listen().await?;
+    tracing::info!(hostname = machine.hostname(), role = %loaded.config.machine.role, "running");
+    Ok(api::serve(machine, Policy::Roles, tls, listener, stop).await?)
+}
+
+fn machine_ca(config: &Config) -> &str {
+    config.secrets.authorities.machine.cert.as_str()
+}
+
+/// A config under which everything was ready for a while is kept as the last good one.
+async fn remember_good_config(machine: Arc<Machine>, mut board: watch::Receiver<std::collections::BTreeMap<&'static str, Standing>>) {
+    loop {
+        let all_ready = board.borrow_and_update().values().all(|standing| matches!(standing, Standing::Ready(_)));
+        let changed = tokio::time::timeout(GOOD_AFTER, board.changed()).await;
+        match changed {
+            Ok(Err(_)) => return,
+            Ok(Ok(())) => {}
+            Err(_) => {
+                if let Some(loaded) = machine.loaded().filter(|_| all_ready)
+                    && let Err(error) = machine.state.set_last_good_config(&loaded.text)
+                {
+                    tracing::warn!(error = %api::chain(&error), "keep the last good config");
+                }
+                if board.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// On IPv6 and IPv4; on IPv4 alone when the kernel has no IPv6.
+async fn listen() -> anyhow::Result<TcpListener> {
+    match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT))).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], PORT))).await.context("listen on the machine API's port"),
+    }
+}
+
+fn self_signed(name: &str) -> anyhow::Result<Issued> {
+    let spec = LeafSpec {
+        common_name: name.to_owned(),
+        organization: None,
+        dns_names: vec![machine_api::SERVER_NAME.to_owned()],
+        addresses: Vec::new(),
+        server: true,
+        client: false,
+        lifetime: Duration::from_secs(365 * 86_400),
+    };
+    Issued::self_signed(&spec, Timestamp::now()).context("make a certificate")
+}
+
+fn json<T: DeserializeOwned>(path: &std::path::Path) -> anyhow::Result<T> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).with_context(|| path.display().to_string())
+}
