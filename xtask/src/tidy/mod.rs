@@ -9,15 +9,15 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::project::{Project, metadata};
+use crate::project::{Project, TARGET, metadata};
 
 /// Checks everything; prints every complaint before it fails.
 pub fn check(project: &Project) -> Result<()> {
-    let metadata = metadata(&project.root, &[])?;
+    let metadata = metadata(&project.root, &["--no-deps"])?;
     let policy_file = project.root.join("deny.toml");
     let policy = std::fs::read_to_string(&policy_file).with_context(|| format!("cannot read {}", policy_file.display()))?;
     let mut complaints = dependencies::check(&metadata);
-    complaints.extend(licences::check(&metadata, &policy.parse()?));
+    complaints.extend(licences::check(&dependency_tree(project)?, &policy.parse()?));
     for path in tracked_files(project)? {
         // A file that was deleted but not yet committed is still listed.
         if let Ok(bytes) = std::fs::read(project.root.join(&path)) {
@@ -31,6 +31,17 @@ pub fn check(project: &Project) -> Result<()> {
         bail!("{} rules of the project are broken", complaints.len());
     }
     Ok(())
+}
+
+/// Every crate that is really compiled, one a line, with its licence.
+fn dependency_tree(project: &Project) -> Result<String> {
+    let mut command =
+        project.cargo(&["tree", "--quiet", "--workspace", "--target", TARGET, "--edges", "normal,build,dev", "--prefix", "none"]);
+    let output = command.args(["--format", "{p}\t{l}"]).output().context("cannot run cargo tree")?;
+    if !output.status.success() {
+        bail!("cargo tree failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    String::from_utf8(output.stdout).context("cargo tree's output is not UTF-8")
 }
 
 /// The project's files, also new ones that are not ignored.
