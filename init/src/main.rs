@@ -9,6 +9,7 @@ mod cmdline;
 mod console;
 mod control;
 mod event_loop;
+mod gpt;
 mod helper;
 mod loopdev;
 mod modules;

@@ -5,27 +5,30 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::gpt;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 /// A block device as sysfs describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BlockDevice {
     pub name: String,
-    /// Of a GPT partition, in lower case.
-    pub partition_uuid: Option<String>,
+    /// Of a partition: its number and its disk.
+    pub partition: Option<(u32, String)>,
     pub sectors: u64,
 }
 
 impl BlockDevice {
-    fn parse(uevent: &str, size: &str) -> Option<Self> {
+    fn parse(uevent: &str, size: &str, disk: Option<String>) -> Option<Self> {
         let mut device = Self { sectors: size.trim().parse().ok()?, ..Self::default() };
+        let mut number = None;
         for line in uevent.lines() {
             match line.split_once('=') {
                 Some(("DEVNAME", name)) => device.name = name.to_owned(),
-                Some(("PARTUUID", uuid)) => device.partition_uuid = Some(uuid.to_ascii_lowercase()),
+                Some(("PARTN", value)) => number = value.parse().ok(),
                 _ => {}
             }
         }
+        device.partition = number.zip(disk);
         (!device.name.is_empty()).then_some(device)
     }
 
@@ -42,7 +45,10 @@ pub fn block_devices() -> Vec<BlockDevice> {
         .flatten()
         .filter_map(|entry| {
             let read = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
-            BlockDevice::parse(&read("uevent"), &read("size"))
+            // A partition's directory lies in its disk's.
+            let real = fs::canonicalize(entry.path()).ok()?;
+            let disk = real.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+            BlockDevice::parse(&read("uevent"), &read("size"), disk)
         })
         .filter(|device| device.sectors > 0)
         .collect();
@@ -50,9 +56,20 @@ pub fn block_devices() -> Vec<BlockDevice> {
     devices
 }
 
-/// The partition that holds the root.
+/// The partition that holds the root, by the partition tables of the disks.
 pub fn root_partition<'a>(devices: &'a [BlockDevice], root_uuid: &str) -> Option<&'a BlockDevice> {
-    devices.iter().find(|device| device.partition_uuid.as_deref() == Some(root_uuid))
+    let disks = devices.iter().filter(|disk| devices.iter().any(|other| other.partition.as_ref().is_some_and(|(_, of)| *of == disk.name)));
+    disks.flat_map(|disk| partition_table(disk).into_iter().map(move |partition| (disk, partition))).find_map(|(disk, (number, uuid))| {
+        let wanted = Some((number, disk.name.clone()));
+        if uuid == root_uuid { devices.iter().find(|device| device.partition == wanted) } else { None }
+    })
+}
+
+fn partition_table(disk: &BlockDevice) -> Vec<gpt::Partition> {
+    let Ok(file) = File::open(disk.path()) else { return Vec::new() };
+    let sector = fs::read_to_string(Path::new("/sys/class/block").join(&disk.name).join("queue/logical_block_size"));
+    let sector: u64 = sector.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(512);
+    gpt::read(&file, sector, disk.sectors.saturating_mul(512) / sector.max(512))
 }
 
 /// Devices that may hold a medium: not those that the kernel makes up.
@@ -84,25 +101,24 @@ pub fn mount_medium(device: &Path, target: &Path, root_uuid: &str) -> Option<Pat
 mod tests {
     use super::*;
 
-    fn device(name: &str, uuid: Option<&str>) -> BlockDevice {
-        BlockDevice { name: name.into(), partition_uuid: uuid.map(str::to_owned), sectors: 8 }
+    fn device(name: &str, partition: Option<(u32, &str)>) -> BlockDevice {
+        BlockDevice { name: name.into(), partition: partition.map(|(number, disk)| (number, disk.to_owned())), sectors: 8 }
     }
 
     #[test]
     fn sysfs_text_becomes_a_device() {
-        let partition = "MAJOR=254\nMINOR=2\nDEVNAME=vda2\nDEVTYPE=partition\nPARTN=2\nPARTNAME=ROOT-A\nPARTUUID=AB-CD\n";
-        assert_eq!(BlockDevice::parse(partition, "8\n"), Some(device("vda2", Some("ab-cd"))));
-        assert_eq!(BlockDevice::parse("DEVNAME=sr0\nDEVTYPE=disk\n", "8"), Some(device("sr0", None)));
-        assert_eq!(BlockDevice::parse("DEVTYPE=disk\n", "8"), None);
-        assert_eq!(BlockDevice::parse("DEVNAME=sr0\n", ""), None);
+        let partition = "MAJOR=254\nMINOR=2\nDEVNAME=vda2\nDEVTYPE=partition\nPARTN=2\nPARTNAME=ROOT-A\n";
+        let disk = |name: &str| Some(name.to_owned());
+        assert_eq!(BlockDevice::parse(partition, "8\n", disk("vda")), Some(device("vda2", Some((2, "vda")))));
+        assert_eq!(BlockDevice::parse("DEVNAME=sr0\nDEVTYPE=disk\n", "8", disk("block")), Some(device("sr0", None)));
+        assert_eq!(BlockDevice::parse("DEVTYPE=disk\n", "8", None), None);
+        assert_eq!(BlockDevice::parse("DEVNAME=sr0\n", "", None), None);
     }
 
     #[test]
-    fn the_root_is_the_partition_with_its_uuid_only() {
-        let devices = [device("vda", None), device("vda1", Some("aa")), device("vda2", Some("bb"))];
-        assert_eq!(root_partition(&devices, "bb").map(|d| d.name.as_str()), Some("vda2"));
-        assert_eq!(root_partition(&devices, "cc"), None);
-        assert_eq!(root_partition(&devices, ""), None);
+    fn disks_that_cannot_be_read_hold_no_root() {
+        let devices = [device("nonexistent", None), device("nonexistent1", Some((1, "nonexistent")))];
+        assert_eq!(root_partition(&devices, "aa"), None);
     }
 
     #[test]

@@ -92,11 +92,12 @@ fn find_partition(disks: &[Disk], matches: impl Fn(&Partition) -> bool) -> Optio
 #[derive(Debug, Clone)]
 pub struct LinuxBlocks {
     sys: PathBuf,
+    dev: PathBuf,
 }
 
 impl Default for LinuxBlocks {
     fn default() -> Self {
-        Self { sys: PathBuf::from("/sys") }
+        Self { sys: PathBuf::from("/sys"), dev: PathBuf::from("/dev") }
     }
 }
 
@@ -107,8 +108,9 @@ impl Blocks for LinuxBlocks {
         for entry in fs::read_dir(&dir).map_err(|error| BlockError::List(dir.clone(), error))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if !is_made_up(&name)
-                && let Some(disk) = read_disk(&name, &entry.path())
+                && let Some(mut disk) = read_disk(&name, &entry.path())
             {
+                read_uuids(&mut disk, &self.dev);
                 disks.push(disk);
             }
         }
@@ -181,6 +183,21 @@ fn read_disk(name: &str, dir: &Path) -> Option<Disk> {
     })
 }
 
+/// From the partition table itself: up to Linux 6.12 sysfs does not have them. A disk without a valid one has none.
+fn read_uuids(disk: &mut Disk, dev: &Path) {
+    if disk.partitions.is_empty() {
+        return;
+    }
+    let block_size = if disk.sector_bytes == 4096 { gpt::disk::LogicalBlockSize::Lb4096 } else { gpt::disk::LogicalBlockSize::Lb512 };
+    let config = gpt::GptConfig::new().writable(false).logical_block_size(block_size);
+    let Ok(table) = config.open(dev.join(disk.name.replace('!', "/"))) else { return };
+    for partition in &mut disk.partitions {
+        if let Some(entry) = table.partitions().get(&partition.number) {
+            partition.uuid = entry.part_guid.to_string();
+        }
+    }
+}
+
 fn read_partition(name: &str, dir: &Path) -> Option<Partition> {
     let text = |file: &str| fs::read_to_string(dir.join(file)).ok();
     let number = text("partition")?.trim().parse().ok()?;
@@ -196,7 +213,7 @@ fn read_partition(name: &str, dir: &Path) -> Option<Partition> {
         name: name.to_owned(),
         path: device_path(name),
         label: uevent.get("PARTNAME").cloned().unwrap_or_default(),
-        uuid: uevent.get("PARTUUID").map(|uuid| uuid.to_ascii_lowercase()).unwrap_or_default(),
+        uuid: String::new(),
         start_bytes: bytes("start")?,
         size_bytes: bytes("size")?,
     })
@@ -283,14 +300,14 @@ mod tests {
         for (file, content) in [
             ("size", "2048\n"),
             ("serial", "disk-1\n"),
-            ("queue/logical_block_size", "4096\n"),
+            ("queue/logical_block_size", "512\n"),
             ("queue/rotational", "1\n"),
             ("ro", "0\n"),
             ("removable", "0\n"),
             ("vda2/partition", "2\n"),
             ("vda2/start", "10\n"),
             ("vda2/size", "20\n"),
-            ("vda2/uevent", "DEVNAME=vda2\nPARTN=2\nPARTNAME=ROOT-A\nPARTUUID=AB-CD\n"),
+            ("vda2/uevent", "DEVNAME=vda2\nPARTN=2\nPARTNAME=ROOT-A\n"),
             ("vda1/partition", "1\n"),
             ("vda1/start", "2\n"),
             ("vda1/size", "8\n"),
@@ -315,29 +332,42 @@ mod tests {
         for name in ["loop0", "sdb"] {
             std::os::unix::fs::symlink(dir.path().join("devices/virtual/block").join(name), dir.path().join("block").join(name)).unwrap();
         }
-        let blocks = LinuxBlocks { sys: dir.path().to_owned() };
+        let blocks = LinuxBlocks { sys: dir.path().to_owned(), dev: dir.path().join("dev") };
         (dir, blocks)
+    }
+
+    /// A real table with two partitions; returns the second one's UUID.
+    fn write_table(path: &Path) -> String {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        File::create(path).unwrap().set_len(1024 * 1024).unwrap();
+        let mut table = gpt::GptConfig::new().writable(true).create(path).unwrap();
+        table.add_partition_at("ESP", 1, 34, 6, gpt::partition_types::EFI, 0).unwrap();
+        table.add_partition_at("ROOT-A", 2, 40, 20, gpt::partition_types::LINUX_FS, 0).unwrap();
+        let uuid = table.partitions()[&2].part_guid.to_string();
+        table.write().unwrap();
+        uuid
     }
 
     #[test]
     fn sysfs_becomes_disks_with_partitions_in_order() {
-        let (_dir, blocks) = sysfs();
+        let (dir, blocks) = sysfs();
+        let uuid = write_table(&dir.path().join("dev/vda"));
         let disks = blocks.disks().unwrap();
         assert_eq!(disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>(), ["sda", "vda"]);
         let (sda, vda) = (&disks[0], &disks[1]);
         assert_eq!((sda.bus.as_str(), sda.model.as_str(), sda.serial.as_str(), sda.removable), ("ata", "ACME 9000", "S1", true));
-        assert_eq!((vda.bus.as_str(), vda.serial.as_str(), vda.sector_bytes, vda.rotational), ("virtio", "disk-1", 4096, true));
+        assert_eq!((vda.bus.as_str(), vda.serial.as_str(), vda.sector_bytes, vda.rotational), ("virtio", "disk-1", 512, true));
         assert_eq!((vda.size_bytes, vda.path.as_path()), (1024 * 1024, Path::new("/dev/vda")));
         assert_eq!(vda.partitions.iter().map(|partition| partition.number).collect::<Vec<_>>(), [1, 2]);
         let (disk, root) = partition_by_label(&disks, "ROOT-A").unwrap();
-        assert_eq!((disk.name.as_str(), root.start_bytes, root.size_bytes, root.uuid.as_str()), ("vda", 5120, 10240, "ab-cd"));
-        assert_eq!(partition_by_uuid(&disks, "AB-cd").unwrap().1.path, Path::new("/dev/vda2"));
+        assert_eq!((disk.name.as_str(), root.start_bytes, root.size_bytes, root.uuid.as_str()), ("vda", 5120, 10240, uuid.as_str()));
+        assert_eq!(partition_by_uuid(&disks, &uuid.to_uppercase()).unwrap().1.path, Path::new("/dev/vda2"));
         assert!(partition_by_label(&disks, "STATE").is_none());
     }
 
     #[test]
     fn errors_name_the_device() {
-        let blocks = LinuxBlocks { sys: PathBuf::from("/nonexistent") };
+        let blocks = LinuxBlocks { sys: PathBuf::from("/nonexistent"), dev: PathBuf::from("/nonexistent") };
         assert_eq!(blocks.disks().unwrap_err().to_string(), "list /nonexistent/block");
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = blocks.reread_partitions(file.path()).unwrap_err();
