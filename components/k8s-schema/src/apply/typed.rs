@@ -87,7 +87,6 @@ pub fn resolve<'a>(schema: &'a Schema, tr: TypeRef, value: Option<&Value>) -> At
                 _ => Atom::AtomicList(elem),
             }
         }
-        Kind::Raw | Kind::FieldsV1 => Atom::Map(TypeRef::of(TypeId::ANY), false),
         Kind::Any if !tr.atomic => match value {
             Some(Value::Array(_)) => Atom::AtomicList(TypeRef { ty: TypeId::ANY, atomic: true }),
             Some(Value::Object(_)) | None => Atom::Map(TypeRef::of(TypeId::ANY), false),
