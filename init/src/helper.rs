@@ -23,6 +23,7 @@ pub fn start(args: &[&str]) -> std::io::Result<i32> {
 
 /// The helper's side. The kernel and the CNI plugins call it as `modprobe`.
 pub fn run(args: &[String]) -> i32 {
+    spawn::unblock_signals();
     let called_as = args.first().map_or("", |name| name.rsplit('/').next().unwrap_or(name));
     let rest = args.get(1..).unwrap_or_default();
     if called_as == "modprobe" {
@@ -93,8 +94,9 @@ fn listed_modules() -> i32 {
     let names = list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let (files, names): (Vec<&str>, Vec<&str>) = names.partition(|name| name.contains('/'));
     let base = modules::directory(Path::new("/"));
+    let options = modules::Options::read(Path::new("/"));
     for file in files {
-        if let Err(error) = modules::load_file(&base.join(file)) {
+        if let Err(error) = modules::load_file(&base.join(file), &options) {
             report::info(&report::chain(&error));
         }
     }

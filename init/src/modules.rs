@@ -2,7 +2,7 @@
 //! (`modules.dep`, `modules.alias`, `modules.softdep`, `modules.builtin`; the formats are those of modules.dep(5) and depmod.d(5)).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::ffi::CStr;
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,9 +20,31 @@ pub enum ModuleError {
     Load(PathBuf, #[source] Errno),
 }
 
+/// Parameters of modules: lines of `name parameter=value…` in `/usr/share/strake/module-options`.
+#[derive(Debug, Default)]
+pub struct Options(HashMap<String, String>);
+
+impl Options {
+    pub fn read(root: &Path) -> Self {
+        Self::parse(&fs::read_to_string(root.join("usr/share/strake/module-options")).unwrap_or_default())
+    }
+
+    fn parse(text: &str) -> Self {
+        let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+        Self(lines.filter_map(|line| line.split_once(' ')).map(|(name, rest)| (canonical(name), rest.trim().to_owned())).collect())
+    }
+
+    fn of(&self, path: &Path) -> CString {
+        let name = path.file_name().map(|name| name_of(&name.to_string_lossy())).unwrap_or_default();
+        // A NUL byte cannot be in a parameter, so such a line counts for nothing.
+        self.0.get(&name).and_then(|text| CString::new(text.as_str()).ok()).unwrap_or_default()
+    }
+}
+
 /// depmod's index of one directory of modules.
 #[derive(Debug, Default)]
 pub struct Index {
+    options: Options,
     base: PathBuf,
     modules: HashMap<String, Module>,
     aliases: Vec<(String, String)>,
@@ -42,7 +64,8 @@ impl Index {
     pub fn read(root: &Path) -> Self {
         let base = directory(root);
         let text = |name: &str| fs::read_to_string(base.join(name)).unwrap_or_default();
-        Self::parse(&base, &text("modules.dep"), &text("modules.alias"), &text("modules.softdep"), &text("modules.builtin"))
+        let index = Self::parse(&base, &text("modules.dep"), &text("modules.alias"), &text("modules.softdep"), &text("modules.builtin"));
+        Self { options: Options::read(root), ..index }
     }
 
     fn parse(base: &Path, dep: &str, alias: &str, softdep: &str, builtin: &str) -> Self {
@@ -121,11 +144,10 @@ pub fn directory(root: &Path) -> PathBuf {
 }
 
 /// Loads one module file; one that is loaded already is fine.
-pub fn load_file(path: &Path) -> Result<(), ModuleError> {
+pub fn load_file(path: &Path, options: &Options) -> Result<(), ModuleError> {
     let file = fs::File::open(path).map_err(|error| ModuleError::Open(path.to_owned(), error))?;
     let compressed = path.extension().is_some_and(|end| end == "xz" || end == "zst" || end == "gz");
-    let parameters: &CStr = c"";
-    match rustix::system::finit_module(&file, parameters, if compressed { COMPRESSED } else { 0 }) {
+    match rustix::system::finit_module(&file, &options.of(path), if compressed { COMPRESSED } else { 0 }) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(ModuleError::Load(path.to_owned(), error)),
     }
@@ -136,7 +158,7 @@ pub fn load_file(path: &Path) -> Result<(), ModuleError> {
 pub fn load(index: &Index, wanted: &str) -> (bool, Vec<ModuleError>) {
     let order = index.load_order(wanted);
     let known = !order.is_empty();
-    (known, order.iter().filter_map(|path| load_file(path).err()).collect())
+    (known, order.iter().filter_map(|path| load_file(path, &index.options).err()).collect())
 }
 
 /// The modalias of every device of every bus, and of the input devices, which have none.
@@ -307,6 +329,19 @@ mod tests {
         ];
         for (pattern, text, expected) in cases {
             assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn a_module_gets_the_parameters_of_its_line() {
+        let options = Options::parse("# c\nbonding max_bonds=0 miimon=100\nnf-conntrack  hashsize=1\nbare\n");
+        for (file, expected) in [
+            ("/m/bonding.ko.xz", c"max_bonds=0 miimon=100"),
+            ("/m/nf_conntrack.ko", c"hashsize=1"),
+            ("/m/bare.ko", c""),
+            ("/m/dummy.ko", c""),
+        ] {
+            assert_eq!(options.of(Path::new(file)).as_c_str(), expected, "{file}");
         }
     }
 

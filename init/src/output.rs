@@ -72,7 +72,8 @@ impl Output {
     fn hand_over(&self, handover: &Handover, fd: BorrowedFd<'_>) {
         let Some(channel) = &self.channel else { return };
         if let Err(error) = send_with_fd(channel, handover, fd) {
-            report::warn(&format!("hand {handover:?} to logd: {error}"));
+            // It is about to be replaced; the next one gets everything.
+            report::info(&format!("hand {handover:?} to logd: {error}"));
         }
     }
 

@@ -65,9 +65,17 @@ pub fn exec_service(args: &[String]) -> i32 {
         eprintln!("init: allow {OPEN_FILES} open files: {error}");
     }
     let _ = rustix::process::setsid();
+    unblock_signals();
     let error = Command::new(program).args(rest).exec();
     eprintln!("init: execute {program}: {error}");
     127
+}
+
+/// PID 1 blocks the signals that it reads from a descriptor, and children inherit that, through exec too.
+pub fn unblock_signals() {
+    if let Err(error) = nix::sys::signal::SigSet::empty().thread_set_mask() {
+        eprintln!("init: unblock signals: {error}");
+    }
 }
 
 /// Kills what is left in a cgroup and below it.

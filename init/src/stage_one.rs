@@ -66,7 +66,7 @@ fn load_listed_modules(list: &Path) {
         if path.is_empty() || path.starts_with('#') {
             continue;
         }
-        if let Err(error) = modules::load_file(Path::new(path)) {
+        if let Err(error) = modules::load_file(Path::new(path), &modules::Options::default()) {
             report::info(&report::chain(&error));
         }
     }

@@ -26,6 +26,7 @@ const PERSIST_TIMEOUT: Duration = Duration::from_secs(20);
 enum Job {
     Write { log: String, entry: Arc<Entry> },
     Persist { dir: PathBuf, reply: SyncSender<io::Result<()>> },
+    Flush { reply: SyncSender<()> },
 }
 
 /// The queue's writing end. Offering never waits.
@@ -90,6 +91,14 @@ impl Disk {
         answer.recv_timeout(PERSIST_TIMEOUT).map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the disk does not answer"))??;
         fs::create_dir_all(&self.run_state)?;
         fs::write(self.run_state.join("persist"), dir.as_os_str().as_encoded_bytes())
+    }
+
+    /// Waits until what was offered before is on the disk, but not for ever.
+    pub fn flush(&self, longest: Duration) {
+        let (reply, answer) = sync_channel(1);
+        if self.jobs.try_send(Job::Flush { reply }).is_ok() {
+            let _ = answer.recv_timeout(longest);
+        }
     }
 
     pub fn is_persistent(&self) -> bool {
@@ -159,6 +168,10 @@ impl Writer {
                 Ok(Job::Persist { dir, reply }) => {
                     let result = self.persist(&dir);
                     let _ = reply.send(result);
+                }
+                Ok(Job::Flush { reply }) => {
+                    self.sync();
+                    let _ = reply.send(());
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -283,6 +296,18 @@ mod tests {
         let disk = Disk::start(Arc::clone(&store), run).unwrap();
         store.write_to(disk.sender());
         (store, disk)
+    }
+
+    #[test]
+    fn after_a_flush_everything_offered_before_can_be_read() {
+        let (dir, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (store, disk) = start("boot1", run.path());
+        disk.persist(dir.path()).unwrap();
+        for n in 0..100 {
+            add(&store, &n.to_string());
+        }
+        disk.flush(Duration::from_secs(10));
+        assert_eq!(disk.history("svc").count(), 100);
     }
 
     fn wait_for(disk: &Disk, count: usize) -> Vec<String> {

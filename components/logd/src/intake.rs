@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use node_ipc::logd::{JOURNAL_SOCKET, KERNEL};
 use node_ipc::stdio::Handover;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -44,6 +46,7 @@ struct Service {
 /// The sources.
 pub struct Intake {
     store: Arc<Store>,
+    termination: SignalFd,
     channel: Option<OwnedFd>,
     journal: Option<OwnedFd>,
     kernel: Option<OwnedFd>,
@@ -62,7 +65,7 @@ struct Packet {
 }
 
 impl Intake {
-    pub fn open(store: Arc<Store>, persistent: bool, run_state: &Path) -> anyhow::Result<Self> {
+    pub fn open(store: Arc<Store>, termination: SignalFd, persistent: bool, run_state: &Path) -> anyhow::Result<Self> {
         let stdin = io::stdin().as_fd().try_clone_to_owned().context("duplicate standard input")?;
         let channel = sockopt::socket_type(&stdin).is_ok_and(|kind| kind == SocketType::SEQPACKET).then_some(stdin);
         let journal = if channel.is_none() { Some(bind_journal(Path::new(JOURNAL_SOCKET))?) } else { None };
@@ -73,6 +76,7 @@ impl Intake {
         let seen = fs::read_to_string(&kernel_position).ok().and_then(|text| text.parse().ok());
         Ok(Self {
             store,
+            termination,
             channel,
             journal,
             kernel,
@@ -83,15 +87,18 @@ impl Intake {
         })
     }
 
-    /// Until the end of the process.
+    /// Until SIGTERM, and then once more for what is there already.
     pub fn run(mut self) -> anyhow::Result<()> {
-        loop {
+        let mut ending = false;
+        while !ending {
             self.wait()?;
+            ending = matches!(self.termination.read_signal(), Ok(Some(_)));
             self.take_handovers();
             self.take_journal();
             self.take_kernel();
             self.take_services();
         }
+        Ok(())
     }
 
     fn wait(&self) -> anyhow::Result<()> {
@@ -99,7 +106,9 @@ impl Intake {
             .into_iter()
             .flatten()
             .chain(self.services.iter().map(|service| &service.pipe))
-            .map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN))
+            .map(AsFd::as_fd)
+            .chain([self.termination.as_fd()])
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
             .collect();
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
@@ -232,6 +241,14 @@ impl Intake {
     }
 }
 
+/// SIGTERM as something to poll. Blocks it for this thread and those it starts.
+pub fn termination() -> nix::Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGTERM);
+    mask.thread_block()?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
 /// One packet without waiting for it. A descriptor beyond the first is closed.
 fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Packet, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4), ScmCredentials(1))];
@@ -313,6 +330,7 @@ mod tests {
     fn intake(journal: OwnedFd) -> Intake {
         Intake {
             store: Arc::new(Store::new("b".into())),
+            termination: termination().unwrap(),
             channel: None,
             journal: Some(journal),
             kernel: None,
