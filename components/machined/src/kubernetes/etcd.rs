@@ -108,9 +108,6 @@ pub enum EtcdLifeError {
     /// Workers have no etcd.
     #[error("this machine is a worker and has no etcd")]
     Worker,
-    /// The machine was never bootstrapped: recovering makes no cluster.
-    #[error("the config has no control plane to recover")]
-    NoCluster,
     /// A file could not be written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -164,7 +161,7 @@ fn own_uid() -> u32 {
 pub struct Recovered {
     /// The revision of the snapshot.
     pub revision: i64,
-    /// How many keys it holds.
+    /// How many entries it holds, etcd's own among them.
     pub keys: i64,
 }
 
@@ -176,19 +173,32 @@ const TOOL_TIMEOUT: Duration = Duration::from_secs(600);
 const REVISION_BUMP: u64 = 1_000_000_000;
 
 /// Puts a snapshot in the place of etcd's data. etcd is stopped first, and nothing is touched before its process is proven dead; kubelet and containerd
-/// need not work for that. The data before is kept beside it until the next recovery. The caller records the cluster's id on STATE if it is not there.
+/// need not work for that. The data before is kept beside it until the next recovery.
 pub async fn recover(paths: &Paths, config: &Config, facts: &NodeFacts, snapshot: &Path) -> Result<Recovered, EtcdLifeError> {
     if !config.is_control_plane() {
         return Err(EtcdLifeError::Worker);
     }
     crate::etcd::check(snapshot)?;
     let recovered = status(paths, snapshot).await?;
-    files::write(paths, &File { uid: own_uid(), ..File::private(HOLD, "", 0) })?;
-    files::remove(paths, &format!("{}/etcd.yaml", static_pods::DIRECTORY))?;
-    stop(Path::new("/proc")).await?;
-    restore(paths, config, facts, snapshot).await?;
+    let own = |path: &str, content: String| File { uid: own_uid(), ..File::private(path, content, 0) };
+    files::write(paths, &own(HOLD, String::new()))?;
+    let replaced = match stop(paths, Path::new("/proc")).await {
+        Ok(()) => restore(paths, config, facts, snapshot).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = replaced {
+        // As long as the old data is in its place, etcd goes on with it.
+        if paths.at(STORE).exists() {
+            files::remove(paths, HOLD)?;
+        }
+        return Err(error);
+    }
     files::write(paths, &marker(&config.secrets.cluster_id))?;
-    files::write(paths, &File { uid: own_uid(), ..File::private(INITIALISED, "", 0) })?;
+    files::write(paths, &own(INITIALISED, String::new()))?;
+    if observe(paths).state_id.is_none() {
+        // A machine that was installed anew belongs to the cluster again.
+        files::write(paths, &own(STATE_ID, format!("{}\n", config.secrets.cluster_id)))?;
+    }
     files::remove(paths, HOLD)?;
     Ok(recovered)
 }
@@ -258,11 +268,13 @@ async fn run(operation: &'static str, mut command: Command) -> Result<Vec<u8>, E
     Err(failed(text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("failed without a word").to_owned()))
 }
 
-/// Waits until no etcd works on our data directory; tells it to end, and kills it.
-async fn stop(proc: &Path) -> Result<(), EtcdLifeError> {
+/// Takes the manifest away, waits until no etcd works on our data directory, tells it to end, and kills it.
+async fn stop(paths: &Paths, proc: &Path) -> Result<(), EtcdLifeError> {
     let began = Instant::now();
     let (mut told, mut killed) = (false, false);
     loop {
+        // Again each time: a round of the reconciler that began before the hold may have put it back.
+        files::remove(paths, &format!("{}/etcd.yaml", static_pods::DIRECTORY))?;
         let Some(pid) = running(proc) else { return Ok(()) };
         let waited = began.elapsed();
         let signal = match (waited > STOP_GRACE, waited > 2 * STOP_GRACE) {
@@ -389,5 +401,110 @@ mod tests {
         assert_eq!(running(dir.path()), None);
         process("12", &["/usr/bin/etcd", "--name=a", "--data-dir=/system/etcd/data"]);
         assert_eq!(running(dir.path()), Some(12));
+    }
+}
+
+#[cfg(test)]
+mod real_etcd {
+    //! Against Debian's etcd, where it is: `STRAKE_TOOLS` (set by `cargo xtask test`) or PATH.
+
+    use super::*;
+    use crate::kubernetes::testing;
+    use std::process::{Child, Command as StdCommand, Output};
+
+    /// Where the programs are. Only a machine without them skips; where `STRAKE_TOOLS` is set they must be there.
+    fn tools() -> Option<PathBuf> {
+        if let Some(tools) = std::env::var_os("STRAKE_TOOLS") {
+            return Some(PathBuf::from(tools));
+        }
+        let places: Vec<PathBuf> = std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default();
+        let found = places.into_iter().find(|p| ["etcd", "etcdctl", "etcdutl"].iter().all(|t| p.join(t).exists()));
+        if found.is_none() {
+            eprintln!("skipped: no etcd here");
+        }
+        found
+    }
+
+    fn free_port() -> u16 {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    struct Etcd {
+        child: Child,
+        endpoint: String,
+        tools: PathBuf,
+    }
+
+    impl Etcd {
+        fn start(tools: &Path, data: &Path) -> Self {
+            use std::os::unix::process::CommandExt as _;
+            let endpoint = format!("http://127.0.0.1:{}", free_port());
+            let peer = format!("http://127.0.0.1:{}", free_port());
+            let child = StdCommand::new(tools.join("etcd"))
+                .args(["--name=cp-1", "--logger=zap", "--log-level=error", &format!("--data-dir={}", data.display())])
+                .args([format!("--listen-client-urls={endpoint}"), format!("--advertise-client-urls={endpoint}")])
+                .args([format!("--listen-peer-urls={peer}"), format!("--initial-advertise-peer-urls={peer}")])
+                .arg(format!("--initial-cluster=cp-1={peer}"))
+                .process_group(0)
+                .spawn()
+                .unwrap();
+            let etcd = Self { child, endpoint, tools: tools.to_owned() };
+            for _ in 0..150 {
+                if etcd.ctl(&["endpoint", "health"]).status.success() {
+                    return etcd;
+                }
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            panic!("etcd does not answer");
+        }
+
+        fn ctl(&self, args: &[&str]) -> Output {
+            StdCommand::new(self.tools.join("etcdctl")).arg(format!("--endpoints={}", self.endpoint)).args(args).output().unwrap()
+        }
+    }
+
+    impl Drop for Etcd {
+        fn drop(&mut self) {
+            let pid = rustix::process::Pid::from_child(&self.child);
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+            let _ = self.child.wait();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_brings_everything_back_and_a_damaged_one_changes_nothing() {
+        let Some(tools) = tools() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::under(dir.path());
+        let config = testing::control_plane_config();
+        let facts = NodeFacts { node_ip: [127, 0, 0, 1].into(), ..testing::facts() };
+        fs::create_dir_all(paths.at("/usr/bin")).unwrap();
+        std::os::unix::fs::symlink(tools.join("etcdutl"), paths.at("/usr/bin/etcdutl")).unwrap();
+
+        let snapshot = dir.path().join("snapshot.db");
+        {
+            let etcd = Etcd::start(&tools, &dir.path().join("old"));
+            for i in 0..20 {
+                assert!(etcd.ctl(&["put", &format!("key{i}"), "value"]).status.success());
+            }
+            assert!(etcd.ctl(&["snapshot", "save", snapshot.to_str().unwrap()]).status.success());
+        }
+
+        let whole = fs::read(&snapshot).unwrap();
+        let damaged = dir.path().join("damaged.db");
+        fs::write(&damaged, &whole[..whole.len() - 512]).unwrap();
+        assert!(recover(&paths, &config, &facts, &damaged).await.is_err());
+        assert!(!paths.at(DATA_DIR).exists() && !observe(&paths).held);
+
+        let recovered = recover(&paths, &config, &facts, &snapshot).await.unwrap();
+        assert_eq!(recovered.revision, 21);
+        assert!(recovered.keys >= 20);
+        assert_eq!(verdict(&observe(&paths)), Verdict::Run);
+
+        let etcd = Etcd::start(&tools, &paths.at(DATA_DIR));
+        let got = etcd.ctl(&["get", "key7", "--write-out=json"]);
+        let answer: serde_json::Value = serde_json::from_slice(&got.stdout).unwrap();
+        assert_eq!(answer["count"], 1);
+        assert!(answer["header"]["revision"].as_u64() >= Some(REVISION_BUMP), "{answer}");
     }
 }
