@@ -7,6 +7,7 @@ pub mod apply;
 pub mod doc;
 pub mod json;
 pub mod names;
+pub mod openapi;
 pub mod patch;
 pub mod proto;
 pub mod quantity;
