@@ -3,7 +3,7 @@
 //! [`plan`] decides everything from the deployment, its sets and the clock; this file observes and applies. One round makes one step, as
 //! upstream does, and the changes it causes start the next.
 
-mod hash;
+pub mod hash;
 mod plan;
 mod rollout;
 #[cfg(test)]

@@ -13,6 +13,7 @@ use k8s_client::{
 };
 use serde_json::json;
 
+pub use self::plan::until_available;
 use self::plan::{Observed, plan};
 use crate::api::{Pod, ReplicaSet};
 use crate::context::{Context, Pods};
