@@ -113,8 +113,8 @@ impl Containerd {
             return Err(archive.invalid("nests indexes too deeply".to_owned()));
         }
         let text = archive.document(root)?;
-        let document: Document =
-            serde_json::from_slice(&text).map_err(|error| archive.invalid(format!("holds a manifest {} that is not one: {error}", root.digest)))?;
+        let document: Document = serde_json::from_slice(&text)
+            .map_err(|error| archive.invalid(format!("holds a manifest {} that is not one: {error}", root.digest)))?;
         let mut labels = BTreeMap::new();
         let mut config = None;
         for (number, manifest) in document.manifests.iter().enumerate() {
@@ -138,7 +138,13 @@ impl Containerd {
         Ok(config)
     }
 
-    async fn write_blob(&self, archive: &Archive, blob: &Reference, lease: &str, labels: BTreeMap<String, String>) -> Result<(), ImageError> {
+    async fn write_blob(
+        &self,
+        archive: &Archive,
+        blob: &Reference,
+        lease: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<(), ImageError> {
         let mut client = ContentClient::new(self.channel.clone());
         match client.info(in_namespace(InfoRequest { digest: blob.digest.clone() }, None)).await {
             Ok(_) if labels.is_empty() => return Ok(()),
@@ -246,7 +252,11 @@ fn failed(operation: &'static str) -> impl FnOnce(Status) -> ImageError {
 }
 
 /// Sends a blob in pieces and then asks for it to be committed.
-fn send_blob(mut reader: impl Read, template: WriteContentRequest, requests: &tokio::sync::mpsc::Sender<WriteContentRequest>) -> io::Result<()> {
+fn send_blob(
+    mut reader: impl Read,
+    template: WriteContentRequest,
+    requests: &tokio::sync::mpsc::Sender<WriteContentRequest>,
+) -> io::Result<()> {
     let total = u64::try_from(template.total).unwrap_or(0);
     let mut offset = 0;
     loop {
@@ -319,7 +329,8 @@ impl Archive {
             }
         }
         let index = index.ok_or_else(|| archive.invalid("is no OCI archive: it has no index.json, or is cut off".to_owned()))?;
-        archive.index = serde_json::from_slice(&index).map_err(|error| archive.invalid(format!("has an index.json that is not one: {error}")))?;
+        archive.index =
+            serde_json::from_slice(&index).map_err(|error| archive.invalid(format!("has an index.json that is not one: {error}")))?;
         if archive.index.manifests.is_empty() {
             return Err(archive.invalid("holds no image".to_owned()));
         }
@@ -407,7 +418,9 @@ mod tests {
         let digest = format!("sha256:{}", "a".repeat(64));
         let blob = format!("blobs/sha256/{}", "a".repeat(64));
         let index = |size: usize, name: &str| {
-            format!(r#"{{"manifests":[{{"mediaType":"m","digest":"{digest}","size":{size},"annotations":{{"io.containerd.image.name":"{name}"}}}}]}}"#)
+            format!(
+                r#"{{"manifests":[{{"mediaType":"m","digest":"{digest}","size":{size},"annotations":{{"io.containerd.image.name":"{name}"}}}}]}}"#
+            )
         };
         let good = index(2, "example.org/app:v1");
         let whole = archive_of(&[("index.json", good.as_bytes()), (&blob, b"{}")]);

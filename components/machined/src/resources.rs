@@ -14,8 +14,7 @@ const MAX_PER_KIND: usize = 4096;
 const WATCH_BACKLOG: usize = 256;
 
 /// The kinds there are, in the order in which people are shown them.
-pub const KINDS: &[&str] =
-    &["status", "machine", "disks", "links", "addresses", "routes", "volumes", "services", "time", "certificates", "etcd-members", "pod-network"];
+pub const KINDS: &[&str] = &["status", "disks", "links", "addresses", "routes", "volumes", "services", "time", "certificates"];
 
 /// One object.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,7 +76,8 @@ impl Store {
     /// Makes these the only objects of the kind.
     pub fn replace(&self, kind: &str, wanted: BTreeMap<String, Value>) {
         let mut objects = self.lock();
-        let gone: Vec<String> = objects.kinds.get(kind).into_iter().flatten().map(|(id, _)| id.clone()).filter(|id| !wanted.contains_key(id)).collect();
+        let gone: Vec<String> =
+            objects.kinds.get(kind).into_iter().flatten().map(|(id, _)| id.clone()).filter(|id| !wanted.contains_key(id)).collect();
         for id in gone {
             self.remove_locked(&mut objects, kind, &id);
         }

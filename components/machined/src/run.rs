@@ -85,12 +85,8 @@ async fn maintenance(machine: Arc<Machine>, mut network: Network, trouble: Optio
     let fingerprint = Sha256::digest(der.first().context("the certificate that was just made is empty")?).into();
     let gate = Arc::new(Gate::new(fingerprint));
     let board = Board::default();
-    let console = Console {
-        machine: machine.clone(),
-        board: board.subscribe(),
-        pairing: Some(gate.shown()),
-        trouble: trouble.into_iter().collect(),
-    };
+    let console =
+        Console { machine: machine.clone(), board: board.subscribe(), pairing: Some(gate.shown()), trouble: trouble.into_iter().collect() };
     tokio::spawn(console.run());
     let paths = machine.paths.clone();
     tokio::spawn(async move {
@@ -117,8 +113,7 @@ async fn running(machine: Arc<Machine>, network: Network, trouble: Option<String
     let loaded = machine.loaded().context("a running machine has a config")?;
     let tls = tls::with_client_ca(serving.clone(), machine_ca(&loaded.config))?;
     let board = reconcilers::spawn(reconcilers::registry(network), &machine, &serving, &stop);
-    let console =
-        Console { machine: machine.clone(), board: board.subscribe(), pairing: None, trouble: trouble.into_iter().collect() };
+    let console = Console { machine: machine.clone(), board: board.subscribe(), pairing: None, trouble: trouble.into_iter().collect() };
     tokio::spawn(console.run());
     tokio::spawn(remember_good_config(machine.clone(), board.subscribe()));
     let listener = listen().await?;

@@ -24,7 +24,14 @@ pub fn authority(name: &str) -> pki::Issued {
     pki::Authority::generate(name, jiff::Timestamp::now(), std::time::Duration::from_secs(86_400)).unwrap()
 }
 
-fn config_text(role: &str, install: &str, machine_ca: &str, machine_key: Option<&str>, cluster_ca: &str, cluster_key: Option<&str>) -> String {
+fn config_text(
+    role: &str,
+    install: &str,
+    machine_ca: &str,
+    machine_key: Option<&str>,
+    cluster_ca: &str,
+    cluster_key: Option<&str>,
+) -> String {
     let ca = |cert: &str, key: Option<&str>| {
         let indent = |pem: &str| pem.trim().replace('\n', "\n      ");
         let key = key.map(|key| format!("\n    key: |\n      {}", indent(key))).unwrap_or_default();

@@ -113,7 +113,10 @@ mod tests {
     #[test]
     fn programs_get_everything() {
         let rows = [row(json!({"node": "cp-1", "n": 1}))];
-        assert_eq!(serde_json::from_str::<Value>(&render(Format::Json, &["NODE"], &rows).unwrap()).unwrap(), json!([{"node": "cp-1", "n": 1}]));
+        assert_eq!(
+            serde_json::from_str::<Value>(&render(Format::Json, &["NODE"], &rows).unwrap()).unwrap(),
+            json!([{"node": "cp-1", "n": 1}])
+        );
         assert_eq!(render(Format::Yaml, &["NODE"], &rows).unwrap(), "- node: cp-1\n  n: 1\n");
     }
 

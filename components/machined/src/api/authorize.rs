@@ -89,14 +89,20 @@ impl Policy {
             Policy::Pairing(gate) => {
                 caller.name = "pairing".to_owned();
                 if !method.maintenance {
-                    return refuse(&caller, Status::failed_precondition(
-                        "the machine is in maintenance mode and serves version, disks, links and apply-config only",
-                    ));
+                    return refuse(
+                        &caller,
+                        Status::failed_precondition(
+                            "the machine is in maintenance mode and serves version, disks, links and apply-config only",
+                        ),
+                    );
                 }
                 let Some(code) = pairing else {
-                    return refuse(&caller, Status::unauthenticated(
-                        "the machine is in maintenance mode: pass the pairing string of its console with --pairing",
-                    ));
+                    return refuse(
+                        &caller,
+                        Status::unauthenticated(
+                            "the machine is in maintenance mode: pass the pairing string of its console with --pairing",
+                        ),
+                    );
                 };
                 match gate.check(code) {
                     Verdict::Accepted => Ok(caller),

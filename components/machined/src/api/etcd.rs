@@ -76,10 +76,7 @@ impl EtcdService for Handler {
         Ok(Response::new(Box::pin(super::files::send(file, limits::SNAPSHOT_BYTES))))
     }
 
-    async fn list_snapshots(
-        &self,
-        _request: Request<EtcdListSnapshotsRequest>,
-    ) -> Result<Response<EtcdListSnapshotsResponse>, Status> {
+    async fn list_snapshots(&self, _request: Request<EtcdListSnapshotsRequest>) -> Result<Response<EtcdListSnapshotsResponse>, Status> {
         let kept = etcd::kept(&self.0.paths.snapshots()).map_err(|error| super::internal(&error))?;
         let snapshots = kept.into_iter().map(|(name, info)| EtcdSnapshotInfo {
             name,

@@ -199,8 +199,7 @@ fn read(files: &[ConfigFile]) -> Result<(Config, String), Status> {
         )));
     }
     let refused = |errors: ConfigErrors| Status::invalid_argument(errors.to_string());
-    let documents =
-        Documents::parse_all(files.iter().map(|file| (file.name.as_str(), file.content.as_str()))).map_err(refused)?;
+    let documents = Documents::parse_all(files.iter().map(|file| (file.name.as_str(), file.content.as_str()))).map_err(refused)?;
     let config = Config::from_documents(&documents).map_err(refused)?;
     Ok((config, documents.render()))
 }
@@ -252,9 +251,13 @@ impl Handler {
         let scratch = machine.paths.at("/run/strake/install");
         if machine.boot.source == BootSource::Disk {
             let state = machine.disks.system_partition("STATE").map_err(|error| super::internal(&error))?;
-            let (state, size) = state.ok_or_else(|| Status::failed_precondition("the disk this system runs from has no STATE partition"))?;
+            let (state, size) =
+                state.ok_or_else(|| Status::failed_precondition("the disk this system runs from has no STATE partition"))?;
             if !state.display().to_string().starts_with(&target.node.display().to_string()) {
-                let text = format!("the config selects {}, but this system is installed on another disk: boot the ISO to install anew", target.disk.name);
+                let text = format!(
+                    "the config selects {}, but this system is installed on another disk: boot the ISO to install anew",
+                    target.disk.name
+                );
                 return Err(Status::failed_precondition(text));
             }
             return Ok(Work::ConfigOnly { state, size, text: text.to_owned(), scratch });

@@ -126,8 +126,7 @@ pub fn prepare(
     media: Media,
     scratch: PathBuf,
 ) -> Result<Installation, InstallError> {
-    let partitions =
-        layout(config.machine.role, disk.size).map_err(|source| InstallError::TooSmall { disk: disk.name.clone(), source })?;
+    let partitions = layout(config.machine.role, disk.size).map_err(|source| InstallError::TooSmall { disk: disk.name.clone(), source })?;
     let root_uuid = Uuid::parse_str(&media.root_uuid).map_err(|_| InstallError::RootUuid(media.root_uuid.clone()))?;
     let room = |label: &str| partitions.iter().find(|partition| partition.label == label).map_or(0, |partition| partition.size);
     let root = readable(&media.root)?;
@@ -139,7 +138,9 @@ pub fn prepare(
     if boot > room("ESP") / 10 * 9 {
         return Err(InstallError::TooLarge { what: "what starts the system", has: boot, label: "ESP", room: room("ESP") });
     }
-    if !config.machine.install.wipe && let Some(what) = table::content(node, disk.size).map_err(step("look for partitions", node))? {
+    if !config.machine.install.wipe
+        && let Some(what) = table::content(node, disk.size).map_err(step("look for partitions", node))?
+    {
         return Err(InstallError::InUse { disk: disk.name.clone(), what });
     }
     let (node, size, config) = (node.to_owned(), disk.size, config_text.to_owned());
@@ -253,7 +254,8 @@ pub fn write_state(node: &Path, size: u64, config_text: &str, scratch: &Path) ->
     };
     content().map_err(step("prepare STATE", scratch))?;
     let partition = Partition { label: "STATE", start: 0, size, type_guid: "" };
-    let made = filesystem::make(node, &partition, Some(&directory)).map_err(|source| InstallError::MakeFilesystem { label: "STATE", source });
+    let made =
+        filesystem::make(node, &partition, Some(&directory)).map_err(|source| InstallError::MakeFilesystem { label: "STATE", source });
     let removed = fs::remove_dir_all(&directory).map_err(step("remove what STATE was made from", scratch));
     let synced = File::open(node).and_then(|file| file.sync_all()).map_err(step("write to the disk", node));
     made.and(removed).and(synced)
@@ -329,12 +331,15 @@ mod tests {
         image.read_exact(&mut start).unwrap();
         assert!(start.iter().all(|&byte| byte == 1), "ROOT-A begins with the image");
 
-        assert_eq!(esp::files(&node, &installation.partitions[0]).unwrap(), [
-            ("EFI/BOOT/BOOTX64.EFI".to_owned(), 3 << 20),
-            ("EFI/Linux/strake-a.efi".to_owned(), 3 << 20),
-            ("EFI/systemd/systemd-bootx64.efi".to_owned(), 3 << 20),
-            ("loader/loader.conf".to_owned(), esp::LOADER_CONF.len() as u64),
-        ]);
+        assert_eq!(
+            esp::files(&node, &installation.partitions[0]).unwrap(),
+            [
+                ("EFI/BOOT/BOOTX64.EFI".to_owned(), 3 << 20),
+                ("EFI/Linux/strake-a.efi".to_owned(), 3 << 20),
+                ("EFI/systemd/systemd-bootx64.efi".to_owned(), 3 << 20),
+                ("loader/loader.conf".to_owned(), esp::LOADER_CONF.len() as u64),
+            ]
+        );
 
         // debugfs reads the config out of STATE, as the next boot will.
         let state = &table.partitions()[&5];

@@ -38,14 +38,17 @@ pub fn write(disk: &mut File, size: u64, sector: u64, partitions: &[Partition], 
     let mut entries = BTreeMap::new();
     for (number, partition) in (1..).zip(partitions) {
         let guid = Uuid::parse_str(partition.type_guid).map_err(|_| GptError::Overflow("partition type"))?;
-        entries.insert(number, gpt::partition::Partition {
-            part_type_guid: Type { guid, os: OperatingSystem::None },
-            part_guid: if partition.label == "ROOT-A" { root_uuid } else { Uuid::new_v4() },
-            first_lba: partition.start / sector,
-            last_lba: (partition.start + partition.size) / sector - 1,
-            flags: 0,
-            name: partition.label.to_owned(),
-        });
+        entries.insert(
+            number,
+            gpt::partition::Partition {
+                part_type_guid: Type { guid, os: OperatingSystem::None },
+                part_guid: if partition.label == "ROOT-A" { root_uuid } else { Uuid::new_v4() },
+                first_lba: partition.start / sector,
+                last_lba: (partition.start + partition.size) / sector - 1,
+                flags: 0,
+                name: partition.label.to_owned(),
+            },
+        );
     }
     table.update_partitions(entries)?;
     table.write().map(|_| ())

@@ -94,7 +94,7 @@ pub fn observe(paths: &Paths) -> Observed {
 /// Remembers that etcd has data, from the first time on that it does.
 pub fn remember_data(paths: &Paths, observed: &Observed) -> Result<(), FileError> {
     if observed.data && !observed.initialised && verdict(observed) == Verdict::Run {
-        return files::write(paths, &File { uid: own_uid(), ..File::private(INITIALISED, "", 0) });
+        return files::write(paths, &File::private(INITIALISED, "", 0));
     }
     Ok(())
 }
@@ -148,12 +148,7 @@ pub fn prepare_bootstrap(paths: &Paths, cluster_id: &str) -> Result<(), EtcdLife
 }
 
 fn marker(cluster_id: &str) -> File {
-    File { uid: own_uid(), ..File::private(MARKER, format!("{cluster_id}\n"), 0) }
-}
-
-/// Root on a machine; whoever runs the tests in tests.
-fn own_uid() -> u32 {
-    rustix::process::getuid().as_raw()
+    File::private(MARKER, format!("{cluster_id}\n"), 0)
 }
 
 /// What a recovery brought back.
@@ -180,8 +175,7 @@ pub async fn recover(paths: &Paths, config: &Config, facts: &NodeFacts, snapshot
     }
     crate::etcd::check(snapshot)?;
     let recovered = status(paths, snapshot).await?;
-    let own = |path: &str, content: String| File { uid: own_uid(), ..File::private(path, content, 0) };
-    files::write(paths, &own(HOLD, String::new()))?;
+    files::write(paths, &File::private(HOLD, "", 0))?;
     let replaced = match stop(paths, Path::new("/proc")).await {
         Ok(()) => restore(paths, config, facts, snapshot).await,
         Err(error) => Err(error),
@@ -194,10 +188,10 @@ pub async fn recover(paths: &Paths, config: &Config, facts: &NodeFacts, snapshot
         return Err(error);
     }
     files::write(paths, &marker(&config.secrets.cluster_id))?;
-    files::write(paths, &own(INITIALISED, String::new()))?;
+    files::write(paths, &File::private(INITIALISED, "", 0))?;
     if observe(paths).state_id.is_none() {
         // A machine that was installed anew belongs to the cluster again.
-        files::write(paths, &own(STATE_ID, format!("{}\n", config.secrets.cluster_id)))?;
+        files::write(paths, &File::private(STATE_ID, format!("{}\n", config.secrets.cluster_id), 0))?;
     }
     files::remove(paths, HOLD)?;
     Ok(recovered)
@@ -237,7 +231,7 @@ async fn restore(paths: &Paths, config: &Config, facts: &NodeFacts, snapshot: &P
         .args(["--initial-advertise-peer-urls", &peer])
         .args(["--bump-revision", &REVISION_BUMP.to_string(), "--mark-compacted"]);
     run("snapshot restore", command).await?;
-    give_tree(&restored, if own_uid() == 0 { uid::ETCD } else { own_uid() })?;
+    files::give_tree(&restored, uid::ETCD)?;
     let failed = |operation, path: &Path| {
         let path = path.to_owned();
         move |source| EtcdLifeError::Directory { operation, path, source }
@@ -321,17 +315,6 @@ fn remove_tree(path: &Path) -> Result<(), EtcdLifeError> {
         }
         _ => Ok(()),
     }
-}
-
-fn give_tree(path: &Path, owner: u32) -> Result<(), EtcdLifeError> {
-    let failed = |source| EtcdLifeError::Directory { operation: "give away", path: path.to_owned(), source };
-    std::os::unix::fs::lchown(path, Some(owner), Some(owner)).map_err(failed)?;
-    if path.is_dir() && !path.is_symlink() {
-        for entry in fs::read_dir(path).map_err(failed)? {
-            give_tree(&entry.map_err(failed)?.path(), owner)?;
-        }
-    }
-    Ok(())
 }
 
 /// The directories etcd needs.

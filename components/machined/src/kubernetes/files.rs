@@ -53,6 +53,12 @@ pub struct Directory {
     pub mode: u32,
 }
 
+/// Who really gets a file: machined is root and gives it away; anyone else (in tests) can only keep it.
+fn owner(uid: u32) -> u32 {
+    let me = rustix::process::getuid().as_raw();
+    if me == 0 { uid } else { me }
+}
+
 /// What of a file is on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedFile {
@@ -64,7 +70,7 @@ pub struct ObservedFile {
 /// Which of the wanted files must be written.
 pub fn plan<'a>(wanted: &'a [File], observed: impl Fn(&str) -> Option<ObservedFile>) -> Vec<&'a File> {
     let differs = |file: &File| {
-        observed(&file.path).is_none_or(|found| found.content != file.content || found.uid != file.uid || found.mode != file.mode)
+        observed(&file.path).is_none_or(|found| found.content != file.content || found.uid != owner(file.uid) || found.mode != file.mode)
     };
     wanted.iter().filter(|file| differs(file)).collect()
 }
@@ -113,8 +119,9 @@ pub fn make_directory(paths: &Paths, directory: &Directory) -> Result<(), FileEr
     let at = paths.at(&directory.path);
     fs::DirBuilder::new().recursive(true).mode(0o755).create(&at).map_err(failed("create", &at))?;
     let metadata = fs::metadata(&at).map_err(failed("look at", &at))?;
-    if metadata.uid() != directory.uid || metadata.gid() != directory.uid {
-        chown(&at, Some(directory.uid), Some(directory.uid)).map_err(failed("give away", &at))?;
+    let owner = owner(directory.uid);
+    if metadata.uid() != owner || metadata.gid() != owner {
+        chown(&at, Some(owner), Some(owner)).map_err(failed("give away", &at))?;
     }
     if metadata.permissions().mode() & 0o7777 != directory.mode {
         fs::set_permissions(&at, fs::Permissions::from_mode(directory.mode)).map_err(failed("set the permissions of", &at))?;
@@ -137,7 +144,8 @@ pub fn write(paths: &Paths, file: &File) -> Result<(), FileError> {
     }
     let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed("create", &temporary))?;
     out.write_all(&file.content).map_err(failed("write", &temporary))?;
-    chown(&temporary, Some(file.uid), Some(file.uid)).map_err(failed("give away", &temporary))?;
+    let owner = owner(file.uid);
+    chown(&temporary, Some(owner), Some(owner)).map_err(failed("give away", &temporary))?;
     out.set_permissions(fs::Permissions::from_mode(file.mode)).map_err(failed("set the permissions of", &temporary))?;
     out.sync_all().map_err(failed("sync", &temporary))?;
     fs::rename(&temporary, &at).map_err(failed("put in place", &at))
@@ -150,6 +158,17 @@ pub fn remove(paths: &Paths, path: &str) -> Result<(), FileError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &at)(error)),
         _ => Ok(()),
     }
+}
+
+/// Gives a directory away with all that is in it.
+pub fn give_tree(path: &Path, uid: u32) -> Result<(), FileError> {
+    std::os::unix::fs::lchown(path, Some(owner(uid)), Some(owner(uid))).map_err(failed("give away", path))?;
+    if path.is_dir() && !path.is_symlink() {
+        for entry in fs::read_dir(path).map_err(failed("list", path))? {
+            give_tree(&entry.map_err(failed("list", path))?.path(), uid)?;
+        }
+    }
+    Ok(())
 }
 
 /// Points a link at a target beside it, in one step.
@@ -168,15 +187,11 @@ pub fn link(paths: &Paths, path: &str, target: &str) -> Result<(), FileError> {
 mod tests {
     use super::*;
 
-    fn me() -> u32 {
-        rustix::process::getuid().as_raw()
-    }
-
     #[test]
     fn a_file_is_written_when_content_or_permissions_differ_and_left_alone_otherwise() {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::under(dir.path());
-        let file = File { uid: me(), ..File::private("/etc/a/b", "content", 0) };
+        let file = File::private("/etc/a/b", "content", 901);
         let see = |p: &str| observe(&paths, p);
         assert_eq!(plan(std::slice::from_ref(&file), see).len(), 1);
         write(&paths, &file).unwrap();

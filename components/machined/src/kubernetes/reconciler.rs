@@ -275,3 +275,109 @@ fn component_kubeconfig(config: &Config, directory: &str, user: &str) -> String 
     let credentials = Credentials::Files { cert: &cert, key: &key };
     kubeconfig::render(&config.cluster.name, &api_server_url(config), ServerAuthority::File(&ca), user, &credentials)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::testing;
+    use std::collections::BTreeMap;
+    use std::fs;
+
+    const DAY: i64 = 86400;
+
+    fn round(config: &Config, paths: &Paths, now: Timestamp) -> Result<Outcome, ReconcileError> {
+        directories(config, paths)?;
+        if config.is_control_plane() {
+            control_plane(config, &testing::facts(), paths, now)
+        } else {
+            worker(config, &testing::worker_facts(), paths)
+        }
+    }
+
+    /// Every file with its content.
+    fn everything(paths: &Paths) -> BTreeMap<String, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        let mut left = vec![paths.at("/etc"), paths.at("/var"), paths.at("/system")];
+        while let Some(at) = left.pop() {
+            for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() { left.push(path) } else { drop(found.insert(path.display().to_string(), fs::read(&path).unwrap())) }
+            }
+        }
+        found
+    }
+
+    fn bootstrap(config: &Config, paths: &Paths) {
+        etcd::prepare_bootstrap(paths, &config.secrets.cluster_id).unwrap();
+        files::write(paths, &File::private("/system/state/cluster-id", format!("{}\n", config.secrets.cluster_id), 0)).unwrap();
+    }
+
+    fn manifests(paths: &Paths) -> usize {
+        fs::read_dir(paths.at(static_pods::DIRECTORY)).unwrap().count()
+    }
+
+    #[test]
+    fn a_second_round_changes_nothing_and_a_later_one_renews() {
+        let dir = tempfile::tempdir().unwrap();
+        let (paths, config, now) = (Paths::under(dir.path()), testing::control_plane_config(), testing::now());
+        bootstrap(&config, &paths);
+        round(&config, &paths, now).unwrap();
+        let first = everything(&paths);
+        assert_eq!(manifests(&paths), 5);
+        round(&config, &paths, now + jiff::SignedDuration::from_secs(DAY)).unwrap();
+        assert_eq!(everything(&paths), first);
+
+        round(&config, &paths, now + jiff::SignedDuration::from_secs(5 * DAY)).unwrap();
+        let later = everything(&paths);
+        let renewed: Vec<&String> = first.keys().filter(|k| later[*k] != first[*k]).collect();
+        assert_eq!(renewed.len(), 2 * certificates::control_plane(&config, &testing::facts()).len(), "{renewed:?}");
+        assert!(renewed.iter().all(|k| !k.contains("ca.") && !k.contains("kubelet-client-current") && !k.contains("manifests")));
+    }
+
+    #[test]
+    fn every_certificate_of_a_kubeconfig_and_of_a_flag_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (paths, config) = (Paths::under(dir.path()), testing::control_plane_config());
+        bootstrap(&config, &paths);
+        round(&config, &paths, testing::now()).unwrap();
+        let found = everything(&paths);
+        for (path, content) in &found {
+            let Ok(text) = std::str::from_utf8(content) else { continue };
+            let words = text.split(|c: char| c.is_whitespace() || c == '=' || c == ',');
+            for named in words.filter(|w| w.starts_with("/etc/kubernetes/") && w.matches('/').count() > 3) {
+                assert!(paths.at(named).is_file(), "{path} names {named}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_runs_before_bootstrap_and_a_lost_etcd_is_halted_with_a_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let (paths, config, now) = (Paths::under(dir.path()), testing::control_plane_config(), testing::now());
+        let Outcome::Ready { detail, .. } = round(&config, &paths, now).unwrap() else { panic!("not ready") };
+        assert!(detail.contains("not bootstrapped"));
+        assert_eq!(manifests(&paths), 0);
+
+        bootstrap(&config, &paths);
+        round(&config, &paths, now).unwrap();
+        fs::remove_file(paths.at("/system/etcd/cluster-id")).unwrap();
+        let error = round(&config, &paths, now).unwrap_err().to_string();
+        assert!(error.contains("etcd is halted") && error.contains("strakectl etcd recover"), "{error}");
+        assert!(!paths.at("/etc/kubernetes/manifests/etcd.yaml").exists());
+        assert_eq!(manifests(&paths), 4);
+    }
+
+    #[test]
+    fn a_worker_waits_for_its_certificates_and_holds_no_key_of_an_authority() {
+        let dir = tempfile::tempdir().unwrap();
+        let (paths, config) = (Paths::under(dir.path()), testing::worker_config());
+        assert!(matches!(round(&config, &paths, testing::now()), Ok(Outcome::Waiting { .. })));
+        let ca = testing::authority();
+        let issued = ca.issue(&pki::LeafSpec { lifetime: certificates::LIFETIME, ..pki::LeafSpec::default() }, testing::now()).unwrap();
+        files::write(&paths, &File::private("/system/state/pki/kube-proxy.crt", issued.cert_pem, 0)).unwrap();
+        files::write(&paths, &File::private("/system/state/pki/kube-proxy.key", issued.key_pem, 0)).unwrap();
+        assert!(matches!(round(&config, &paths, testing::now()), Ok(Outcome::Ready { .. })));
+        assert_eq!(manifests(&paths), 0);
+        assert!(everything(&paths).keys().all(|k| !k.ends_with("ca.key") && !k.ends_with("sa.key")));
+    }
+}

@@ -34,8 +34,10 @@ impl Reconciler for EtcdSnapshots {
         if !pause.is_zero() {
             return Ok(Outcome::ready(format!("next in {} s", pause.as_secs()), pause));
         }
-        if etcd::connect(&cx.machine.paths).await.is_err() && newest.is_none() {
-            return Ok(Outcome::ready("the first when etcd is up", Duration::from_secs(15)));
+        // Connecting is lazy, so that only a question shows whether someone is there.
+        let answers = async { etcd::connect(&cx.machine.paths).await.ok()?.status().await.ok() };
+        if answers.await.is_none() {
+            return Ok(Outcome::waiting("etcd does not answer"));
         }
         let (name, info) = etcd::keep(&cx.machine.paths, limits::SNAPSHOT_BYTES).await?;
         tracing::info!(name, size = info.size, revision = info.revision, "etcd snapshot taken and checked");
@@ -60,7 +62,9 @@ mod tests {
     #[test]
     fn snapshots_are_due_by_age() {
         let interval = Duration::from_secs(1800);
-        for (newest, now, seconds) in [(None, 0, 0), (Some(1000), 1000, 1800), (Some(1000), 2000, 800), (Some(1000), 9000, 0), (Some(5000), 1000, 0)] {
+        for (newest, now, seconds) in
+            [(None, 0, 0), (Some(1000), 1000, 1800), (Some(1000), 2000, 800), (Some(1000), 9000, 0), (Some(5000), 1000, 0)]
+        {
             assert_eq!(due_in(newest, now, interval).as_secs(), seconds, "{newest:?} {now}");
         }
     }

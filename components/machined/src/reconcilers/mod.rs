@@ -144,16 +144,16 @@ pub fn registry(network: Network) -> Vec<Box<dyn Reconciler>> {
 }
 
 /// Runs reconcilers, one task each, until they are told to stop.
-pub fn spawn(reconcilers: Vec<Box<dyn Reconciler>>, machine: &Arc<Machine>, serving: &ServingCertificate, stop: &CancellationToken) -> Board {
+pub fn spawn(
+    reconcilers: Vec<Box<dyn Reconciler>>,
+    machine: &Arc<Machine>,
+    serving: &ServingCertificate,
+    stop: &CancellationToken,
+) -> Board {
     let standings = reconcilers.iter().map(|reconciler| (reconciler.name(), Standing::Pending("not started".to_owned())));
     let board = watch::Sender::new(standings.collect::<BTreeMap<_, _>>());
     for reconciler in reconcilers {
-        let task = Task {
-            reconciler,
-            machine: machine.clone(),
-            serving: serving.clone(),
-            board: board.clone(),
-        };
+        let task = Task { reconciler, machine: machine.clone(), serving: serving.clone(), board: board.clone() };
         let stop = stop.clone();
         tokio::spawn(async move {
             tokio::select! {

@@ -45,7 +45,11 @@ fn disks(machine: &Machine) {
         let used = match () {
             () if disk.boot_medium => "boot medium",
             () if disk.read_only => "read-only",
-            () if machine.boot.source == node_ipc::init::BootSource::Disk && machine.boot.device.starts_with(&observed.node.display().to_string()) => "system",
+            () if machine.boot.source == node_ipc::init::BootSource::Disk
+                && machine.boot.device.starts_with(&observed.node.display().to_string()) =>
+            {
+                "system"
+            }
             () => "",
         };
         let spec = json!({

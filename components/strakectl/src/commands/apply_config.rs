@@ -91,8 +91,12 @@ async fn install(cx: &Cx, machine: &Connection, files: Vec<ConfigFile>) -> anyho
     while let Some(message) = progress.next().await {
         let message = message.map_err(refused)?;
         if cx.output != Format::Table {
-            super::print(&(json!({"stage": message.stage, "done": message.done, "total": message.total, "complete": message.complete,
-                "detail": message.detail}).to_string() + "\n"))?;
+            super::print(
+                &(json!({"stage": message.stage, "done": message.done, "total": message.total, "complete": message.complete,
+                "detail": message.detail})
+                .to_string()
+                    + "\n"),
+            )?;
         } else if message.stage != stage {
             bar.suspend(|| eprintln!("{}: {}{}", machine.node, message.stage, detail(&message)));
         }

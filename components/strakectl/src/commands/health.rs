@@ -108,7 +108,9 @@ async fn checks(machine: Connection, until: Until) -> anyhow::Result<Vec<Value>>
     let services = machine.services().list(ServiceListRequest {}).await.map_err(refused)?.into_inner();
     for service in services.services {
         let healthy = service.state == "running";
-        rows.push(json!({"check": format!("service {}", service.name), "state": service.state, "detail": service.detail, "healthy": healthy}));
+        rows.push(
+            json!({"check": format!("service {}", service.name), "state": service.state, "detail": service.detail, "healthy": healthy}),
+        );
     }
     Ok(rows)
 }

@@ -71,7 +71,6 @@ fn columns(kind: &str) -> &'static [&'static str] {
         "volumes" => &["LABEL=id", "DEVICE", "MOUNTED", "SIZE", "USED"],
         "services" => &["NAME=id", "STATE", "RESTARTS", "DETAIL"],
         "certificates" => &["NAME=id", "SUBJECT", "EXPIRES"],
-        "etcd-members" => &["NAME", "ID=id", "PEERS", "LEARNER"],
         _ => &["ID=id", "SPEC"],
     }
 }

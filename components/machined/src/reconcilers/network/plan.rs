@@ -40,15 +40,20 @@ pub fn wanted(config: Option<&Config>, links: &[LinkFacts]) -> (Vec<Wanted>, Vec
     let documents = config.map(|config| config.links.as_slice()).unwrap_or_default();
     if documents.is_empty() {
         let wired = links.iter().filter(|link| link.hardware);
-        let ask = |link: &LinkFacts| Wanted { name: link.name.clone(), up: true, mtu: None, dhcp: true, addresses: Vec::new(), routes: Vec::new() };
+        let ask = |link: &LinkFacts| Wanted {
+            name: link.name.clone(),
+            up: true,
+            mtu: None,
+            dhcp: true,
+            addresses: Vec::new(),
+            routes: Vec::new(),
+        };
         return (wired.map(ask).collect(), Vec::new());
     }
     let (mut all, mut problems) = (Vec::new(), Vec::new());
     for document in documents {
-        let matching: Vec<_> = links
-            .iter()
-            .filter(|link| document.selects(&link.name, link.mac.map(MacAddress), &link.path, &link.driver))
-            .collect();
+        let matching: Vec<_> =
+            links.iter().filter(|link| document.selects(&link.name, link.mac.map(MacAddress), &link.path, &link.driver)).collect();
         match matching.as_slice() {
             [link] => all.push(Wanted {
                 name: link.name.clone(),
