@@ -48,9 +48,8 @@ fn sockets(dir: &Path) -> PathBuf {
     short_dir(&format!("cluster-{hash:016x}"))
 }
 
-/// The programs a cluster is driven with.
+/// The programs a cluster is driven with; they were built with the image.
 pub fn programs(project: &Project, tools: &Tools) -> Result<Programs> {
-    project.build(&["strakectl"])?;
     let this = std::env::current_exe().context("cannot find this program's own file")?;
     Ok(Programs { tools: tools.clone(), strakectl: project.binaries().join("strakectl"), switch: vec![this.into(), "switch".into()] })
 }

@@ -8,7 +8,7 @@ use image::tools::Tools;
 use image::{Image, Inputs, Versions};
 
 use crate::host;
-use crate::project::{IMAGE_BINARIES, Project};
+use crate::project::Project;
 
 /// The Kubernetes version the components are compatible with.
 pub const KUBERNETES: &str = "v1.36.2";
@@ -27,7 +27,7 @@ pub fn build(project: &Project, versions: Versions, say: &dyn Fn(&str)) -> Resul
     say("tools");
     let tools = Tools::prepare(&cache, &project.root.join("image/locks"), versions, say)?;
     say("binaries");
-    project.build(IMAGE_BINARIES)?;
+    project.build()?;
     let inputs = Inputs {
         project: &project.root,
         binaries: &project.binaries(),

@@ -8,9 +8,6 @@ use serde_json::Value;
 
 /// The target every binary is built for; `.cargo/config.toml` names the same.
 pub const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// The binaries of the image, as (package, binary).
-pub const IMAGE_BINARIES: &[&str] = &["init", "logd", "machined", "kube", "kube-proxy", "pause"];
-
 /// The checkout this program was built from, and cargo's directory for it.
 #[derive(Clone, Debug)]
 pub struct Project {
@@ -45,13 +42,10 @@ impl Project {
         command
     }
 
-    /// Builds binaries with the profile of the image.
-    pub fn build(&self, binaries: &[&str]) -> Result<()> {
-        let mut command = self.cargo(&["build", "--release", "--quiet"]);
-        for name in binaries {
-            command.args(["--package", name, "--bin", name]);
-        }
-        succeed(&mut command)
+    /// Builds every binary with the profile of the image. Always the whole workspace: cargo compiles a dependency again for each set of
+    /// features that the selected packages ask for together, so one selection means compiling once.
+    pub fn build(&self) -> Result<()> {
+        succeed(&mut self.cargo(&["build", "--release", "--quiet", "--workspace", "--bins"]))
     }
 }
 
