@@ -1,1 +1,75 @@
 //! The Kubernetes API server.
+//!
+//! `storage` keeps objects as bytes and follows etcd; `registry` says what is served; `http` speaks to clients; `handlers` answer by
+//! verb; `kinds` holds what is special about each kind; `authn`, `authz` and `admission` decide who may; `bootstrap` fills a new cluster.
+
+mod admission;
+mod authn;
+mod authz;
+mod bootstrap;
+mod flags;
+mod handlers;
+mod http;
+mod kinds;
+mod kubelet;
+mod metrics;
+mod objects;
+mod registry;
+mod server;
+mod services;
+mod storage;
+mod validation;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Runs the API server with a command line whose first argument is the program's name, until a signal ends it.
+pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let flags = match flags::Flags::try_parse_from(args) {
+        Ok(f) => f,
+        Err(e) => {
+            // Help and version are no errors; printing to a closed terminal may fail and nobody is left to tell.
+            let _ = e.print();
+            return if e.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let level = match flags.verbosity {
+        0..=3 => tracing_subscriber::filter::LevelFilter::INFO,
+        4..=7 => tracing_subscriber::filter::LevelFilter::DEBUG,
+        _ => tracing_subscriber::filter::LevelFilter::TRACE,
+    };
+    // Another subscriber may already be there, in a test.
+    let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).with_max_level(level).try_init();
+    // The provider may have been installed before, in a test.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let result = flags.into_config().and_then(|config| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let stop = CancellationToken::new();
+            tokio::spawn(stop_on_signal(stop.clone()));
+            server::run(config, stop).await
+        })
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            tracing::error!("{e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        tracing::error!("signals cannot be received; the server will end without draining");
+        return;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    stop.cancel();
+}

@@ -1,0 +1,142 @@
+//! Who is asking: client certificates, then bearer tokens, then nobody.
+
+mod bootstrap_token;
+pub mod jwt;
+mod service_account;
+mod x509;
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{HeaderMap, header};
+use parking_lot::Mutex;
+use rustls::pki_types::CertificateDer;
+use sha2::{Digest, Sha256};
+
+use crate::objects::Objects;
+
+pub use service_account::{Bound, TokenIssuer};
+pub use x509::{ClientCa, X509};
+
+/// Who a request is made as.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct User {
+    pub name: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: Vec<(String, Vec<String>)>,
+}
+
+pub const ANONYMOUS: &str = "system:anonymous";
+pub const AUTHENTICATED: &str = "system:authenticated";
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+pub const MASTERS: &str = "system:masters";
+
+impl User {
+    pub fn anonymous() -> Self {
+        Self { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..Self::default() }
+    }
+
+    pub fn in_group(&self, group: &str) -> bool {
+        self.groups.iter().any(|g| g == group)
+    }
+
+    pub fn extra(&self, key: &str) -> Option<&str> {
+        self.extra.iter().find(|(k, _)| k == key).and_then(|(_, v)| v.first()).map(String::as_str)
+    }
+
+    /// Everyone who proved who they are is in `system:authenticated`.
+    fn authenticated(mut self) -> Self {
+        if self.name != ANONYMOUS && !self.in_group(AUTHENTICATED) && !self.in_group(UNAUTHENTICATED) {
+            self.groups.push(AUTHENTICATED.into());
+        }
+        self
+    }
+}
+
+/// The client gave credentials that are not good; why is for the log alone.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rejected(pub String);
+
+/// Results of good tokens are kept this long, as upstream keeps them.
+const TOKEN_CACHE: Duration = Duration::from_secs(10);
+const TOKEN_CACHE_SIZE: usize = 4096;
+
+/// The authenticators in their order.
+pub struct Authenticator {
+    pub x509: Option<Arc<X509>>,
+    pub tokens: Arc<TokenIssuer>,
+    pub bootstrap_tokens: bool,
+    pub anonymous: bool,
+    objects: Arc<Objects>,
+    seen: Mutex<HashMap<[u8; 32], (Instant, User)>>,
+}
+
+/// Paths that an anonymous request may ask for, when anonymous requests are taken at all.
+const ANONYMOUS_PATHS: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
+
+impl Authenticator {
+    pub fn new(x509: Option<Arc<X509>>, tokens: Arc<TokenIssuer>, bootstrap_tokens: bool, anonymous: bool, objects: Arc<Objects>) -> Self {
+        Self { x509, tokens, bootstrap_tokens, anonymous, objects, seen: Mutex::default() }
+    }
+
+    /// `peer`: the certificates of the TLS connection.
+    pub fn authenticate(&self, peer: &[CertificateDer<'static>], headers: &HeaderMap, path: &str) -> Result<User, Rejected> {
+        let mut rejected = None;
+        if let (Some(x509), false) = (&self.x509, peer.is_empty()) {
+            match x509.authenticate(peer) {
+                Ok(user) => return Ok(user.authenticated()),
+                Err(e) => rejected = Some(e),
+            }
+        }
+        if let Some(token) = bearer(headers) {
+            return self.token(token, &self.tokens.api_audiences).map(|(u, _)| u);
+        }
+        if let Some(e) = rejected {
+            return Err(e);
+        }
+        let open = ANONYMOUS_PATHS.iter().any(|p| path == *p || path.strip_prefix(p).is_some_and(|r| r.starts_with('/')));
+        if self.anonymous && open { Ok(User::anonymous()) } else { Err(Rejected("no credentials".into())) }
+    }
+
+    /// The user of a token that is meant for one of `audiences`, and which of them it is meant for.
+    pub fn token(&self, token: &str, audiences: &[String]) -> Result<(User, Vec<String>), Rejected> {
+        let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        let usual = audiences == self.tokens.api_audiences;
+        if usual {
+            if let Some((at, user)) = self.seen.lock().get(&digest) {
+                if at.elapsed() < TOKEN_CACHE {
+                    return Ok((user.clone(), audiences.to_vec()));
+                }
+            }
+        }
+        let (user, auds) = if jwt::looks_like(token) {
+            service_account::authenticate(&self.tokens, &self.objects, token, audiences)?
+        } else if self.bootstrap_tokens {
+            (bootstrap_token::authenticate(&self.objects, token)?, Vec::new())
+        } else {
+            return Err(Rejected("unknown kind of token".into()));
+        };
+        let user = user.authenticated();
+        if usual {
+            let mut seen = self.seen.lock();
+            if seen.len() >= TOKEN_CACHE_SIZE {
+                seen.retain(|_, (at, _)| at.elapsed() < TOKEN_CACHE);
+            }
+            if seen.len() < TOKEN_CACHE_SIZE {
+                seen.insert(digest, (Instant::now(), user.clone()));
+            }
+        }
+        Ok((user, auds))
+    }
+}
+
+/// The token of an `Authorization: Bearer` header, or of a WebSocket's subprotocol, where browsers put it.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?.trim();
+    let (scheme, token) = value.split_once(' ')?;
+    (scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty()).then(|| token.trim())
+}

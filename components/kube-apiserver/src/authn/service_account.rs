@@ -1,0 +1,149 @@
+//! Service-account tokens: issued for an audience and a time, bound to the account and to a pod, a node or a secret, and good only
+//! while those exist.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{
+    Rejected, User,
+    jwt::{self, SigningKey, VerifyingKey},
+};
+use crate::objects::Objects;
+
+/// Keys and names of the token issuer.
+pub struct TokenIssuer {
+    /// The first is the one that tokens are made with.
+    pub issuers: Vec<String>,
+    pub api_audiences: Vec<String>,
+    pub signing: Option<SigningKey>,
+    pub keys: Arc<Vec<VerifyingKey>>,
+    /// The longest life a token may ask for, in seconds.
+    pub max_lifetime: Option<i64>,
+}
+
+/// What a token is bound to beside its account.
+#[derive(Debug, Clone, Default)]
+pub struct Bound {
+    /// `pod`, `node` or `secret`.
+    pub kind: &'static str,
+    pub name: String,
+    pub uid: String,
+    /// The node of a bound pod.
+    pub node: Option<(String, String)>,
+}
+
+impl TokenIssuer {
+    /// `lifetime` in seconds. Gives the token and when it ends.
+    pub fn issue(
+        &self,
+        namespace: &str,
+        account: (&str, &str),
+        audiences: &[String],
+        lifetime: i64,
+        bound: Option<&Bound>,
+        now: Timestamp,
+    ) -> Option<(String, Timestamp)> {
+        let iat = now.as_second();
+        let mut k8s = json!({"namespace": namespace, "serviceaccount": {"name": account.0, "uid": account.1}});
+        if let Some(b) = bound {
+            k8s[b.kind] = json!({"name": b.name, "uid": b.uid});
+            if let Some((name, uid)) = &b.node {
+                k8s["node"] = if uid.is_empty() { json!({"name": name}) } else { json!({"name": name, "uid": uid}) };
+            }
+        }
+        let claims = json!({
+            "aud": audiences,
+            "exp": iat + lifetime,
+            "iat": iat,
+            "iss": self.issuers.first()?,
+            "jti": Uuid::new_v4().to_string(),
+            "kubernetes.io": k8s,
+            "nbf": iat,
+            "sub": format!("system:serviceaccount:{namespace}:{}", account.0),
+        });
+        let token = self.signing.as_ref()?.sign(&claims).ok()?;
+        Some((token, Timestamp::from_second(iat + lifetime).ok()?))
+    }
+}
+
+fn strings(v: &Value) -> Vec<String> {
+    match v {
+        Value::String(s) => vec![s.clone()],
+        Value::Array(a) => a.iter().filter_map(|s| s.as_str().map(str::to_owned)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+pub(super) fn authenticate(
+    issuer: &TokenIssuer,
+    objects: &Objects,
+    token: &str,
+    audiences: &[String],
+) -> Result<(User, Vec<String>), Rejected> {
+    let reject = |why: &str| Rejected(format!("service account token: {why}"));
+    let claims = jwt::verify(token, &issuer.keys).map_err(reject)?;
+    if !claims["iss"].as_str().is_some_and(|i| issuer.issuers.iter().any(|k| k == i)) {
+        return Err(reject("another issuer"));
+    }
+    let now = Timestamp::now().as_second();
+    if claims["exp"].as_i64().is_none_or(|e| e <= now) {
+        return Err(reject("expired"));
+    }
+    // A little leeway, as clocks of API servers differ.
+    if claims["nbf"].as_i64().is_some_and(|n| n > now + 60) {
+        return Err(reject("not valid yet"));
+    }
+    let aud = strings(&claims["aud"]);
+    let matching: Vec<String> = audiences.iter().filter(|a| aud.contains(a)).cloned().collect();
+    if matching.is_empty() {
+        return Err(reject("another audience"));
+    }
+    let k8s = &claims["kubernetes.io"];
+    let s = |v: &Value| v.as_str().unwrap_or("").to_owned();
+    let (ns, name, uid) = (s(&k8s["namespace"]), s(&k8s["serviceaccount"]["name"]), s(&k8s["serviceaccount"]["uid"]));
+    if claims["sub"].as_str() != Some(format!("system:serviceaccount:{ns}:{name}").as_str()) {
+        return Err(reject("the subject is not the account"));
+    }
+    // Deleted objects stay good until they are gone, but for those whose grace is over.
+    let alive = |prefix: &str, key: &str, uid: &str| -> bool {
+        objects.get(prefix, key).is_some_and(|d| {
+            let over = d.at("metadata.deletionTimestamp").time_seconds().is_some_and(|t| t + 60 < now);
+            d.at("metadata.uid").str() == uid && !over
+        })
+    };
+    if !alive("serviceaccounts", &format!("{ns}/{name}"), &uid) {
+        return Err(reject("the account is gone"));
+    }
+    let mut extra = Vec::new();
+    let mut note = |k: &str, v: String| extra.push((format!("authentication.kubernetes.io/{k}"), vec![v]));
+    let jti = s(&claims["jti"]);
+    if !jti.is_empty() {
+        note("credential-id", format!("JTI={jti}"));
+    }
+    if k8s["pod"].is_object() {
+        let (pod, pod_uid) = (s(&k8s["pod"]["name"]), s(&k8s["pod"]["uid"]));
+        if !alive("pods", &format!("{ns}/{pod}"), &pod_uid) {
+            return Err(reject("the pod is gone"));
+        }
+        note("pod-name", pod);
+        note("pod-uid", pod_uid);
+    }
+    if k8s["secret"].is_object() && !alive("secrets", &format!("{ns}/{}", s(&k8s["secret"]["name"])), &s(&k8s["secret"]["uid"])) {
+        return Err(reject("the secret is gone"));
+    }
+    if k8s["node"].is_object() {
+        let (node, node_uid) = (s(&k8s["node"]["name"]), s(&k8s["node"]["uid"]));
+        if !k8s["pod"].is_object() && !alive("minions", &node, &node_uid) {
+            return Err(reject("the node is gone"));
+        }
+        note("node-name", node);
+        if !node_uid.is_empty() {
+            note("node-uid", node_uid);
+        }
+    }
+    let groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{ns}")];
+    Ok((User { name: format!("system:serviceaccount:{ns}:{name}"), uid, groups, extra }, matching))
+}

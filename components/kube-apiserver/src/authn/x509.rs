@@ -1,0 +1,95 @@
+//! Client certificates: the common name is the user, organizations are groups.
+
+use std::{path::PathBuf, sync::Arc};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, UnixTime},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+};
+use sha2::{Digest, Sha256};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::{Rejected, User};
+use crate::http::tls::{TlsError, read_certs};
+
+/// A CA bundle that follows its file.
+#[derive(Debug)]
+pub struct ClientCa {
+    path: PathBuf,
+    verifier: ArcSwap<Arc<dyn ClientCertVerifier>>,
+    pem: ArcSwap<String>,
+}
+
+impl ClientCa {
+    pub fn load(path: PathBuf) -> Result<Arc<Self>, TlsError> {
+        let (verifier, pem) = Self::read(&path)?;
+        Ok(Arc::new(Self { path, verifier: ArcSwap::from_pointee(verifier), pem: ArcSwap::from_pointee(pem) }))
+    }
+
+    fn read(path: &PathBuf) -> Result<(Arc<dyn ClientCertVerifier>, String), TlsError> {
+        let mut roots = RootCertStore::empty();
+        for c in read_certs(path)? {
+            roots.add(c).map_err(TlsError::Setup)?;
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .map_err(|e| TlsError::Setup(rustls::Error::General(e.to_string())))?;
+        let pem = std::fs::read_to_string(path)
+            .map_err(|e| TlsError::Read { path: path.clone(), source: rustls::pki_types::pem::Error::Io(e) })?;
+        Ok((verifier, pem))
+    }
+
+    pub fn reload(&self) -> Result<(), TlsError> {
+        let (verifier, pem) = Self::read(&self.path)?;
+        self.verifier.store(Arc::new(verifier));
+        self.pem.store(Arc::new(pem));
+        Ok(())
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.path.clone()
+    }
+
+    /// The bundle as it is in the file.
+    pub fn pem(&self) -> Arc<String> {
+        self.pem.load_full()
+    }
+}
+
+#[derive(Debug)]
+pub struct X509 {
+    pub ca: Arc<ClientCa>,
+}
+
+impl X509 {
+    pub fn authenticate(&self, chain: &[CertificateDer<'static>]) -> Result<User, Rejected> {
+        let (leaf, rest) = chain.split_first().ok_or_else(|| Rejected("no certificate".into()))?;
+        self.ca
+            .verifier
+            .load()
+            .verify_client_cert(leaf, rest, UnixTime::now())
+            .map_err(|e| Rejected(format!("the client certificate is not good: {e}")))?;
+        user_of(leaf)
+    }
+}
+
+fn user_of(leaf: &CertificateDer<'_>) -> Result<User, Rejected> {
+    let (_, cert) = X509Certificate::from_der(leaf).map_err(|e| Rejected(format!("the client certificate cannot be read: {e}")))?;
+    let subject = cert.subject();
+    let name = subject.iter_common_name().next().and_then(|a| a.as_str().ok()).unwrap_or("").to_owned();
+    if name.is_empty() {
+        return Err(Rejected("the client certificate has no common name".into()));
+    }
+    let groups = subject.iter_organization().filter_map(|a| a.as_str().ok()).map(str::to_owned).collect();
+    let digest = Sha256::digest(leaf);
+    let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
+    Ok(User {
+        name,
+        uid: String::new(),
+        groups,
+        extra: vec![("authentication.kubernetes.io/credential-id".into(), vec![format!("X509SHA256={hex}")])],
+    })
+}

@@ -1,0 +1,227 @@
+//! What a kubelet may do: what the role `system:node` says, and of secrets, config maps, claims and tokens only what pods bound to
+//! its own node use.
+
+use std::sync::Arc;
+
+use k8s_schema::Doc;
+
+use super::{Attributes, Decision, rbac::Rule};
+use crate::{authn::User, objects::Objects};
+
+const NODES: &str = "system:nodes";
+const PREFIX: &str = "system:node:";
+
+/// The node a user is the kubelet of.
+pub fn node_of(user: &User) -> Option<&str> {
+    if user.in_group(NODES) { user.name.strip_prefix(PREFIX).filter(|n| !n.is_empty()) } else { None }
+}
+
+pub struct NodeAuthorizer {
+    objects: Arc<Objects>,
+    rules: Vec<Rule>,
+}
+
+impl NodeAuthorizer {
+    pub fn new(objects: Arc<Objects>) -> Self {
+        let rules = crate::bootstrap::rbac::rules_of("system:node");
+        Self { objects, rules }
+    }
+
+    pub fn authorize(&self, user: &User, a: &Attributes) -> Decision {
+        let no = |why: &str| Decision::NoOpinion(why.to_owned());
+        let Some(node) = node_of(user) else {
+            return no(if user.in_group(NODES) || user.name.starts_with(PREFIX) { "unknown node" } else { "" });
+        };
+        if a.is_resource {
+            match (a.group.as_str(), a.resource.as_str()) {
+                ("", "secrets") => return self.read(node, a, uses_secret),
+                ("", "configmaps") => return self.read(node, a, uses_config_map),
+                ("", "persistentvolumeclaims") if a.subresource == "status" => {
+                    return if matches!(a.verb.as_str(), "update" | "patch") {
+                        self.related(node, a, uses_claim)
+                    } else {
+                        no("can only get/update/patch this type")
+                    };
+                }
+                ("", "persistentvolumeclaims") => return self.get(node, a, uses_claim),
+                ("", "persistentvolumes") => return self.persistent_volume(node, a),
+                ("resource.k8s.io", "resourceclaims") => return self.get(node, a, uses_resource_claim),
+                ("storage.k8s.io", "volumeattachments") => return self.attachment(node, a),
+                ("", "serviceaccounts") => {
+                    if a.subresource == "token" && a.verb == "create" {
+                        return self.related(node, a, |p, n| p.at("spec.serviceAccountName").str() == n);
+                    }
+                    return if a.subresource.is_empty() {
+                        self.get(node, a, |p, n| p.at("spec.serviceAccountName").str() == n)
+                    } else {
+                        no("only 'create' of 'token' is supported")
+                    };
+                }
+                ("coordination.k8s.io", "leases") => return lease(node, a),
+                ("storage.k8s.io", "csinodes") => {
+                    return if !matches!(a.verb.as_str(), "get" | "create" | "update" | "patch" | "delete") || !a.subresource.is_empty() {
+                        no("can only get, create, update, patch, or delete a CSINode")
+                    } else if a.verb != "create" && a.name != node {
+                        no("can only access CSINode with the same name as the requesting node")
+                    } else {
+                        Decision::Allow(String::new())
+                    };
+                }
+                ("", "nodes") if a.subresource.is_empty() || a.subresource == "status" => {
+                    let own = a.verb == "create" || a.name == node || (matches!(a.verb.as_str(), "list" | "watch") && a.name == node);
+                    if matches!(a.verb.as_str(), "get" | "list" | "watch" | "update" | "patch") && !own {
+                        return no("node '{}' cannot read '{}', only its own Node object").replace(node, &a.name);
+                    }
+                }
+                ("", "pods") if matches!(a.verb.as_str(), "get" | "list" | "watch") && a.subresource.is_empty() => {
+                    let pinned = a.field_selector.split(',').any(|r| r == format!("spec.nodeName={node}"));
+                    if a.verb != "get" && !pinned {
+                        return no("can only list/watch pods with spec.nodeName field selector");
+                    }
+                    if a.verb == "get" && !a.name.is_empty() && !self.is_bound(node, a) {
+                        return no("no relationship found between node and this object").replace(node, &a.name);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if self.rules.iter().any(|r| r.allows(a)) { Decision::Allow(String::new()) } else { no("") }
+    }
+
+    fn is_bound(&self, node: &str, a: &Attributes) -> bool {
+        let Some(pod) = self.objects.reflector.cache("pods").and_then(|c| c.get(&format!("{}/{}", a.namespace, a.name))) else {
+            // What is not there cannot be told apart by whom it belongs to; the answer will be 404.
+            return true;
+        };
+        pod.field("spec.nodeName") == Some(node)
+    }
+
+    fn read(&self, node: &str, a: &Attributes, uses: fn(&Doc, &str) -> bool) -> Decision {
+        if !matches!(a.verb.as_str(), "get" | "list" | "watch") {
+            return Decision::NoOpinion("can only read resources of this type".into());
+        }
+        self.related(node, a, uses)
+    }
+
+    fn get(&self, node: &str, a: &Attributes, uses: fn(&Doc, &str) -> bool) -> Decision {
+        if a.verb != "get" {
+            return Decision::NoOpinion("can only get individual resources of this type".into());
+        }
+        self.related(node, a, uses)
+    }
+
+    fn related(&self, node: &str, a: &Attributes, uses: fn(&Doc, &str) -> bool) -> Decision {
+        if a.name.is_empty() {
+            return Decision::NoOpinion("No Object name found".into());
+        }
+        let related = self
+            .objects
+            .list("pods", &format!("{}/", a.namespace))
+            .iter()
+            .filter(|p| p.field("spec.nodeName") == Some(node))
+            .filter_map(|p| self.objects.doc(p))
+            .any(|p| uses(&p, &a.name));
+        if related {
+            Decision::Allow(String::new())
+        } else {
+            Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"))
+        }
+    }
+
+    fn persistent_volume(&self, node: &str, a: &Attributes) -> Decision {
+        if a.verb != "get" || a.name.is_empty() {
+            return Decision::NoOpinion("can only get individual resources of this type".into());
+        }
+        let Some(pv) = self.objects.get("persistentvolumes", &a.name) else {
+            return Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"));
+        };
+        let claim = pv.at("spec.claimRef");
+        let of_claim = Attributes {
+            namespace: claim.get("namespace").str().to_owned(),
+            name: claim.get("name").str().to_owned(),
+            ..a.clone()
+        };
+        self.related(node, &of_claim, uses_claim)
+    }
+
+    fn attachment(&self, node: &str, a: &Attributes) -> Decision {
+        if a.verb != "get" {
+            return Decision::NoOpinion("can only get individual resources of this type".into());
+        }
+        let own = self.objects.get("volumeattachments", &a.name).is_some_and(|v| v.at("spec.nodeName").str() == node);
+        if own {
+            Decision::Allow(String::new())
+        } else {
+            Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"))
+        }
+    }
+}
+
+impl Decision {
+    /// Puts names where a reason has `{}`.
+    fn replace(self, a: &str, b: &str) -> Self {
+        match self {
+            Self::NoOpinion(r) => Self::NoOpinion(r.replacen("{}", a, 1).replacen("{}", b, 1)),
+            d => d,
+        }
+    }
+}
+
+fn lease(node: &str, a: &Attributes) -> Decision {
+    let no = |why: &str| Decision::NoOpinion(why.to_owned());
+    if !a.subresource.is_empty() || a.namespace != "kube-node-lease" {
+        return no("can only access leases in the \"kube-node-lease\" system namespace");
+    }
+    if !matches!(a.verb.as_str(), "get" | "create" | "update" | "patch" | "delete") {
+        return no("can only get, create, update, patch, or delete a node lease");
+    }
+    if a.verb != "create" && a.name != node {
+        return no("can only access node lease with the same name as the requesting node");
+    }
+    Decision::Allow(String::new())
+}
+
+fn uses_secret(pod: &Doc, name: &str) -> bool {
+    let spec = pod.at("spec");
+    spec.get("imagePullSecrets").iter().any(|s| s.get("name").str() == name)
+        || in_containers(pod, "secretKeyRef", "secretRef", name)
+        || spec.get("volumes").iter().any(|v| {
+            v.get("secret").get("secretName").str() == name
+                || v.get("projected").get("sources").iter().any(|s| s.get("secret").get("name").str() == name)
+                || v.fields().any(|(_, source)| {
+                    source.get("secretRef").get("name").str() == name
+                        || source.get("nodePublishSecretRef").get("name").str() == name
+                        || source.get("secretName").str() == name
+                })
+        })
+}
+
+fn uses_config_map(pod: &Doc, name: &str) -> bool {
+    in_containers(pod, "configMapKeyRef", "configMapRef", name)
+        || pod.at("spec.volumes").iter().any(|v| {
+            v.get("configMap").get("name").str() == name
+                || v.get("projected").get("sources").iter().any(|s| s.get("configMap").get("name").str() == name)
+        })
+}
+
+fn in_containers(pod: &Doc, key_ref: &str, from_ref: &str, name: &str) -> bool {
+    ["containers", "initContainers", "ephemeralContainers"].iter().any(|list| {
+        pod.at("spec").get(list).iter().any(|c| {
+            c.get("env").iter().any(|e| e.get("valueFrom").get(key_ref).get("name").str() == name)
+                || c.get("envFrom").iter().any(|e| e.get(from_ref).get("name").str() == name)
+        })
+    })
+}
+
+fn uses_claim(pod: &Doc, name: &str) -> bool {
+    let own = pod.at("metadata.name").str().to_owned();
+    pod.at("spec.volumes").iter().any(|v| {
+        v.get("persistentVolumeClaim").get("claimName").str() == name
+            || (v.get("ephemeral").exists() && format!("{own}-{}", v.get("name").str()) == name)
+    })
+}
+
+fn uses_resource_claim(pod: &Doc, name: &str) -> bool {
+    pod.at("spec.resourceClaims").iter().any(|c| c.get("resourceClaimName").str() == name)
+        || pod.at("status.resourceClaimStatuses").iter().any(|c| c.get("resourceClaimName").str() == name)
+}

@@ -1,0 +1,241 @@
+//! What exists on every cluster before anybody made anything: namespaces, roles and bindings, priority classes, flow control, the
+//! `kubernetes` Service. Written in a few transactions at start, and kept.
+
+pub mod rbac;
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use k8s_schema::Doc;
+use serde_json::{Value, json};
+
+use crate::{
+    handlers::write,
+    http::ApiError,
+    kinds,
+    registry::Resource,
+    server::Server,
+    services,
+    storage::StoreError,
+};
+
+/// Objects of the bootstrap data, by resource, as upstream has them.
+static DATA: &str = include_str!("../../data/bootstrap.json");
+
+/// The parts of [`DATA`] that are written, with the resource each belongs to.
+const SETS: &[(&str, &str, &str)] = &[
+    ("clusterroles", "rbac.authorization.k8s.io", "clusterroles"),
+    ("clusterrolebindings", "rbac.authorization.k8s.io", "clusterrolebindings"),
+    ("roles", "rbac.authorization.k8s.io", "roles"),
+    ("rolebindings", "rbac.authorization.k8s.io", "rolebindings"),
+    ("priorityclasses", "scheduling.k8s.io", "priorityclasses"),
+    ("prioritylevelconfigurations", "flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations"),
+    ("flowschemas", "flowcontrol.apiserver.k8s.io", "flowschemas"),
+    ("apiservices", "apiregistration.k8s.io", "apiservices"),
+];
+
+const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+
+fn data() -> Value {
+    serde_json::from_str(DATA).unwrap_or_default()
+}
+
+/// A stored object made of a JSON value.
+fn object(server: &Server, res: &Resource, mut v: Value) -> Result<(String, Bytes), ApiError> {
+    v["kind"] = res.kind.as_str().into();
+    v["apiVersion"] = res.api_version().into();
+    v["metadata"]["uid"] = uuid::Uuid::new_v4().to_string().into();
+    v["metadata"]["creationTimestamp"] = write::now().into();
+    let ty = res.type_id.ok_or_else(|| ApiError::internal(format!("no type {}", res.kind)))?;
+    let mut doc = Doc::from_value(&server.objects.schema, ty, &v).map_err(ApiError::internal)?.doc;
+    kinds::defaults::apply(res, &mut doc);
+    let key = res.key(doc.at("metadata.namespace").str(), doc.at("metadata.name").str());
+    Ok((format!("{}{}/{key}", server.root, res.prefix), write::to_storage(&server.objects.schema, res, &doc)?))
+}
+
+fn resource(server: &Server, group: &str, plural: &str) -> Result<Arc<Resource>, ApiError> {
+    server.registry.stored(group, plural).cloned().ok_or_else(ApiError::no_resource)
+}
+
+/// Writes everything that is missing. Needs the caches to be loaded.
+pub async fn write_all(server: &Server) -> Result<(), ApiError> {
+    let mut missing = Vec::new();
+    let namespaces = resource(server, "", "namespaces")?;
+    for name in NAMESPACES {
+        let v = json!({"metadata": {"name": name}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
+        push(server, &namespaces, v, &mut missing)?;
+    }
+    let mut data = data();
+    for (set, group, plural) in SETS {
+        let res = resource(server, group, plural)?;
+        let Value::Array(items) = data[*set]["items"].take() else { continue };
+        for v in items {
+            push(server, &res, v, &mut missing)?;
+        }
+    }
+    let cidrs: Vec<String> = server.service_ranges.iter().map(ToString::to_string).collect();
+    let ready = json!([{"type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready", "lastTransitionTime": write::now()}]);
+    let v = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}, "status": {"conditions": ready}});
+    push(server, &*resource(server, "networking.k8s.io", "servicecidrs")?, v, &mut missing)?;
+    let tracking = json!({"metadata": {"name": "kube-apiserver-legacy-service-account-token-tracking", "namespace": "kube-system"},
+        "data": {"since": write::now()[..10]}});
+    push(server, &*resource(server, "", "configmaps")?, tracking, &mut missing)?;
+    let n = missing.len();
+    let written = server.etcd.create_many(missing).await?;
+    if n > 0 {
+        tracing::info!(objects = written, "wrote bootstrap objects");
+    }
+    Ok(())
+}
+
+fn push(server: &Server, res: &Resource, v: Value, missing: &mut Vec<(String, Bytes)>) -> Result<(), ApiError> {
+    let m = &v["metadata"];
+    let key = res.key(m["namespace"].as_str().unwrap_or(""), m["name"].as_str().unwrap_or(""));
+    let there = server.objects.reflector.cache(&res.prefix).is_some_and(|c| c.get(&key).is_some());
+    if !there {
+        missing.push(object(server, res, v)?);
+    }
+    Ok(())
+}
+
+/// Creates or replaces an object when what `same` looks at differs.
+async fn ensure(server: &Server, res: &Resource, v: Value, same: &[&str]) -> Result<(), ApiError> {
+    let m = &v["metadata"];
+    let key = res.key(m["namespace"].as_str().unwrap_or(""), m["name"].as_str().unwrap_or(""));
+    let full = format!("{}{}/{key}", server.root, res.prefix);
+    let cached = server.objects.reflector.cache(&res.prefix).and_then(|c| c.get(&key));
+    let Some(stored) = cached else {
+        let (_, value) = object(server, res, v)?;
+        return match server.etcd.create(&full, value, 0).await {
+            Ok(_) | Err(StoreError::Exists { .. }) => Ok(()),
+            Err(e) => Err(e.into()),
+        };
+    };
+    let Some(old) = server.objects.doc(&stored) else { return Ok(()) };
+    let mut new = old.clone();
+    for path in same {
+        let pointer = format!("/{}", path.replace('.', "/"));
+        if let Some(x) = v.pointer(&pointer) {
+            new.set(path, x.clone()).map_err(ApiError::internal)?;
+        }
+    }
+    if same.iter().all(|p| new.at(p).semantic_eq(old.at(p))) {
+        return Ok(());
+    }
+    match server.etcd.update(&full, stored.rev, write::to_storage(&server.objects.schema, res, &new)?, 0).await {
+        Ok(_) | Err(StoreError::Changed { .. }) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The first address of the first service range, which is the `kubernetes` Service's.
+fn own_cluster_ip(server: &Server) -> Option<IpAddr> {
+    server.service_ranges.first()?.hosts().next()
+}
+
+/// The CA bundles that extension API servers need to know whom to trust.
+async fn authentication_config(server: &Server) -> Result<(), ApiError> {
+    let mut data = serde_json::Map::new();
+    if let Some(x509) = &server.authn.x509 {
+        data.insert("client-ca-file".into(), x509.ca.pem().as_str().into());
+    }
+    if let Some(r) = &server.request_header {
+        data.insert("requestheader-client-ca-file".into(), r.ca_pem.as_str().into());
+        let list = |l: &[String]| Value::from(serde_json::to_string(l).unwrap_or_default());
+        data.insert("requestheader-allowed-names".into(), list(&r.allowed_names));
+        data.insert("requestheader-username-headers".into(), list(&r.username_headers));
+        data.insert("requestheader-group-headers".into(), list(&r.group_headers));
+        data.insert("requestheader-extra-headers-prefix".into(), list(&r.extra_prefixes));
+    }
+    let v = json!({"metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"}, "data": data});
+    ensure(server, &*resource(server, "", "configmaps")?, v, &["data"]).await
+}
+
+/// The `kubernetes` Service and, while this server is ready, itself among its endpoints.
+async fn kubernetes_service(server: &Server) -> Result<(), ApiError> {
+    let Some(ip) = own_cluster_ip(server) else { return Ok(()) };
+    let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    services::record_ip(server, ip, "default", "kubernetes").await?;
+    let port = server.advertise_port;
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let v = json!({"metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
+        "spec": {"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "ipFamilies": [family], "ipFamilyPolicy": "SingleStack",
+            "internalTrafficPolicy": "Cluster", "sessionAffinity": "None",
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}]},
+        "status": {"loadBalancer": {}}});
+    ensure(server, &*resource(server, "", "services")?, v, &["spec.ports", "spec.type"]).await?;
+    let addresses = live_masters(server).await?;
+    let subsets = json!([{"addresses": addresses.iter().map(|a| json!({"ip": a})).collect::<Vec<_>>(), "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]);
+    let v = json!({"metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}}, "subsets": subsets});
+    ensure(server, &*resource(server, "", "endpoints")?, v, &["subsets"]).await?;
+    let endpoints: Vec<Value> = addresses.iter().map(|a| json!({"addresses": [a], "conditions": {"ready": true}})).collect();
+    let v = json!({"metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": family, "endpoints": endpoints, "ports": [{"name": "https", "port": port, "protocol": "TCP"}]});
+    ensure(server, &*resource(server, "discovery.k8s.io", "endpointslices")?, v, &["endpoints", "ports"]).await
+}
+
+/// Servers say that they live by a key with a lease; those whose lease is over are not endpoints any more.
+async fn live_masters(server: &Server) -> Result<Vec<String>, ApiError> {
+    let prefix = format!("{}masterleases/", server.root);
+    let own = format!("{prefix}{}", server.advertise_address);
+    let lease = server.etcd.lease(15).await?;
+    let schema = &server.objects.schema;
+    let mut d = Doc::of_kind(schema, "", "v1", "Endpoints").ok_or_else(|| ApiError::internal("no type Endpoints"))?;
+    d.set("subsets", json!([{"addresses": [{"ip": server.advertise_address}]}])).map_err(ApiError::internal)?;
+    let value: Bytes = d.to_protobuf().into();
+    let (old, _) = server.etcd.get(&own).await?;
+    let written = match old {
+        Some(kv) => server.etcd.update(&own, kv.rev, value, lease).await,
+        None => server.etcd.create(&own, value, lease).await,
+    };
+    match written {
+        Ok(_) | Err(StoreError::Changed { .. } | StoreError::Exists { .. }) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let page = server.etcd.range(&prefix, crate::storage::prefix_end(&prefix), 100, 0).await?;
+    let mut all: Vec<String> = page.kvs.iter().filter_map(|kv| kv.key.strip_prefix(prefix.as_str()).map(str::to_owned)).collect();
+    all.sort();
+    Ok(all)
+}
+
+/// What has to be looked at again and again while the server runs.
+pub async fn keep(server: Arc<Server>) {
+    let mut compaction = (0, 0);
+    let mut round = 0u64;
+    loop {
+        let mut report = |what: &str, r: Result<(), ApiError>| {
+            if let Err(e) = r {
+                tracing::warn!(what, error = %e, "upkeep failed; it is tried again");
+            }
+        };
+        report("the kubernetes Service", kubernetes_service(&server).await);
+        report("the authentication ConfigMap", authentication_config(&server).await);
+        if round % 6 == 0 {
+            report("aggregated cluster roles", rbac::aggregate(&server).await);
+        }
+        if round % 18 == 0 {
+            report("service addresses and ports", services::repair(&server).await);
+        }
+        // Every five minutes, to the revision of five minutes before.
+        if round % 30 == 0 {
+            match server.etcd.compact_round(compaction.0, compaction.1).await {
+                Ok(next) => compaction = next,
+                Err(e) => tracing::warn!(error = %e, "compaction failed"),
+            }
+        }
+        round += 1;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(10)) => {}
+            () = server.stop.cancelled() => return leave(&server).await,
+        }
+    }
+}
+
+/// Takes itself out of the endpoints at the end.
+async fn leave(server: &Server) {
+    let own = format!("{}masterleases/{}", server.root, server.advertise_address);
+    if let Ok((Some(kv), _)) = server.etcd.get(&own).await {
+        // The lease ends it anyway.
+        let _ = server.etcd.delete(&own, kv.rev).await;
+    }
+}

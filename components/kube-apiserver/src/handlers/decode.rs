@@ -1,0 +1,107 @@
+//! Turning a request's body into a document, with upstream's complaints.
+
+use bytes::Bytes;
+use k8s_schema::{Doc, TypeId, peek_type_meta};
+use serde_json::Value;
+
+use super::{Ctx, Validation};
+use crate::http::{ApiError, Media, negotiate};
+
+/// What the endpoint takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    pub group: &'a str,
+    pub version: &'a str,
+    pub kind: &'a str,
+    pub ty: TypeId,
+}
+
+impl Expected<'_> {
+    fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+    }
+}
+
+/// The beginning of a body, as upstream quotes it: as text when it looks like JSON objects, in hexadecimal otherwise.
+fn quoted(body: &[u8]) -> String {
+    if body.is_empty() {
+        return "<empty>".into();
+    }
+    let text = body[0] == b'{';
+    let cut = &body[..body.len().min(30)];
+    let mut s = if text { String::from_utf8_lossy(cut).into_owned() } else { cut.iter().map(|b| format!("{b:02x}")).collect() };
+    if body.len() > 30 {
+        s.push_str(" ...");
+    }
+    s
+}
+
+/// YAML bodies become JSON; both then go one way.
+pub fn yaml_to_json(body: &[u8]) -> Result<Bytes, String> {
+    let v: Value = serde_yaml::from_slice(body).map_err(|e| e.to_string())?;
+    serde_json::to_vec(&v).map(Bytes::from).map_err(|e| e.to_string())
+}
+
+/// Reads `body` as what the endpoint takes. Unknown and duplicate fields are ignored, warned of or refused.
+pub fn decode(ctx: &Ctx, body: Bytes, want: Expected<'_>, validation: Validation) -> Result<Doc, ApiError> {
+    let media = negotiate::content(&ctx.headers)?;
+    decode_as(ctx, body, media, want, validation)
+}
+
+pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, validation: Validation) -> Result<Doc, ApiError> {
+    let schema = &ctx.server.objects.schema;
+    let unrecognized = |e: String| {
+        ApiError::bad_request(format!("the object provided is unrecognized (must be of type {}): {e} ({})", want.kind, quoted(&body)))
+    };
+    let unhandled = |e: String| {
+        ApiError::bad_request(format!("{} in version {:?} cannot be handled as a {}: {e}", want.kind, want.version, want.kind))
+    };
+    let body = match media {
+        Media::Protobuf => {
+            if !body.starts_with(crate::objects::PROTOBUF_MAGIC) {
+                return Err(unrecognized("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]".into()));
+            }
+            let doc = Doc::from_protobuf(schema, body.clone()).map_err(|e| unhandled(e.to_string()))?;
+            if doc.type_id() != want.ty {
+                let (av, kind) = (doc.api_version().to_owned(), doc.kind().to_owned());
+                check_type(&av, &kind, want)?;
+            }
+            return Ok(doc);
+        }
+        Media::Yaml => yaml_to_json(&body).map_err(unrecognized)?,
+        Media::Json => body,
+    };
+    let meta = peek_type_meta(&body).map_err(|e| {
+        ApiError::bad_request(format!("the object provided is unrecognized (must be of type {}): {e} ({})", want.kind, quoted(&body)))
+    })?;
+    check_type(&meta.api_version, &meta.kind, want)?;
+    let decoded = Doc::from_json(schema, want.ty, body).map_err(|e| unhandled(e.to_string()))?;
+    if !decoded.strict.is_empty() {
+        match validation {
+            Validation::Ignore => {}
+            Validation::Warn => decoded.strict.iter().for_each(|w| ctx.warn(w.clone())),
+            Validation::Strict => {
+                return Err(unhandled(format!("strict decoding error: {}", decoded.strict.join(", "))));
+            }
+        }
+    }
+    let mut doc = decoded.doc;
+    // What the path says counts when the body says nothing.
+    doc.set_type_meta(&want.api_version(), want.kind);
+    Ok(doc)
+}
+
+fn check_type(api_version: &str, kind: &str, want: Expected<'_>) -> Result<(), ApiError> {
+    let expected = want.api_version();
+    let (got_av, got_kind) = (if api_version.is_empty() { &expected } else { api_version }, if kind.is_empty() { want.kind } else { kind });
+    if got_kind == want.kind && got_av == expected {
+        return Ok(());
+    }
+    if got_kind == want.kind {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({got_av}) does not match the expected API version ({expected})"
+        )));
+    }
+    let (_, version) = got_av.split_once('/').unwrap_or(("", got_av));
+    Err(ApiError::bad_request(format!("{got_kind} in version {version:?} cannot be handled as a {}: no kind {got_kind:?} is registered for version {got_av:?}", want.kind)))
+}

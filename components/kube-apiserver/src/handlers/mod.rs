@@ -1,0 +1,234 @@
+//! The handlers: one file per verb or endpoint, and here the table that sends a request to its handler.
+
+mod decode;
+mod delete;
+pub mod discovery;
+mod health;
+pub mod openapi;
+mod options;
+mod patch;
+mod proxy;
+mod read;
+mod reviews;
+mod scale;
+mod subresources;
+mod table;
+mod tables;
+mod watch;
+pub mod write;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Extensions, HeaderMap, HeaderValue, Method, Uri};
+use hyper::body::Incoming;
+use k8s_schema::Doc;
+use parking_lot::Mutex;
+use serde_json::Value;
+
+pub use options::{DeleteOptions, Propagation, Validation, WriteOptions};
+
+use crate::{
+    authn::User,
+    http::{
+        Answer, ApiError, As, Body, Group, Media, Offers, Query, RequestInfo, Wanted,
+        body::{self, answer},
+        negotiate,
+    },
+    registry::Resource,
+    server::Server,
+    storage::Stored,
+};
+
+/// A request with everything a handler needs.
+pub struct Ctx {
+    pub server: Arc<Server>,
+    pub info: RequestInfo,
+    pub query: Query,
+    pub method: Method,
+    pub uri: Uri,
+    pub headers: HeaderMap,
+    pub user: User,
+    /// Sent as `Warning` headers.
+    pub warnings: Mutex<Vec<String>>,
+}
+
+impl Ctx {
+    pub fn warn(&self, text: impl Into<String>) {
+        let text = text.into();
+        let mut w = self.warnings.lock();
+        if !w.contains(&text) {
+            w.push(text);
+        }
+    }
+
+    pub fn wanted(&self, offers: Offers, list: bool) -> Result<Wanted, ApiError> {
+        let pretty = self.query.get("pretty").is_some_and(|p| matches!(p, "1" | "true"));
+        negotiate::wanted(&self.headers, pretty, offers, list)
+    }
+
+    /// The manager that writes are recorded for: what the client names, or the first part of its user agent.
+    pub fn manager(&self, named: &str) -> String {
+        if !named.is_empty() {
+            return named.to_owned();
+        }
+        let agent = self.headers.get("user-agent").and_then(|v| v.to_str().ok()).unwrap_or("");
+        let first: String = agent.split('/').next().unwrap_or("").chars().take(128).collect();
+        if first.is_empty() { "unknown".into() } else { first }
+    }
+
+    pub fn group(&self) -> Group<'_> {
+        Group(&self.info.group, &self.info.resource)
+    }
+
+    fn finish(&self, mut a: Answer) -> Answer {
+        for w in self.warnings.lock().iter() {
+            let text: String = w.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+            let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+            if let Ok(v) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
+                a.headers_mut().append("warning", v);
+            }
+        }
+        a
+    }
+}
+
+/// Any JSON value in the encoding asked for. Values have no protobuf form, so JSON stands in for it.
+pub fn encode_value(code: u16, v: &Value, wanted: Wanted) -> Answer {
+    match wanted.media {
+        Media::Yaml => {
+            let text = serde_yaml::to_string(&sorted(v)).unwrap_or_default();
+            answer(code, Media::Yaml.content_type(), Body::Full(text.into()))
+        }
+        Media::Json | Media::Protobuf => {
+            let bytes = if wanted.pretty { serde_json::to_vec_pretty(v) } else { serde_json::to_vec(v) };
+            let mut bytes = bytes.unwrap_or_default();
+            bytes.push(b'\n');
+            answer(code, Media::Json.content_type(), Body::Full(bytes.into()))
+        }
+    }
+}
+
+/// YAML has its keys sorted, as upstream's.
+fn sorted(v: &Value) -> Value {
+    match v {
+        Value::Object(m) => {
+            let mut keys: Vec<&String> = m.keys().collect();
+            keys.sort();
+            Value::Object(keys.into_iter().map(|k| (k.clone(), sorted(&m[k]))).collect())
+        }
+        Value::Array(a) => Value::Array(a.iter().map(sorted).collect()),
+        v => v.clone(),
+    }
+}
+
+/// An object in the encoding and shape asked for.
+pub fn encode_doc(ctx: &Ctx, code: u16, res: &Resource, doc: &Doc, wanted: Wanted) -> Answer {
+    match (wanted.shape, wanted.media) {
+        (As::Object | As::Discovery, Media::Protobuf) => {
+            answer(code, Media::Protobuf.content_type(), Body::Full(doc.to_protobuf().into()))
+        }
+        (As::Object | As::Discovery, Media::Json) if !wanted.pretty => {
+            let mut bytes = doc.to_json();
+            bytes.push(b'\n');
+            answer(code, Media::Json.content_type(), Body::Full(bytes.into()))
+        }
+        (As::Object | As::Discovery, _) => encode_value(code, &doc.to_value(), wanted),
+        (As::Table, _) => {
+            let include = table::Include::parse(ctx.query.get("includeObject"));
+            encode_value(code, &table::of_objects(res, std::slice::from_ref(doc), include, &table::list_meta(doc)), wanted)
+        }
+        (As::PartialMetadata, _) => encode_value(code, &table::partial(doc), wanted),
+        (As::PartialMetadataList, _) => encode_value(code, &table::partial(doc), wanted),
+    }
+}
+
+/// A stored object as a document in the version `res` serves, with its resourceVersion.
+pub fn load(server: &Server, res: &Resource, stored: &Stored) -> Result<Doc, ApiError> {
+    let doc = crate::objects::decode(&server.objects.schema, &stored.body).map_err(ApiError::internal)?;
+    let mut doc = crate::kinds::convert::to_version(&server.objects.schema, doc, res).map_err(ApiError::internal)?;
+    doc.set("metadata.resourceVersion", stored.rev.to_string()).map_err(ApiError::internal)?;
+    Ok(doc)
+}
+
+/// The JSON of a stored object, shared when it is in its storage version.
+pub fn json_of(server: &Server, res: &Resource, stored: &Arc<Stored>) -> Result<Bytes, ApiError> {
+    let make = || load(server, res, stored).map(|d| Bytes::from(d.to_json()));
+    if res.group == res.storage_group && res.version == res.storage_version { server.encoded.json(stored, make) } else { make() }
+}
+
+/// Sends a request to its handler.
+pub async fn dispatch(ctx: Ctx, body: Incoming, extensions: Extensions) -> Result<Answer, ApiError> {
+    let ctx = Arc::new(ctx);
+    let result = route(&ctx, body, extensions).await;
+    match result {
+        Ok(a) => Ok(ctx.finish(a)),
+        Err(e) => Ok(ctx.finish(crate::http::chain::error_answer(&e, &ctx.headers))),
+    }
+}
+
+async fn route(ctx: &Arc<Ctx>, incoming: Incoming, extensions: Extensions) -> Result<Answer, ApiError> {
+    let info = &ctx.info;
+    if !info.is_resource {
+        return non_resource(ctx).await;
+    }
+    let Some(res) = ctx.server.registry.resource(&info.group, &info.version, &info.resource).cloned() else {
+        let known = info.group.is_empty() && info.version == "v1"
+            || ctx.server.registry.groups().iter().any(|(g, v)| *g == info.group && v.contains(&info.version));
+        return if known { Err(ApiError::no_resource()) } else { Ok(body::text(404, "404 page not found\n")) };
+    };
+    if res.namespaced == info.namespace.is_empty() && res.plural != "namespaces" && !info.name.is_empty() && info.parts > 1 {
+        return Err(ApiError::no_resource());
+    }
+    if !info.subresource.is_empty() {
+        if res.subresource(&info.subresource).is_none() {
+            return Err(ApiError::no_resource());
+        }
+        return subresources::dispatch(ctx, &res, incoming, extensions).await;
+    }
+    if res.prefix.is_empty() {
+        return reviews::dispatch(ctx, &res, incoming).await;
+    }
+    let all_namespaces = res.namespaced && info.namespace.is_empty();
+    match info.verb.as_str() {
+        "get" => read::get(ctx, &res).await,
+        "list" => read::list(ctx, &res).await,
+        "watch" => watch::watch(ctx, &res).await,
+        "create" if info.parts == 1 && !all_namespaces => {
+            let body = body::read(incoming, &ctx.headers).await?;
+            write::create(ctx, &res, body).await
+        }
+        "update" if !info.name.is_empty() => {
+            let body = body::read(incoming, &ctx.headers).await?;
+            write::update(ctx, &res, body).await
+        }
+        "patch" if !info.name.is_empty() => {
+            let body = body::read(incoming, &ctx.headers).await?;
+            patch::patch(ctx, &res, body).await
+        }
+        "delete" if !info.name.is_empty() => {
+            let body = body::read(incoming, &ctx.headers).await?;
+            delete::delete(ctx, &res, body).await
+        }
+        "deletecollection" if !all_namespaces && res.has_verb("deletecollection") => {
+            let body = body::read(incoming, &ctx.headers).await?;
+            delete::collection(ctx, &res, body).await
+        }
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+async fn non_resource(ctx: &Arc<Ctx>) -> Result<Answer, ApiError> {
+    let path = ctx.info.path.as_str();
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or("");
+    match first {
+        "" => discovery::root(ctx),
+        "api" | "apis" => discovery::dispatch(ctx),
+        "openapi" => openapi::dispatch(ctx),
+        "healthz" | "livez" | "readyz" => health::health(ctx).await,
+        "version" => discovery::version(ctx),
+        "metrics" if path == "/metrics" => Ok(health::metrics(ctx)),
+        ".well-known" | "openid" => discovery::openid(ctx),
+        _ => Ok(body::text(404, "404 page not found\n")),
+    }
+}

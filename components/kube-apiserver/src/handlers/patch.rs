@@ -1,0 +1,188 @@
+//! The four kinds of patch.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header;
+use k8s_schema::{
+    Doc,
+    patch::{self, PatchError},
+};
+
+use serde_json::Value;
+
+use super::{
+    Ctx, Validation, WriteOptions,
+    decode::{self, Expected},
+    encode_doc, write,
+};
+use crate::{
+    http::{Answer, ApiError, Group, Media, Offers},
+    kinds::{self, meta},
+    registry::Resource,
+    validation::{ErrorList, FieldError},
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchKind {
+    Json,
+    Merge,
+    Strategic,
+    Apply,
+}
+
+const ACCEPTED: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", "application/apply-patch+yaml"];
+
+pub fn kind_of(ctx: &Ctx) -> Result<PatchKind, ApiError> {
+    let ct = ctx.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let media = ct.split(';').next().unwrap_or("").trim();
+    Ok(match media {
+        "application/json-patch+json" => PatchKind::Json,
+        "application/merge-patch+json" => PatchKind::Merge,
+        "application/strategic-merge-patch+json" => PatchKind::Strategic,
+        "application/apply-patch+yaml" => PatchKind::Apply,
+        other => return Err(ApiError::unsupported_media_type(other, ACCEPTED)),
+    })
+}
+
+pub async fn patch(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<Answer, ApiError> {
+    let kind = kind_of(ctx)?;
+    let wanted = ctx.wanted(Offers::Objects, false)?;
+    let options = WriteOptions::parse(&ctx.query, "PatchOptions", kind == PatchKind::Apply)?;
+    let (code, doc) =
+        if kind == PatchKind::Apply { apply(ctx, res, &body, &options).await? } else { (200, merge(ctx, res, kind, &body, &options).await?) };
+    Ok(encode_doc(ctx, code, res, &doc, wanted))
+}
+
+/// A patched document, or why there is none.
+pub fn patched(ctx: &Ctx, old: &Doc, kind: PatchKind, body: &[u8], validation: Validation) -> Result<Doc, ApiError> {
+    let validate = validation != Validation::Ignore;
+    let patched = match kind {
+        PatchKind::Json => patch::json_patch(old, body, validate),
+        PatchKind::Merge => patch::merge_patch(old, body, validate),
+        PatchKind::Strategic => patch::strategic_merge_patch(old, body),
+        PatchKind::Apply => return Err(ApiError::internal("apply is not a patch of a document")),
+    }
+    .map_err(|e| error(ctx, e))?;
+    match (validation, patched.strict_error()) {
+        (Validation::Strict, Some(e)) => return Err(error(ctx, e)),
+        (Validation::Warn, _) => patched.strict.iter().for_each(|w| ctx.warn(w.clone())),
+        _ => {}
+    }
+    Ok(patched.doc)
+}
+
+/// A patch that cannot be applied, as upstream says it.
+fn error(ctx: &Ctx, e: PatchError) -> ApiError {
+    match e {
+        PatchError::BadRequest(m) => ApiError::bad_request(m),
+        PatchError::TooLarge(m) => ApiError::too_large(m),
+        PatchError::Internal(m) => ApiError::new(500, "", m),
+        PatchError::Unprocessable(m) => {
+            tracing::debug!(reason = m, "a patch cannot be applied");
+            ApiError::new(422, "Invalid", "the server rejected our request due to an error in our request")
+        }
+        PatchError::Invalid { value, detail } => {
+            let _ = ctx;
+            let mut errors = ErrorList::new();
+            errors.push(FieldError::invalid("patch", value, detail));
+            ApiError::invalid(Group("", ""), "", &errors)
+        }
+    }
+}
+
+async fn merge(ctx: &Arc<Ctx>, res: &Arc<Resource>, kind: PatchKind, body: &Bytes, options: &WriteOptions) -> Result<Doc, ApiError> {
+    let manager = ctx.manager(&options.manager);
+    let sub = ctx.info.subresource.clone();
+    let strategy = kinds::strategy(&res.group, &res.kind);
+    write::change(ctx, res, options.dry_run, |old| {
+        let mut new = patched(ctx, old, kind, body, options.validation)?;
+        check_identity(ctx, &new, old)?;
+        kinds::defaults::apply(res, &mut new);
+        meta::dedup_owners(&mut new, &mut |w| ctx.warn(w));
+        meta::track(&mut new, old, &manager, &sub, strategy.reset_on_update(&sub));
+        Ok(new)
+    })
+    .await
+}
+
+fn check_identity(ctx: &Ctx, new: &Doc, old: &Doc) -> Result<(), ApiError> {
+    let name = new.at("metadata.name").str();
+    if name != ctx.info.name {
+        return Err(ApiError::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({})", ctx.info.name)));
+    }
+    if new.at("metadata.namespace").str() != old.at("metadata.namespace").str() {
+        return Err(ApiError::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+    }
+    Ok(())
+}
+
+async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &WriteOptions) -> Result<(u16, Doc), ApiError> {
+    let want: Expected<'_> = write::expected(ctx, res)?;
+    let json = decode::yaml_to_json(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+    let mut applied = decode::decode_as(ctx, json.clone(), Media::Json, want, options.validation)?;
+    if applied.at("metadata.managedFields").len() > 0 {
+        return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+    }
+    let name = applied.at("metadata.name").str().to_owned();
+    if name.is_empty() {
+        write::set(&mut applied, "metadata.name", ctx.info.name.as_str())?;
+    } else if name != ctx.info.name {
+        return Err(ApiError::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({})", ctx.info.name)));
+    }
+    if res.namespaced {
+        write::set(&mut applied, "metadata.namespace", ctx.info.namespace.as_str())?;
+    }
+    let config = applied_value(&applied, &json)?;
+    let sub = ctx.info.subresource.clone();
+    let strategy = kinds::strategy(&res.group, &res.kind);
+    let force = options.force.unwrap_or(false);
+    let run = |old: &Doc, created: bool| -> Result<Doc, ApiError> {
+        let reset = if created { strategy.reset_on_create() } else { strategy.reset_on_update(&sub) };
+        let mut new = meta::apply(old, &config, &options.manager, &sub, force, reset)?;
+        kinds::defaults::apply(res, &mut new);
+        Ok(new)
+    };
+    let result = write::change(ctx, res, options.dry_run, |old| run(old, false)).await;
+    match result {
+        Ok(doc) => Ok((200, doc)),
+        Err(e) if e.code == 404 && sub.is_empty() => {
+            if !applied.at("metadata.uid").str().is_empty() {
+                return Err(ApiError::conflict(
+                    Group(&res.group, &res.plural),
+                    &ctx.info.name,
+                    "uid mismatch: the provided object specified uid and no existing object was found",
+                ));
+            }
+            let mut empty = Doc::new(&ctx.server.objects.schema, want.ty);
+            if res.namespaced {
+                write::set(&mut empty, "metadata.namespace", ctx.info.namespace.as_str())?;
+            }
+            write::set(&mut empty, "metadata.name", ctx.info.name.as_str())?;
+            let doc = run(&empty, true)?;
+            let mut o = options.clone();
+            o.manager = write::MANAGED_ALREADY.into();
+            Ok((201, write::create_doc(ctx, res, doc, &o).await?))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The configuration as the client sent it, with the identity that the path gives. What it does not mention it does not manage, so the
+/// decoded document, which knows defaults of its type, will not do.
+fn applied_value(applied: &Doc, json: &Bytes) -> Result<Value, ApiError> {
+    let mut v: Value = serde_json::from_slice(json).map_err(ApiError::internal)?;
+    if !v["metadata"].is_object() {
+        v["metadata"] = Value::Object(serde_json::Map::new());
+    }
+    v["apiVersion"] = applied.api_version().into();
+    v["kind"] = applied.kind().into();
+    for f in ["name", "namespace"] {
+        let value = applied.at("metadata").get(f).str();
+        if !value.is_empty() {
+            v["metadata"][f] = value.into();
+        }
+    }
+    Ok(v)
+}

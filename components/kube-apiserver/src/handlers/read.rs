@@ -1,0 +1,383 @@
+//! Get and list, from the watch cache; only older revisions are read from etcd.
+
+use std::sync::Arc;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
+use bytes::{Bytes, BytesMut};
+use k8s_schema::Doc;
+use serde_json::{Value, json};
+
+use super::{
+    Ctx, encode_doc, encode_value, json_of, load,
+    options::{ListOptions, Match, parse_rv},
+    table,
+};
+use crate::{
+    http::{Answer, ApiError, As, Body, Group, Media, Offers, Wanted, body::answer},
+    kinds,
+    registry::Resource,
+    storage::{ResourceCache, Stored, prefix_end},
+};
+
+/// Lists are written in pieces of about this size, so that one costs no more memory than a piece.
+const PIECE: usize = 128 << 10;
+
+pub fn cache<'a>(ctx: &'a Ctx, res: &Resource) -> Result<&'a Arc<ResourceCache>, ApiError> {
+    ctx.server.objects.reflector.cache(&res.prefix).ok_or_else(ApiError::no_resource)
+}
+
+pub async fn get(ctx: &Ctx, res: &Resource) -> Result<Answer, ApiError> {
+    let wanted = ctx.wanted(Offers::Objects, false)?;
+    if wanted.shape == As::PartialMetadataList {
+        return Err(ApiError::not_acceptable(&["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]));
+    }
+    let rv = ctx.query.get("resourceVersion").unwrap_or("");
+    match parse_rv(rv)? {
+        0 if rv.is_empty() => {
+            ctx.server.objects.reflector.barrier().await?;
+        }
+        0 => {}
+        n => wait_for(ctx, n).await?,
+    }
+    let stored = cache(ctx, res)?
+        .get(&res.key(&ctx.info.namespace, &ctx.info.name))
+        .ok_or_else(|| ApiError::not_found(Group(&res.group, &res.plural), &ctx.info.name))?;
+    if wanted == Wanted::JSON {
+        let mut body = BytesMut::from(&json_of(&ctx.server, res, &stored)?[..]);
+        body.extend_from_slice(b"\n");
+        return Ok(answer(200, Media::Json.content_type(), Body::Full(body.freeze())));
+    }
+    Ok(encode_doc(ctx, 200, res, &load(&ctx.server, res, &stored)?, wanted))
+}
+
+/// Waits for a revision a client named; one that is far in the future is an error it can retry.
+pub async fn wait_for(ctx: &Ctx, rev: i64) -> Result<(), ApiError> {
+    let reflector = &ctx.server.objects.reflector;
+    match reflector.wait_for(rev).await {
+        Ok(()) => Ok(()),
+        Err(_) => {
+            let mut e = ApiError::timeout(format!("Too large resource version: {rev}, current: {}", reflector.observed()), 1);
+            e = e.with_cause("ResourceVersionTooLarge", "Too large resource version", "");
+            Err(e)
+        }
+    }
+}
+
+/// What a list selects: a snapshot of the objects at `rev`.
+pub struct Selection {
+    pub items: Vec<Arc<Stored>>,
+    pub rev: i64,
+    pub token: String,
+    pub remaining: Option<i64>,
+}
+
+/// The keys a list may give: those of a namespace, or all.
+pub fn key_prefix(ctx: &Ctx, res: &Resource) -> String {
+    if res.namespaced && !ctx.info.namespace.is_empty() { format!("{}/", ctx.info.namespace) } else { String::new() }
+}
+
+pub fn matches(o: &ListOptions, s: &Stored) -> bool {
+    o.labels.matches(|k| s.label(k)) && o.fields.matches(|k| s.field(k).unwrap_or(""))
+}
+
+fn encode_token(rev: i64, start: &str) -> String {
+    B64.encode(json!({"v": "meta.k8s.io/v1", "rv": rev, "start": start}).to_string())
+}
+
+fn decode_token(token: &str) -> Result<(i64, String), ApiError> {
+    let bad = |why: &str| ApiError::bad_request(format!("continue key is not valid: {why}"));
+    let bytes = B64.decode(token.trim_end_matches('=')).map_err(|_| bad("illegal base64 data at input byte 0"))?;
+    let v: Value = serde_json::from_slice(&bytes).map_err(|e| bad(&e.to_string()))?;
+    if v["v"] != "meta.k8s.io/v1" {
+        return Err(bad(&format!("server does not recognize this encoded version {:?}", v["v"].as_str().unwrap_or(""))));
+    }
+    let start = v["start"].as_str().unwrap_or("");
+    if start.is_empty() {
+        return Err(bad("encoded start key empty (version meta.k8s.io/v1)"));
+    }
+    if start.split('/').any(|p| p == "..") {
+        return Err(bad(start));
+    }
+    Ok((v["rv"].as_i64().unwrap_or(0), start.trim_start_matches('/').to_owned()))
+}
+
+pub async fn select(ctx: &Ctx, res: &Resource, o: &ListOptions) -> Result<Selection, ApiError> {
+    kinds::check_field_selector(res, &o.fields)?;
+    let reflector = &ctx.server.objects.reflector;
+    let rv = parse_rv(&o.resource_version)?;
+    let cache = cache(ctx, res)?;
+    let (mut at, mut start) = (0, None);
+    if !o.token.is_empty() {
+        if !o.resource_version.is_empty() && rv != 0 {
+            return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+        }
+        let (rev, from) = decode_token(&o.token)?;
+        start = Some(from);
+        // -1: whatever is there now, for clients whose first pages are gone.
+        at = rev.max(0);
+        if rev < 0 {
+            reflector.barrier().await?;
+        }
+    } else if o.resource_version.is_empty() {
+        reflector.barrier().await?;
+    } else if rv > 0 {
+        wait_for(ctx, rv).await?;
+        if o.match_ == Match::Exact || (o.match_ == Match::Unset && o.limit > 0) {
+            at = rv;
+        }
+    }
+    let prefix = key_prefix(ctx, res);
+    let observed = reflector.observed();
+    let (map, changed) = cache.snapshot();
+    // Nothing changed since the revision asked for: the cache is that revision.
+    if at == 0 || at >= changed {
+        let rev = if at > 0 { at } else { observed.max(changed) };
+        return Ok(page(map.range(&prefix, start.as_deref()).map(|(_, s)| Arc::clone(s)), o, rev));
+    }
+    from_etcd(ctx, res, o, &prefix, start, at).await
+}
+
+fn page(all: impl Iterator<Item = Arc<Stored>>, o: &ListOptions, rev: i64) -> Selection {
+    let mut items = Vec::new();
+    let mut all = all.filter(|s| matches(o, s));
+    if o.limit <= 0 {
+        items.extend(all);
+        return Selection { items, rev, token: String::new(), remaining: None };
+    }
+    items.extend(all.by_ref().take(usize::try_from(o.limit).unwrap_or(usize::MAX)));
+    let rest = all.count();
+    let token = match items.last() {
+        Some(last) if rest > 0 => encode_token(rev, &format!("{}\0", last.key)),
+        _ => String::new(),
+    };
+    let plain = o.labels.is_empty() && o.fields.is_empty();
+    Selection { items, rev, token, remaining: (rest > 0 && plain).then_some(rest as i64) }
+}
+
+/// Reads at an older revision; the objects pass through and are not kept.
+async fn from_etcd(ctx: &Ctx, res: &Resource, o: &ListOptions, prefix: &str, start: Option<String>, at: i64) -> Result<Selection, ApiError> {
+    let reflector = &ctx.server.objects.reflector;
+    let root = format!("{}{}/", ctx.server.root, res.prefix);
+    let end = prefix_end(&format!("{root}{prefix}"));
+    let mut from = format!("{root}{}", start.as_deref().filter(|s| *s > prefix).unwrap_or(prefix));
+    let mut items = Vec::new();
+    let limit = usize::try_from(o.limit).unwrap_or(usize::MAX);
+    loop {
+        let page = match ctx.server.etcd.range(&from, end.clone(), 500, at).await {
+            Ok(p) => p,
+            Err(crate::storage::StoreError::Compacted) => return Err(expired(o, &from[root.len()..])),
+            Err(e) => return Err(e.into()),
+        };
+        let plain = o.labels.is_empty() && o.fields.is_empty();
+        let mut seen = 0;
+        for kv in &page.kvs {
+            seen += 1;
+            let key = &kv.key[root.len()..];
+            let s = reflector.make_stored(&res.prefix, key, kv.rev, kv.value.clone()).map_err(ApiError::internal)?;
+            if matches(o, &s) {
+                items.push(Arc::new(s));
+            }
+            if o.limit > 0 && items.len() == limit {
+                let rest = page.count - seen;
+                let token = if rest > 0 { encode_token(at, &format!("{key}\0")) } else { String::new() };
+                return Ok(Selection { items, rev: at, token, remaining: (rest > 0 && plain).then_some(rest) });
+            }
+        }
+        match page.kvs.last() {
+            Some(last) if page.more => from = format!("{}\0", last.key),
+            _ => return Ok(Selection { items, rev: at, token: String::new(), remaining: None }),
+        }
+    }
+}
+
+fn expired(o: &ListOptions, start: &str) -> ApiError {
+    if o.token.is_empty() {
+        return ApiError::expired("The resourceVersion for the provided list is too old.");
+    }
+    let mut e = ApiError::expired(
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue \
+         parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided \
+         token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was \
+         returned and now may show up in the list.",
+    );
+    e.metadata = Some(json!({"continue": encode_token(-1, start)}));
+    e
+}
+
+pub fn list_meta(s: &Selection) -> Value {
+    let mut m = json!({"resourceVersion": s.rev.to_string()});
+    if !s.token.is_empty() {
+        m["continue"] = s.token.as_str().into();
+    }
+    if let Some(r) = s.remaining {
+        m["remainingItemCount"] = r.into();
+    }
+    m
+}
+
+pub async fn list(ctx: &Ctx, res: &Arc<Resource>) -> Result<Answer, ApiError> {
+    let wanted = ctx.wanted(Offers::Objects, true)?;
+    let o = ListOptions::parse(&ctx.query, false, &ctx.info.name)?;
+    let s = select(ctx, res, &o).await?;
+    encode_list(ctx, res, s, wanted)
+}
+
+pub fn encode_list(ctx: &Ctx, res: &Arc<Resource>, s: Selection, wanted: Wanted) -> Result<Answer, ApiError> {
+    let docs = || s.items.iter().map(|i| load(&ctx.server, res, i)).collect::<Result<Vec<Doc>, _>>();
+    let kind = format!("{}List", res.kind);
+    match (wanted.shape, wanted.media) {
+        (As::Table, _) => {
+            let include = table::Include::parse(ctx.query.get("includeObject"));
+            Ok(encode_value(200, &table::of_objects(res, &docs()?, include, &list_meta(&s)), wanted))
+        }
+        (As::PartialMetadata | As::PartialMetadataList, _) => {
+            let items: Vec<Value> = docs()?.iter().map(table::partial).collect();
+            let v = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": list_meta(&s), "items": items});
+            Ok(encode_value(200, &v, wanted))
+        }
+        (As::Object | As::Discovery, Media::Json) if !wanted.pretty => Ok(stream_json(ctx, res, s, &kind)),
+        (As::Object | As::Discovery, Media::Protobuf) => {
+            let ty = ctx.server.objects.schema.kind(&res.group, &res.version, &kind);
+            let Some(ty) = ty else { return Err(ApiError::internal(format!("no type {kind}"))) };
+            let mut list = Doc::new(&ctx.server.objects.schema, ty);
+            list.set("metadata", list_meta(&s)).map_err(ApiError::internal)?;
+            Ok(answer(200, Media::Protobuf.content_type(), Body::Full(protobuf_list(&list, &docs()?, &res.api_version(), &kind))))
+        }
+        _ => {
+            let items: Vec<Value> = docs()?
+                .iter()
+                .map(|d| {
+                    let mut v = d.to_value();
+                    if let Some(m) = v.as_object_mut() {
+                        m.remove("kind");
+                        m.remove("apiVersion");
+                    }
+                    v
+                })
+                .collect();
+            let v = json!({"kind": kind, "apiVersion": res.api_version(), "metadata": list_meta(&s), "items": items});
+            Ok(encode_value(200, &v, wanted))
+        }
+    }
+}
+
+fn varint(out: &mut Vec<u8>, mut v: u64) {
+    while v >= 0x80 {
+        out.push((v as u8) | 0x80);
+        v >>= 7;
+    }
+    out.push(v as u8);
+}
+
+fn field(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
+    out.push(number << 3 | 2);
+    varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+/// A list message is its metadata (field 1) and its items (field 2), in the envelope every protobuf answer has.
+fn protobuf_list(list: &Doc, items: &[Doc], api_version: &str, kind: &str) -> Bytes {
+    let mut raw = list.to_protobuf_message();
+    for item in items {
+        field(&mut raw, 2, &item.to_protobuf_message());
+    }
+    let mut meta = Vec::new();
+    field(&mut meta, 1, api_version.as_bytes());
+    field(&mut meta, 2, kind.as_bytes());
+    let mut out = Vec::with_capacity(raw.len() + 64);
+    out.extend_from_slice(crate::objects::PROTOBUF_MAGIC);
+    field(&mut out, 1, &meta);
+    field(&mut out, 2, &raw);
+    field(&mut out, 3, b"");
+    field(&mut out, 4, b"");
+    out.into()
+}
+
+/// Items of a list don't repeat their kind and version, which every object's JSON begins with.
+fn strip_type<'a>(json: &'a [u8], head: &[u8]) -> (&'static str, &'a [u8]) {
+    match json.strip_prefix(head) {
+        Some(rest) => ("{", rest.strip_prefix(b",").unwrap_or(rest)),
+        None => ("", json),
+    }
+}
+
+/// Writes a list piece by piece.
+struct ListWriter {
+    server: Arc<crate::server::Server>,
+    res: Arc<Resource>,
+    /// How every item's JSON begins.
+    head: Vec<u8>,
+    items: std::vec::IntoIter<Arc<Stored>>,
+    piece: BytesMut,
+    first: bool,
+    done: bool,
+}
+
+impl Iterator for ListWriter {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.done {
+            return None;
+        }
+        for item in self.items.by_ref() {
+            let json = match json_of(&self.server, &self.res, &item) {
+                Ok(j) => j,
+                Err(e) => {
+                    tracing::error!(key = &*item.key, error = %e, "an object of a list cannot be encoded");
+                    continue;
+                }
+            };
+            if !std::mem::replace(&mut self.first, false) {
+                self.piece.extend_from_slice(b",");
+            }
+            let (open, rest) = strip_type(&json, &self.head);
+            self.piece.extend_from_slice(open.as_bytes());
+            self.piece.extend_from_slice(rest);
+            if self.piece.len() >= PIECE {
+                return Some(self.piece.split().freeze());
+            }
+        }
+        self.done = true;
+        self.piece.extend_from_slice(b"]}\n");
+        Some(std::mem::take(&mut self.piece).freeze())
+    }
+}
+
+fn stream_json(ctx: &Ctx, res: &Arc<Resource>, s: Selection, kind: &str) -> Answer {
+    let begin = format!("{{\"kind\":{kind:?},\"apiVersion\":{:?},\"metadata\":{},\"items\":[", res.api_version(), list_meta(&s));
+    let mut w = ListWriter {
+        server: Arc::clone(&ctx.server),
+        res: Arc::clone(res),
+        head: format!("{{\"kind\":{:?},\"apiVersion\":{:?}", res.kind, res.api_version()).into_bytes(),
+        items: s.items.into_iter(),
+        piece: BytesMut::from(begin.as_bytes()),
+        first: true,
+        done: false,
+    };
+    // A list that fits one piece is sent with its length.
+    let one = w.next().unwrap_or_default();
+    let body = if w.done { Body::Full(one) } else { Body::stream(futures_util::stream::iter(std::iter::once(one).chain(w))) };
+    answer(200, Media::Json.content_type(), body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn continue_tokens_come_back_as_they_went() {
+        let t = encode_token(42, "ns/name\0");
+        assert_eq!(decode_token(&t).unwrap(), (42, "ns/name\0".to_owned()));
+        for bad in ["", "x", "!!!", &B64.encode("{}"), &B64.encode(r#"{"v":"v2","rv":1,"start":"a"}"#)] {
+            assert_eq!(decode_token(bad).unwrap_err().code, 400, "{bad}");
+        }
+    }
+
+    #[test]
+    fn list_items_lose_their_type() {
+        let head = br#"{"kind":"A","apiVersion":"v1""#;
+        let (open, rest) = strip_type(br#"{"kind":"A","apiVersion":"v1","metadata":{}}"#, head);
+        assert_eq!([open.as_bytes(), rest].concat(), br#"{"metadata":{}}"#);
+    }
+}

@@ -1,0 +1,120 @@
+//! The scale subresource: a view of the replicas of what can be scaled.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use k8s_schema::{Doc, selector::LabelSelector};
+use serde_json::json;
+
+use super::{
+    Ctx, WriteOptions, decode::{self, Expected}, encode_doc, load, patch::{self, PatchKind}, write,
+};
+use crate::{
+    http::{Answer, ApiError, Group, Offers, body},
+    kinds::meta,
+    registry::Resource,
+    validation::{ErrorList, FieldError},
+};
+
+/// The Scale of an object.
+fn scale_of(ctx: &Ctx, doc: &Doc) -> Result<Doc, ApiError> {
+    let schema = &ctx.server.objects.schema;
+    let ty = schema.kind("autoscaling", "v1", "Scale").ok_or_else(|| ApiError::internal("no type Scale"))?;
+    let selector = doc.at("spec.selector");
+    let text = if selector.get("matchLabels").exists() || selector.get("matchExpressions").exists() {
+        LabelSelector::from_ref(selector).map(|s| s.to_string()).unwrap_or_default()
+    } else {
+        // A replication controller selects by a plain map.
+        let mut pairs: Vec<String> = selector.entries().map(|(k, v)| format!("{k}={}", v.str())).collect();
+        pairs.sort();
+        pairs.join(",")
+    };
+    let m = doc.at("metadata");
+    let meta = json!({
+        "name": m.get("name").str(), "namespace": m.get("namespace").str(), "uid": m.get("uid").str(),
+        "resourceVersion": m.get("resourceVersion").str(), "creationTimestamp": m.get("creationTimestamp").str(),
+    });
+    let mut status = json!({"replicas": doc.at("status.replicas").int()});
+    if !text.is_empty() {
+        status["selector"] = text.into();
+    }
+    let mut scale = Doc::new(schema, ty);
+    scale.set("metadata", meta).map_err(ApiError::internal)?;
+    scale.set("spec", json!({"replicas": doc.at("spec.replicas").int()})).map_err(ApiError::internal)?;
+    scale.set("status", status).map_err(ApiError::internal)?;
+    Ok(scale)
+}
+
+pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -> Result<Answer, ApiError> {
+    let wanted = ctx.wanted(Offers::Objects, false)?;
+    match ctx.info.verb.as_str() {
+        "get" => {
+            ctx.server.objects.reflector.barrier().await?;
+            let stored = write::current(ctx, res, &ctx.info.name, false).await?;
+            let scale = scale_of(ctx, &load(&ctx.server, res, &stored)?)?;
+            Ok(encode_doc(ctx, 200, res, &scale, wanted))
+        }
+        "update" => {
+            let body = body::read(incoming, &ctx.headers).await?;
+            change(ctx, res, body, None).await
+        }
+        "patch" => {
+            let kind = patch::kind_of(ctx)?;
+            let body = body::read(incoming, &ctx.headers).await?;
+            change(ctx, res, body, Some(kind)).await
+        }
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+async fn change(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes, kind: Option<PatchKind>) -> Result<Answer, ApiError> {
+    let wanted = ctx.wanted(Offers::Objects, false)?;
+    let options = WriteOptions::parse(&ctx.query, if kind.is_some() { "PatchOptions" } else { "UpdateOptions" }, kind == Some(PatchKind::Apply))?;
+    let schema = &ctx.server.objects.schema;
+    let ty = schema.kind("autoscaling", "v1", "Scale").ok_or_else(|| ApiError::internal("no type Scale"))?;
+    let want = Expected { group: "autoscaling", version: "v1", kind: "Scale", ty };
+    let given = match kind {
+        None => Some(decode::decode(ctx, body.clone(), want, options.validation)?),
+        Some(PatchKind::Apply) => {
+            let json = decode::yaml_to_json(&body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+            Some(decode::decode_as(ctx, json, crate::http::Media::Json, want, options.validation)?)
+        }
+        Some(_) => None,
+    };
+    let manager = ctx.manager(&options.manager);
+    let doc = write::change(ctx, res, options.dry_run, |old| {
+        let scale = match (&given, kind) {
+            (Some(s), _) => s.clone(),
+            (None, Some(k)) => patch::patched(ctx, &scale_of(ctx, old)?, k, &body, options.validation)?,
+            (None, None) => return Err(ApiError::internal("neither a scale nor a patch")),
+        };
+        let name = scale.at("metadata.name").str();
+        if !name.is_empty() && name != ctx.info.name {
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                ctx.info.name
+            )));
+        }
+        let replicas = scale.at("spec.replicas").int();
+        if replicas < 0 {
+            let mut e = ErrorList::new();
+            e.push(FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0"));
+            return Err(ApiError::invalid(Group("autoscaling", "Scale"), &ctx.info.name, &e));
+        }
+        let mut new = old.clone();
+        new.set("spec.replicas", replicas).map_err(ApiError::internal)?;
+        for field in ["resourceVersion", "uid"] {
+            let v = scale.at(&format!("metadata.{field}")).str().to_owned();
+            if !v.is_empty() {
+                write::set(&mut new, &format!("metadata.{field}"), v)?;
+            }
+        }
+        meta::track(&mut new, old, &manager, "scale", &[]);
+        Ok(new)
+    })
+    .await?;
+    let scale = scale_of(ctx, &doc)?;
+    Ok(encode_doc(ctx, 200, res, &scale, wanted))
+}
+

@@ -1,0 +1,61 @@
+//! `as=Table` and `as=PartialObjectMetadata`: what `kubectl get` shows, from the column definitions of [`super::tables`].
+
+use k8s_schema::Doc;
+use serde_json::{Value, json};
+
+use super::tables;
+use crate::registry::Resource;
+
+/// What of each object a table carries along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Include {
+    Metadata,
+    Object,
+    None,
+}
+
+impl Include {
+    pub fn parse(v: Option<&str>) -> Self {
+        match v {
+            Some("Object") => Self::Object,
+            Some("None") => Self::None,
+            _ => Self::Metadata,
+        }
+    }
+}
+
+/// The metadata of a table of one object.
+pub fn list_meta(doc: &Doc) -> Value {
+    json!({"resourceVersion": doc.at("metadata.resourceVersion").str()})
+}
+
+pub fn partial(doc: &Doc) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": doc.at("metadata").to_value()})
+}
+
+pub fn of_objects(res: &Resource, docs: &[Doc], include: Include, list_meta: &Value) -> Value {
+    let printer = tables::of(&res.group, &res.kind);
+    let columns: Vec<Value> = printer
+        .columns
+        .iter()
+        .map(|c| json!({"name": c.name, "type": c.type_, "format": c.format, "description": c.description, "priority": c.priority}))
+        .collect();
+    let rows: Vec<Value> = docs
+        .iter()
+        .map(|d| {
+            let row = (printer.row)(d);
+            let object = match include {
+                Include::Object => d.to_value(),
+                Include::Metadata => partial(d),
+                Include::None => Value::Null,
+            };
+            let mut v = json!({"cells": row.cells});
+            if !row.conditions.is_empty() {
+                v["conditions"] = row.conditions.into();
+            }
+            v["object"] = object;
+            v
+        })
+        .collect();
+    json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list_meta, "columnDefinitions": columns, "rows": rows})
+}

@@ -1,0 +1,341 @@
+//! Watch: a cursor into the resource's ring of events, with the selectors of this watcher.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream;
+use k8s_schema::selector::FieldSelector;
+use rand::RngExt;
+use serde_json::{Value, json};
+
+use super::{
+    Ctx, json_of, load,
+    options::{ListOptions, parse_rv},
+    read, table,
+};
+use crate::{
+    http::{Answer, ApiError, As, Body, Media, Offers, Wanted, body::answer},
+    kinds,
+    registry::Resource,
+    storage::{Cursor, Event, EventKind, ResourceCache, Stored},
+};
+
+/// How often a watcher that asked for it hears how far it is.
+const BOOKMARK: Duration = Duration::from_secs(60);
+/// The last bookmark comes this long before the end.
+const BEFORE_END: Duration = Duration::from_secs(2);
+/// Events taken from the ring at a time.
+const BATCH: usize = 256;
+
+struct Watcher {
+    ctx: Arc<Ctx>,
+    res: Arc<Resource>,
+    cache: Arc<ResourceCache>,
+    options: ListOptions,
+    wanted: Wanted,
+    prefix: String,
+    cursor: Cursor,
+    /// Objects that are sent as ADDED before the events.
+    initial: std::vec::IntoIter<Arc<Stored>>,
+    /// Events after this revision are news; what is not is part of the initial objects.
+    since: i64,
+    /// A bookmark that ends the initial objects is still to be sent.
+    end_of_initial: Option<i64>,
+    ready: VecDeque<Bytes>,
+    deadline: Instant,
+    next_bookmark: Instant,
+    sent_columns: bool,
+    over: bool,
+    heads: tokio::sync::watch::Receiver<u64>,
+}
+
+pub async fn watch(ctx: &Arc<Ctx>, res: &Arc<Resource>) -> Result<Answer, ApiError> {
+    let wanted = ctx.wanted(Offers::Objects, true)?;
+    if wanted.media == Media::Yaml {
+        return Err(ApiError::not_acceptable(&["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"]));
+    }
+    let mut options = ListOptions::parse(&ctx.query, true, &ctx.info.name)?;
+    if !ctx.info.name.is_empty() && ctx.info.parts >= 2 {
+        let mut text = options.fields.to_string();
+        text.push_str(if text.is_empty() { "metadata.name=" } else { ",metadata.name=" });
+        text.push_str(&ctx.info.name);
+        options.fields = FieldSelector::parse(&text).map_err(|e| ApiError::bad_request(e.to_string()))?;
+    }
+    kinds::check_field_selector(res, &options.fields)?;
+    let rv = parse_rv(&options.resource_version)?;
+    let cache = Arc::clone(read::cache(ctx, res)?);
+    let reflector = &ctx.server.objects.reflector;
+    let initial_events = options.send_initial_events == Some(true);
+    let prefix = read::key_prefix(ctx, res);
+    let (mut initial, mut end_of_initial) = (Vec::new(), None);
+    let (cursor, since);
+    if rv == 0 || initial_events {
+        if options.resource_version.is_empty() {
+            reflector.barrier().await?;
+        } else if rv > 0 {
+            read::wait_for(ctx, rv).await?;
+        }
+        // With sendInitialEvents=false only news is wanted.
+        let (map, changed, c) = cache.snapshot_and_cursor();
+        let observed = reflector.observed().max(changed);
+        cursor = c;
+        since = changed;
+        if options.send_initial_events != Some(false) {
+            initial = map.range(&prefix, None).map(|(_, s)| Arc::clone(s)).filter(|s| read::matches(&options, s)).collect();
+        }
+        if initial_events && options.bookmarks {
+            end_of_initial = Some(observed);
+        }
+    } else {
+        match cache.cursor_after(rv) {
+            Ok(c) => cursor = c,
+            Err(e) => {
+                let e = ApiError::expired(format!("too old resource version: {} ({})", e.asked, e.oldest));
+                return Ok(one_error(&e, wanted));
+            }
+        }
+        since = rv;
+    }
+    let seconds = match options.timeout {
+        Some(t) if t > 0 => u64::try_from(t).unwrap_or(1800),
+        _ => rand::rng().random_range(1800..3600),
+    };
+    let now = Instant::now();
+    let heads = cache.subscribe();
+    let w = Watcher {
+        ctx: Arc::clone(ctx),
+        res: Arc::clone(res),
+        cache,
+        wanted,
+        prefix,
+        cursor,
+        initial: initial.into_iter(),
+        since,
+        end_of_initial,
+        ready: VecDeque::new(),
+        deadline: now + Duration::from_secs(seconds),
+        next_bookmark: now + BOOKMARK.min(Duration::from_secs(seconds).saturating_sub(BEFORE_END).max(Duration::from_millis(900))),
+        sent_columns: false,
+        over: false,
+        heads,
+        options,
+    };
+    let content = match wanted.media {
+        Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        _ => "application/json",
+    };
+    let body = stream::unfold(w, |mut w| async move { w.next().await.map(|b| (b, w)) });
+    Ok(answer(200, content, Body::stream(body)))
+}
+
+/// A watch that only tells why there is none.
+fn one_error(e: &ApiError, wanted: Wanted) -> Answer {
+    let frame = frame_of("ERROR", e.to_value().to_string().as_bytes());
+    let _ = wanted;
+    answer(200, Media::Json.content_type(), Body::Full(frame))
+}
+
+fn frame_of(kind: &str, object: &[u8]) -> Bytes {
+    let mut b = BytesMut::with_capacity(object.len() + 40);
+    b.extend_from_slice(b"{\"type\":\"");
+    b.extend_from_slice(kind.as_bytes());
+    b.extend_from_slice(b"\",\"object\":");
+    b.extend_from_slice(object);
+    b.extend_from_slice(b"}\n");
+    b.freeze()
+}
+
+fn varint(out: &mut BytesMut, mut v: u64) {
+    while v >= 0x80 {
+        out.extend_from_slice(&[(v as u8) | 0x80]);
+        v >>= 7;
+    }
+    out.extend_from_slice(&[v as u8]);
+}
+
+/// A `WatchEvent` message whose object is a whole protobuf answer, behind its length in four bytes.
+fn protobuf_frame(kind: &str, object: &[u8]) -> Bytes {
+    let mut raw = BytesMut::new();
+    raw.extend_from_slice(&[0x0a]);
+    varint(&mut raw, object.len() as u64);
+    raw.extend_from_slice(object);
+    let mut event = BytesMut::new();
+    event.extend_from_slice(&[0x0a]);
+    varint(&mut event, kind.len() as u64);
+    event.extend_from_slice(kind.as_bytes());
+    event.extend_from_slice(&[0x12]);
+    varint(&mut event, raw.len() as u64);
+    event.extend_from_slice(&raw);
+    let mut out = BytesMut::with_capacity(event.len() + 4);
+    out.extend_from_slice(&u32::try_from(event.len()).unwrap_or(u32::MAX).to_be_bytes());
+    out.extend_from_slice(&event);
+    out.freeze()
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(b) = self.ready.pop_front() {
+                if self.ready.is_empty() {
+                    return Some(b);
+                }
+                // What is ready at once goes out in one write.
+                let mut all = BytesMut::from(&b[..]);
+                while let Some(b) = self.ready.pop_front() {
+                    all.extend_from_slice(&b);
+                    if all.len() > 64 << 10 {
+                        break;
+                    }
+                }
+                return Some(all.freeze());
+            }
+            if self.over {
+                return None;
+            }
+            self.fill().await;
+        }
+    }
+
+    fn send(&mut self, kind: &str, stored: &Arc<Stored>) {
+        let server = &self.ctx.server;
+        let frame = match (self.wanted.shape, self.wanted.media) {
+            (As::Object | As::Discovery, Media::Protobuf) => {
+                load(server, &self.res, stored).map(|d| protobuf_frame(kind, &d.to_protobuf()))
+            }
+            (As::Object | As::Discovery, _) => json_of(server, &self.res, stored).map(|j| frame_of(kind, &j)),
+            (As::Table, _) => load(server, &self.res, stored).map(|d| {
+                let include = table::Include::parse(self.ctx.query.get("includeObject"));
+                let mut v = table::of_objects(&self.res, std::slice::from_ref(&d), include, &table::list_meta(&d));
+                if self.sent_columns {
+                    v["columnDefinitions"] = Value::Null;
+                }
+                frame_of(kind, v.to_string().as_bytes())
+            }),
+            (As::PartialMetadata | As::PartialMetadataList, _) => {
+                load(server, &self.res, stored).map(|d| frame_of(kind, table::partial(&d).to_string().as_bytes()))
+            }
+        };
+        self.sent_columns = true;
+        match frame {
+            Ok(f) => self.ready.push_back(f),
+            Err(e) => {
+                self.ready.push_back(frame_of("ERROR", e.to_value().to_string().as_bytes()));
+                self.over = true;
+            }
+        }
+    }
+
+    fn bookmark(&mut self, rev: i64, end_of_initial: bool) {
+        let mut meta = json!({"resourceVersion": rev.to_string()});
+        if end_of_initial {
+            meta["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let frame = if self.wanted.media == Media::Protobuf && self.wanted.shape == As::Object {
+            let Some(ty) = self.res.type_id else { return };
+            let mut d = k8s_schema::Doc::new(&self.ctx.server.objects.schema, ty);
+            if d.set("metadata", meta).is_err() {
+                return;
+            }
+            protobuf_frame("BOOKMARK", &d.to_protobuf())
+        } else {
+            let object = match self.wanted.shape {
+                As::Table => json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "columnDefinitions": null, "rows": []}),
+                As::PartialMetadata | As::PartialMetadataList => {
+                    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta})
+                }
+                _ => match self.res.type_id {
+                    Some(ty) => {
+                        let mut d = k8s_schema::Doc::new(&self.ctx.server.objects.schema, ty);
+                        if d.set("metadata", meta).is_err() {
+                            return;
+                        }
+                        d.to_value()
+                    }
+                    None => json!({"kind": self.res.kind, "apiVersion": self.res.api_version(), "metadata": meta}),
+                },
+            };
+            frame_of("BOOKMARK", object.to_string().as_bytes())
+        };
+        self.ready.push_back(frame);
+    }
+
+    /// How an event looks through this watcher's selectors; none: not at all.
+    fn seen(&self, e: &Event) -> Option<(&'static str, Arc<Stored>)> {
+        if !e.object.key.starts_with(&self.prefix) || e.rev() <= self.since {
+            return None;
+        }
+        let before = e.previous.as_ref().is_some_and(|p| read::matches(&self.options, p));
+        let now = e.kind == EventKind::Put && read::matches(&self.options, &e.object);
+        match (before, now) {
+            (false, true) => Some(("ADDED", Arc::clone(&e.object))),
+            (true, true) => Some(("MODIFIED", Arc::clone(&e.object))),
+            // An object that left the selector is shown as it was, at the revision at which it left.
+            (true, false) => {
+                let last = if e.kind == EventKind::Delete {
+                    Arc::clone(&e.object)
+                } else {
+                    Arc::new(e.previous.as_ref()?.at_revision(e.rev()))
+                };
+                Some(("DELETED", last))
+            }
+            (false, false) => None,
+        }
+    }
+
+    async fn fill(&mut self) {
+        if self.initial.len() > 0 {
+            let some: Vec<Arc<Stored>> = self.initial.by_ref().take(BATCH).collect();
+            for s in &some {
+                self.send("ADDED", s);
+            }
+            return;
+        }
+        if let Some(rev) = self.end_of_initial.take() {
+            self.bookmark(rev, true);
+            return;
+        }
+        // Read the revision first: everything up to it is in the ring by then.
+        let observed = self.ctx.server.objects.reflector.observed();
+        match self.cache.read(&mut self.cursor, BATCH) {
+            Err(e) => {
+                let e = ApiError::expired(format!("too old resource version: {} ({})", self.since, e.oldest));
+                self.ready.push_back(frame_of("ERROR", e.to_value().to_string().as_bytes()));
+                self.over = true;
+                return;
+            }
+            Ok(events) if !events.is_empty() => {
+                for e in &events {
+                    if let Some((kind, object)) = self.seen(e) {
+                        self.send(kind, &object);
+                    }
+                    self.since = e.rev();
+                }
+                return;
+            }
+            Ok(_) => {}
+        }
+        let now = Instant::now();
+        if now >= self.deadline {
+            self.over = true;
+            return;
+        }
+        if self.options.bookmarks && now >= self.next_bookmark {
+            let last = self.deadline.checked_sub(BEFORE_END).filter(|l| *l > now);
+            self.next_bookmark = (now + BOOKMARK).min(last.unwrap_or(self.deadline + BOOKMARK));
+            if observed > 0 {
+                self.bookmark(observed.max(self.since), false);
+            }
+            return;
+        }
+        let until = if self.options.bookmarks { self.next_bookmark.min(self.deadline) } else { self.deadline };
+        tokio::select! {
+            _ = self.heads.changed() => {}
+            () = tokio::time::sleep_until(until.into()) => {}
+            () = self.ctx.server.stop.cancelled() => self.over = true,
+        }
+    }
+}

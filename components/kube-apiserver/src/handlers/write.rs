@@ -1,0 +1,373 @@
+//! Create and update: the pipeline of decoding, managed fields, admission, strategy, validation and the write itself.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use k8s_schema::Doc;
+use rand::RngExt;
+use uuid::Uuid;
+
+use super::{
+    Ctx, Validation, WriteOptions,
+    decode::{self, Expected},
+    encode_doc, load,
+};
+use crate::{
+    admission::{self, Operation},
+    http::{Answer, ApiError, Group, Offers},
+    kinds::{self, Action, Strategy, meta},
+    registry::Resource,
+    storage::{StoreError, Stored},
+    validation::{ErrorList, FieldError},
+};
+
+/// A write that keeps losing against others gives up after this many tries.
+const TRIES: usize = 16;
+
+pub fn expected<'a>(ctx: &Ctx, res: &'a Resource) -> Result<Expected<'a>, ApiError> {
+    let _ = ctx;
+    let ty = res.type_id.ok_or_else(|| ApiError::internal(format!("kind {} is not in the schema", res.kind)))?;
+    Ok(Expected { group: &res.group, version: &res.version, kind: &res.kind, ty })
+}
+
+pub fn now() -> String {
+    // Kubernetes keeps whole seconds.
+    let t = Timestamp::now();
+    Timestamp::from_second(t.as_second()).unwrap_or(t).to_string()
+}
+
+/// `base` with five random characters, cut so that the whole is a valid name.
+pub fn generate_name(base: &str) -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut name: String = base.chars().take(58).collect();
+    let mut rng = rand::rng();
+    for _ in 0..5 {
+        name.push(char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]));
+    }
+    name
+}
+
+/// The bytes of a document as they go to etcd: in the storage version, without a resourceVersion.
+pub fn to_storage(ctx_schema: &k8s_schema::Schema, res: &Resource, doc: &Doc) -> Result<Bytes, ApiError> {
+    let mut doc = kinds::convert::to_storage(ctx_schema, doc.clone(), res).map_err(ApiError::internal)?;
+    doc.remove("metadata.resourceVersion");
+    doc.remove("metadata.selfLink");
+    if matches!(res.group.as_str(), "apiextensions.k8s.io" | "apiregistration.k8s.io") {
+        let mut json = doc.to_json();
+        json.push(b'\n');
+        return Ok(json.into());
+    }
+    Ok(doc.to_protobuf().into())
+}
+
+/// The etcd key of an object.
+pub fn etcd_key(ctx: &Ctx, res: &Resource, name: &str) -> String {
+    format!("{}{}/{}", ctx.server.root, res.prefix, res.key(&ctx.info.namespace, name))
+}
+
+fn check_namespace(ctx: &Ctx, res: &Resource, doc: &mut Doc) -> Result<(), ApiError> {
+    let ns = doc.at("metadata.namespace").str().to_owned();
+    if res.namespaced {
+        if ns.is_empty() {
+            doc.set("metadata.namespace", ctx.info.namespace.as_str()).map_err(ApiError::internal)?;
+        } else if ns != ctx.info.namespace {
+            return Err(ApiError::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+        }
+    } else if !ns.is_empty() {
+        // A cluster-scoped object of a namespace named like itself is what old clients send.
+        if ns == "default" || ns == ctx.info.namespace {
+            doc.remove("metadata.namespace");
+        } else {
+            return Err(ApiError::bad_request("namespace may not be set on cluster-scoped object").into_namespace_mismatch());
+        }
+    }
+    Ok(())
+}
+
+impl ApiError {
+    fn into_namespace_mismatch(mut self) -> Self {
+        self.message = "the namespace of the provided object does not match the namespace sent on the request".into();
+        self
+    }
+}
+
+pub async fn create(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<Answer, ApiError> {
+    let wanted = ctx.wanted(Offers::Objects, false)?;
+    let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
+    let doc = decode::decode(ctx, body, expected(ctx, res)?, options.validation)?;
+    let doc = create_doc(ctx, res, doc, &options).await?;
+    Ok(encode_doc(ctx, 201, res, &doc, wanted))
+}
+
+/// Creates `doc`, already decoded, with everything a create does. Also what an update or apply of something absent comes to.
+pub async fn create_doc(ctx: &Ctx, res: &Resource, mut doc: Doc, options: &WriteOptions) -> Result<Doc, ApiError> {
+    let strategy = kinds::strategy(&res.group, &res.kind);
+    check_namespace(ctx, res, &mut doc)?;
+    kinds::defaults::apply(res, &mut doc);
+    meta::dedup_owners(&mut doc, &mut |w| ctx.warn(w));
+    if options.manager != MANAGED_ALREADY {
+        let mut empty = Doc::new(&ctx.server.objects.schema, doc.type_id());
+        empty.set_type_meta(&res.api_version(), &res.kind);
+        meta::track(&mut doc, &empty, &ctx.manager(&options.manager), "", strategy.reset_on_create());
+    }
+    admission::mutate(ctx, res, "", Operation::Create, &mut doc, None)?;
+    let generate = doc.at("metadata.generateName").str().to_owned();
+    let generated = doc.at("metadata.name").str().is_empty() && !generate.is_empty();
+    if !doc.at("metadata.resourceVersion").str().is_empty() && !doc.at("metadata.resourceVersion").str().eq("0") {
+        return Err(ApiError::new(500, "", "resourceVersion should not be set on objects to be created"));
+    }
+    set(&mut doc, "metadata.creationTimestamp", now())?;
+    set(&mut doc, "metadata.uid", Uuid::new_v4().to_string())?;
+    for gone in ["metadata.deletionTimestamp", "metadata.deletionGracePeriodSeconds", "metadata.selfLink", "metadata.resourceVersion"] {
+        doc.remove(gone);
+    }
+    (strategy.prepare_create)(&mut doc);
+    strategy.set_first_generation(&mut doc);
+    for attempt in 0..8 {
+        if generated {
+            set(&mut doc, "metadata.name", generate_name(&generate))?;
+        }
+        let name = doc.at("metadata.name").str().to_owned();
+        let mut claimed = crate::services::claim_for_create(ctx, res, &mut doc, options.dry_run).await?;
+        let result = store_new(ctx, res, strategy, &doc, &name, options.dry_run).await;
+        match result {
+            Ok(rev) => {
+                claimed.keep();
+                if let Some(rev) = rev {
+                    set(&mut doc, "metadata.resourceVersion", rev.to_string())?;
+                }
+                return Ok(doc);
+            }
+            Err(e) => {
+                claimed.release().await;
+                match e {
+                    e if e.reason == "AlreadyExists" && generated && attempt < 7 => {}
+                    e => return Err(e),
+                }
+            }
+        }
+    }
+    Err(ApiError::internal("no free name was found"))
+}
+
+/// Marks options of a write whose managed fields are already right.
+pub const MANAGED_ALREADY: &str = "\0managed";
+
+async fn store_new(ctx: &Ctx, res: &Resource, strategy: &Strategy, doc: &Doc, name: &str, dry_run: bool) -> Result<Option<i64>, ApiError> {
+    let mut errors = ErrorList::new();
+    meta::validate_create(doc, res.namespaced, strategy.name, &mut errors);
+    (strategy.validate_create)(doc, &mut errors);
+    let kind = Group(&res.group, &res.kind);
+    if !errors.is_empty() {
+        return Err(ApiError::invalid(kind, name, &errors));
+    }
+    for w in (strategy.warnings)(doc, None) {
+        ctx.warn(w);
+    }
+    admission::validate(ctx, res, "", Operation::Create, Some(doc), None).await?;
+    let key = etcd_key(ctx, res, name);
+    let exists = || ApiError::already_exists(Group(&res.group, &res.plural), name);
+    if dry_run {
+        return match ctx.server.etcd.get(&key).await?.0 {
+            Some(_) => Err(exists()),
+            None => Ok(None),
+        };
+    }
+    let value = to_storage(&ctx.server.objects.schema, res, doc)?;
+    let lease = ctx.server.lease_for(res).await?;
+    match ctx.server.etcd.create(&key, value, lease).await {
+        Ok(rev) => Ok(Some(rev)),
+        Err(StoreError::Exists { .. }) => Err(exists()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+pub fn set(doc: &mut Doc, path: &str, value: impl Into<serde_json::Value>) -> Result<(), ApiError> {
+    doc.set(path, value).map_err(ApiError::internal)
+}
+
+pub async fn update(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<Answer, ApiError> {
+    let wanted = ctx.wanted(Offers::Objects, false)?;
+    let options = WriteOptions::parse(&ctx.query, "UpdateOptions", false)?;
+    let mut new = decode::decode(ctx, body, expected(ctx, res)?, options.validation)?;
+    check_namespace(ctx, res, &mut new)?;
+    check_name(ctx, &mut new)?;
+    kinds::defaults::apply(res, &mut new);
+    meta::dedup_owners(&mut new, &mut |w| ctx.warn(w));
+    let manager = ctx.manager(&options.manager);
+    let sub = ctx.info.subresource.clone();
+    let strategy = kinds::strategy(&res.group, &res.kind);
+    let given = new.clone();
+    let result = change(ctx, res, options.dry_run, |old| {
+        let mut new = given.clone();
+        meta::track(&mut new, old, &manager, &sub, strategy.reset_on_update(&sub));
+        Ok(new)
+    })
+    .await;
+    let (code, doc) = match result {
+        Ok(doc) => (200, doc),
+        Err(e) if e.code == 404 && strategy.create_on_update && sub.is_empty() && e.reason == "NotFound" => {
+            (201, create_doc(ctx, res, new, &options).await?)
+        }
+        Err(e) => return Err(e),
+    };
+    Ok(encode_doc(ctx, code, res, &doc, wanted))
+}
+
+fn check_name(ctx: &Ctx, new: &mut Doc) -> Result<(), ApiError> {
+    let name = new.at("metadata.name").str().to_owned();
+    if name.is_empty() {
+        set(new, "metadata.name", ctx.info.name.as_str())
+    } else if name != ctx.info.name {
+        Err(ApiError::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({})", ctx.info.name)))
+    } else {
+        Ok(())
+    }
+}
+
+/// The current object of the request's path, from the cache when it is there.
+pub async fn current(ctx: &Ctx, res: &Resource, name: &str, fresh: bool) -> Result<Arc<Stored>, ApiError> {
+    let key = res.key(&ctx.info.namespace, name);
+    let reflector = &ctx.server.objects.reflector;
+    let not_found = || ApiError::not_found(Group(&res.group, &res.plural), name);
+    if !fresh {
+        if let Some(s) = reflector.cache(&res.prefix).and_then(|c| c.get(&key)) {
+            return Ok(s);
+        }
+    }
+    let (kv, _) = ctx.server.etcd.get(&etcd_key(ctx, res, name)).await?;
+    let kv = kv.ok_or_else(not_found)?;
+    reflector.make_stored(&res.prefix, &key, kv.rev, kv.value).map(Arc::new).map_err(ApiError::internal)
+}
+
+/// Changes the object of the request's path: `make` computes the new object from the one that is there, again when someone was faster.
+/// When the last finalizer of a deleted object goes, the object goes.
+pub async fn change(ctx: &Ctx, res: &Resource, dry_run: bool, mut make: impl FnMut(&Doc) -> Result<Doc, ApiError>) -> Result<Doc, ApiError> {
+    let strategy = kinds::strategy(&res.group, &res.kind);
+    let name = ctx.info.name.clone();
+    let sub = ctx.info.subresource.as_str();
+    let mut fresh = false;
+    for _ in 0..TRIES {
+        let stored = current(ctx, res, &name, fresh).await?;
+        let old = load(&ctx.server, res, &stored)?;
+        let attempt = attempt(ctx, res, strategy, sub, &stored, &old, dry_run, &mut make).await;
+        match attempt {
+            Ok(Some(doc)) => return Ok(doc),
+            Ok(None) => fresh = true,
+            // What the cache showed may be old: decide only by what etcd has.
+            Err(e) if !fresh => {
+                fresh = true;
+                let newer = current(ctx, res, &name, true).await?;
+                if newer.rev == stored.rev {
+                    return Err(e);
+                }
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Err(ApiError::modified(Group(&res.group, &res.plural), &name))
+}
+
+#[expect(clippy::too_many_arguments, reason = "one step of `change`, split off to be read alone")]
+async fn attempt(
+    ctx: &Ctx,
+    res: &Resource,
+    strategy: &Strategy,
+    sub: &str,
+    stored: &Stored,
+    old: &Doc,
+    dry_run: bool,
+    make: &mut impl FnMut(&Doc) -> Result<Doc, ApiError>,
+) -> Result<Option<Doc>, ApiError> {
+    let name = stored.name();
+    let plural = Group(&res.group, &res.plural);
+    let mut new = make(old)?;
+    let rv = new.at("metadata.resourceVersion").str().to_owned();
+    if rv.is_empty() || rv == "0" {
+        if !strategy.unconditional_update && ctx.info.verb == "update" {
+            let mut e = ErrorList::new();
+            e.push(FieldError::invalid_raw("metadata.resourceVersion", "0", "must be specified for an update"));
+            return Err(ApiError::invalid(Group(&res.group, &res.kind), name, &e));
+        }
+    } else if rv.parse::<i64>() != Ok(stored.rev) {
+        return Err(ApiError::modified(plural, name));
+    }
+    let (new_uid, old_uid) = (new.at("metadata.uid").str().to_owned(), old.at("metadata.uid").str().to_owned());
+    if !new_uid.is_empty() && new_uid != old_uid {
+        return Err(ApiError::conflict(
+            plural,
+            name,
+            format!("Precondition failed: UID in precondition: {new_uid}, UID in object meta: {old_uid}"),
+        ));
+    }
+    admission::mutate(ctx, res, sub, Operation::Update, &mut new, Some(old))?;
+    for kept in ["metadata.creationTimestamp", "metadata.uid", "metadata.namespace", "metadata.deletionTimestamp", "metadata.deletionGracePeriodSeconds", "metadata.generation", "metadata.selfLink"] {
+        // An immutable field that the client left out stays; one that it changed is an error further down.
+        let keep = matches!(kept, "metadata.deletionTimestamp" | "metadata.deletionGracePeriodSeconds" | "metadata.generation" | "metadata.creationTimestamp")
+            || !new.at(kept).exists();
+        if keep {
+            new.copy_from(kept, old.at(kept)).map_err(ApiError::internal)?;
+        }
+    }
+    let action = Action::of(sub);
+    strategy.prepare_update(action, &mut new, old);
+    let mut claimed = crate::services::claim_for_update(ctx, res, &mut new, old, dry_run).await?;
+    let result = async {
+        let mut errors = ErrorList::new();
+        meta::validate_update(&new, old, &mut errors);
+        strategy.validate_update(action, &new, old, &mut errors);
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(Group(&res.group, &res.kind), name, &errors));
+        }
+        if action == Action::Main {
+            for w in (strategy.warnings)(&new, Some(old)) {
+                ctx.warn(w);
+            }
+        }
+        admission::validate(ctx, res, sub, Operation::Update, Some(&new), Some(old)).await?;
+        let key = etcd_key(ctx, res, name);
+        let gone = new.at("metadata.deletionTimestamp").exists()
+            && new.at("metadata.finalizers").len() == 0
+            && new.at("metadata.deletionGracePeriodSeconds").as_i64().unwrap_or(0) == 0
+            && (res.plural != "namespaces" || new.at("spec.finalizers").len() == 0);
+        k8s_schema::apply::ignore_times(old, &mut new);
+        let value = to_storage(&ctx.server.objects.schema, res, &new)?;
+        if value == to_storage(&ctx.server.objects.schema, res, old)? && !gone {
+            set(&mut new, "metadata.resourceVersion", stored.rev.to_string())?;
+            return Ok(Some(new.clone()));
+        }
+        if dry_run {
+            set(&mut new, "metadata.resourceVersion", stored.rev.to_string())?;
+            return Ok(Some(new.clone()));
+        }
+        let write = if gone {
+            ctx.server.etcd.delete(&key, stored.rev).await
+        } else {
+            let lease = ctx.server.lease_for(res).await?;
+            ctx.server.etcd.update(&key, stored.rev, value, lease).await
+        };
+        match write {
+            Ok(rev) => {
+                set(&mut new, "metadata.resourceVersion", if gone { stored.rev } else { rev }.to_string())?;
+                if gone {
+                    crate::services::released(ctx, res, &new).await;
+                }
+                Ok(Some(new.clone()))
+            }
+            Err(StoreError::Changed { .. }) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+    .await;
+    match &result {
+        Ok(Some(_)) => claimed.keep(),
+        _ => claimed.release().await,
+    }
+    result
+}
+
+/// Options of writes the server itself makes.
+pub fn internal_options() -> WriteOptions {
+    WriteOptions { dry_run: false, manager: String::new(), validation: Validation::Ignore, force: None }
+}

@@ -1,0 +1,100 @@
+//! What every request goes through, in upstream's order: its line is read, the user is found, impersonation, authorization, the handler.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use http::{HeaderValue, Method, header};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+
+use super::{
+    Answer, ApiError, Group, Query, RequestInfo, Wanted,
+    impersonation::impersonate,
+    negotiate::{self, Media},
+    serve::Conn,
+};
+use crate::{
+    authz::{Attributes, Decision, refusal},
+    handlers::{self, Ctx},
+    server::Server,
+};
+
+/// Requests that are not watches or streams must be done by then.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<Incoming>) -> Answer {
+    let started = std::time::Instant::now();
+    let headers = req.headers().clone();
+    let method = req.method().clone();
+    let query = Query::parse(req.uri().query());
+    let info = RequestInfo::parse(&method, req.uri().path(), |k| query.get(k).map(str::to_owned));
+    let (verb, resource, path) = (info.verb.clone(), info.resource.clone(), info.path.clone());
+    let metrics = Arc::clone(&server.metrics);
+    let work = AssertUnwindSafe(run(Arc::clone(&server), conn, req, info, query)).catch_unwind();
+    let mut answer = match work.await {
+        Ok(Ok(a)) => a,
+        Ok(Err(e)) => error_answer(&e, &headers),
+        Err(_) => {
+            tracing::error!(%method, path, "a handler panicked");
+            error_answer(&ApiError::new(500, "", "This request caused apiserver to panic. Look in the logs for details."), &headers)
+        }
+    };
+    let h = answer.headers_mut();
+    h.entry("cache-control").or_insert(HeaderValue::from_static("no-cache, private"));
+    if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
+        h.insert("audit-id", id);
+    }
+    metrics.request(&verb, &resource, answer.status().as_u16(), started.elapsed());
+    tracing::debug!(%method, path, code = answer.status().as_u16(), "request");
+    answer
+}
+
+/// An error in the encoding the client takes, JSON when that is none of ours.
+pub fn error_answer(e: &ApiError, headers: &http::HeaderMap) -> Answer {
+    let accepts = negotiate::wanted(headers, false, negotiate::Offers::Objects, false).map_or(Media::Json, |w| w.media);
+    let wanted = Wanted { media: accepts, ..Wanted::JSON };
+    let mut a = handlers::encode_value(e.code, &e.to_value(), wanted);
+    for (k, v) in &e.headers {
+        if let Ok(v) = HeaderValue::from_str(v) {
+            a.headers_mut().insert(*k, v);
+        }
+    }
+    a
+}
+
+async fn run(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<Incoming>, info: RequestInfo, query: Query) -> Result<Answer, ApiError> {
+    let user = server.authn.authenticate(&conn.certificates, req.headers(), &info.path).map_err(|e| {
+        tracing::debug!(peer = %conn.peer, path = info.path, reason = e.0, "unauthenticated");
+        ApiError::unauthorized()
+    })?;
+    let user = impersonate(&server.authz, user, req.headers())?;
+    let attributes = Attributes {
+        verb: info.verb.clone(),
+        is_resource: info.is_resource,
+        group: info.group.clone(),
+        version: info.version.clone(),
+        resource: info.resource.clone(),
+        subresource: info.subresource.clone(),
+        namespace: info.namespace.clone(),
+        name: info.name.clone(),
+        path: info.path.clone(),
+        field_selector: query.get("fieldSelector").unwrap_or("").to_owned(),
+    };
+    if let Decision::NoOpinion(reason) = server.authz.authorize(&user, &attributes) {
+        let why = refusal(&user, &attributes, &reason);
+        return Err(ApiError::forbidden(Group(&info.group, &info.resource), &info.name, why));
+    }
+    let long = info.is_long_running();
+    let upgrade = req.headers().contains_key(header::UPGRADE) || req.method() == Method::CONNECT;
+    let (parts, body) = req.into_parts();
+    let ctx = Ctx { server, info, query, method: parts.method, uri: parts.uri, headers: parts.headers, user, warnings: Mutex::default() };
+    let extensions = parts.extensions;
+    let work = handlers::dispatch(ctx, body, extensions);
+    if long || upgrade {
+        return work.await;
+    }
+    match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
+        Ok(r) => r,
+        Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout", 0)),
+    }
+}

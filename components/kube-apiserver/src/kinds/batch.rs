@@ -1,0 +1,95 @@
+//! Job.
+
+use k8s_schema::Doc;
+use serde_json::json;
+
+use super::{Action, SPEC_AND_STATUS, Strategy, pod_spec};
+use crate::validation::{ErrorList, FieldError, values};
+
+pub const JOB: Strategy = Strategy {
+    prepare_create,
+    validate_create: validate,
+    validate_update,
+    orphans_by_default: true,
+    delete_warning: Some(
+        "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set \
+         propagationPolicy=Orphan to suppress this warning",
+    ),
+    ..SPEC_AND_STATUS
+};
+
+/// A job selects its pods by its own uid unless it is told to select otherwise.
+fn prepare_create(d: &mut Doc) {
+    if d.at("spec.manualSelector").bool() {
+        return;
+    }
+    let (uid, name) = (d.at("metadata.uid").str().to_owned(), d.at("metadata.name").str().to_owned());
+    // Constant paths of the type: these cannot fail.
+    for (k, v) in [
+        ("batch.kubernetes.io/controller-uid", &uid),
+        ("controller-uid", &uid),
+        ("batch.kubernetes.io/job-name", &name),
+        ("job-name", &name),
+    ] {
+        let path = format!("spec.template.metadata.labels[{k}]");
+        if !d.at(&path).exists() || k.ends_with("controller-uid") {
+            let _ = d.set(&path, v.as_str());
+        }
+    }
+    if !d.at("spec.selector").exists() {
+        let _ = d.set("spec.selector", json!({"matchLabels": {}}));
+    }
+    let _ = d.set("spec.selector.matchLabels[batch.kubernetes.io/controller-uid]", uid);
+}
+
+pub fn spec(d: &Doc, path: &str, e: &mut ErrorList) {
+    for f in ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished", "backoffLimitPerIndex"] {
+        let p = format!("{path}.{f}");
+        if let Some(v) = d.at(&p).as_i64() {
+            values::non_negative(v, &p, e);
+        }
+    }
+    let mode = d.at(&format!("{path}.completionMode")).str();
+    if !matches!(mode, "NonIndexed" | "Indexed") {
+        e.push(FieldError::not_supported(format!("{path}.completionMode"), mode, &["Indexed", "NonIndexed"]));
+    }
+    if mode == "Indexed" && !d.at(&format!("{path}.completions")).exists() {
+        e.push(FieldError::required(format!("{path}.completions"), "when completion mode is Indexed"));
+    }
+    let template = format!("{path}.template");
+    pod_spec::validate_template(d.at(&template), &template, e);
+    let restart = d.at(&format!("{template}.spec.restartPolicy")).str();
+    if restart == "Always" || restart.is_empty() {
+        e.push(FieldError::required(format!("{template}.spec.restartPolicy"), "valid values: \"OnFailure\", \"Never\""));
+    } else if !matches!(restart, "OnFailure" | "Never") {
+        e.push(FieldError::not_supported(format!("{template}.spec.restartPolicy"), restart, &["OnFailure", "Never"]));
+    }
+}
+
+fn validate(d: &Doc, e: &mut ErrorList) {
+    if !d.at("spec.selector").exists() {
+        e.push(FieldError::required("spec.selector", ""));
+    } else {
+        values::label_selector(d.at("spec.selector"), "spec.selector", e);
+    }
+    if let Ok(s) = k8s_schema::selector::LabelSelector::from_ref(d.at("spec.selector")) {
+        let labels = d.at("spec.template.metadata.labels");
+        if !s.matches(|k| labels.get(k).as_str()) {
+            e.push(FieldError::invalid("spec.template.metadata.labels", labels.to_value(), "`selector` does not match template `labels`"));
+        }
+    }
+    spec(d, "spec", e);
+}
+
+fn validate_update(a: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
+    if a != Action::Main {
+        return;
+    }
+    for f in ["spec.completions", "spec.selector", "spec.template", "spec.completionMode", "spec.podFailurePolicy", "spec.backoffLimitPerIndex", "spec.managedBy", "spec.successPolicy"] {
+        // Work that has not begun may still be moved.
+        let movable = f == "spec.template" && old.at("spec.suspend").bool() && !old.at("status.startTime").exists();
+        if !movable {
+            super::immutable(new, old, f, e);
+        }
+    }
+}

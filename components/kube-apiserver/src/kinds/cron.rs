@@ -1,0 +1,127 @@
+//! CronJob.
+
+use k8s_schema::Doc;
+
+use super::{Action, SPEC_AND_STATUS, Strategy, batch};
+use crate::validation::{ErrorList, FieldError, names};
+
+pub const CRON_JOB: Strategy = Strategy {
+    validate_create: validate,
+    validate_update: |a, n, _, e| {
+        if a == Action::Main {
+            validate(n, e);
+        }
+    },
+    ..SPEC_AND_STATUS
+};
+
+fn validate(d: &Doc, e: &mut ErrorList) {
+    let schedule = d.at("spec.schedule").str();
+    if schedule.is_empty() {
+        e.push(FieldError::required("spec.schedule", ""));
+    } else if let Some(m) = schedule_error(schedule) {
+        e.push(FieldError::invalid("spec.schedule", schedule, m));
+    }
+    let policy = d.at("spec.concurrencyPolicy").str();
+    if policy.is_empty() {
+        e.push(FieldError::required("spec.concurrencyPolicy", ""));
+    } else if !matches!(policy, "Allow" | "Forbid" | "Replace") {
+        e.push(FieldError::not_supported("spec.concurrencyPolicy", policy, &["Allow", "Forbid", "Replace"]));
+    }
+    for f in ["spec.startingDeadlineSeconds", "spec.successfulJobsHistoryLimit", "spec.failedJobsHistoryLimit"] {
+        if let Some(v) = d.at(f).as_i64() {
+            crate::validation::values::non_negative(v, f, e);
+        }
+    }
+    if d.at("spec.jobTemplate.spec.completionMode").exists() || d.at("spec.jobTemplate.spec.template").exists() {
+        template(d, e);
+    }
+    let name = d.at("metadata.name").str();
+    if name.len() > 52 {
+        e.push(FieldError::invalid("metadata.name", name, names::max_len(52).replace("bytes", "characters")));
+    }
+}
+
+fn template(d: &Doc, e: &mut ErrorList) {
+    let mut own = ErrorList::new();
+    batch::spec(d, "spec.jobTemplate.spec", &mut own);
+    for x in own.iter() {
+        // A template of a job says nothing about its completion mode until the job is made.
+        if !x.field().ends_with("completionMode") {
+            e.push(x.clone());
+        }
+    }
+}
+
+/// What is wrong with a schedule of five fields, or a name like `@hourly`.
+fn schedule_error(s: &str) -> Option<String> {
+    if s.starts_with("TZ=") || s.starts_with("CRON_TZ=") {
+        return Some("cannot use TZ or CRON_TZ in schedule, use timeZone field instead".into());
+    }
+    if let Some(name) = s.strip_prefix('@') {
+        let known = matches!(name, "yearly" | "annually" | "monthly" | "weekly" | "daily" | "midnight" | "hourly") || name.starts_with("every ");
+        return (!known).then(|| format!("unrecognized descriptor: {s}"));
+    }
+    let fields: Vec<&str> = s.split_whitespace().collect();
+    if fields.len() != 5 {
+        return Some(format!("expected exactly 5 fields, found {}: [{}]", fields.len(), fields.join(" ")));
+    }
+    let ranges = [(0, 59), (0, 23), (1, 31), (1, 12), (0, 6)];
+    const MONTHS: &[&str] = &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+    const DAYS: &[&str] = &["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
+    for (i, (f, (low, high))) in fields.iter().zip(ranges).enumerate() {
+        for part in f.split(',') {
+            let (range, step) = part.split_once('/').map_or((part, None), |(r, s)| (r, Some(s)));
+            if let Some(step) = step {
+                match step.parse::<u32>() {
+                    Ok(0) => return Some(format!("step of range should be a positive number: {part}")),
+                    Ok(_) => {}
+                    Err(_) => return Some(format!("failed to parse int from {step}: strconv.Atoi: parsing {step:?}: invalid syntax")),
+                }
+            }
+            if matches!(range, "*" | "?") {
+                continue;
+            }
+            let (a, b) = range.split_once('-').unwrap_or((range, range));
+            let number = |t: &str| -> Result<u32, String> {
+                let lower = t.to_lowercase();
+                let named = match i {
+                    3 => MONTHS.iter().position(|m| *m == lower).map(|p| p as u32 + 1),
+                    4 => DAYS.iter().position(|m| *m == lower).map(|p| p as u32),
+                    _ => None,
+                };
+                named.map_or_else(|| t.parse().map_err(|_| format!("failed to parse int from {t}: strconv.Atoi: parsing {t:?}: invalid syntax")), Ok)
+            };
+            match (number(a), number(b)) {
+                (Err(e), _) | (_, Err(e)) => return Some(e),
+                (Ok(a), Ok(b)) => {
+                    if a < low {
+                        return Some(format!("beginning of range ({a}) below minimum ({low}): {part}"));
+                    }
+                    if b > high {
+                        return Some(format!("end of range ({b}) above maximum ({high}): {part}"));
+                    }
+                    if a > b {
+                        return Some(format!("beginning of range ({a}) beyond end of range ({b}): {part}"));
+                    }
+                }
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::schedule_error;
+
+    #[test]
+    fn schedules_are_five_fields_in_range() {
+        for good in ["*/5 * * * *", "0 0 1 jan sun", "@hourly", "1-5,10 2 * * 1-5"] {
+            assert_eq!(schedule_error(good), None, "{good}");
+        }
+        for bad in ["", "* * * *", "60 * * * *", "*/0 * * * *", "a * * * *", "5-1 * * * *", "@never", "TZ=UTC * * * * *"] {
+            assert!(schedule_error(bad).is_some(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Endpoints, EndpointSlice and Lease.
+
+use k8s_schema::Doc;
+
+use super::{Action, PLAIN, Strategy, immutable};
+use crate::validation::{ErrorList, FieldError, child, index, names, values};
+
+pub const ENDPOINTS: Strategy = Strategy { create_on_update: true, ..PLAIN };
+pub const ENDPOINT_SLICE: Strategy = Strategy {
+    generation: true,
+    prepare_create: |d| {
+        // Topology of the old API has no place here; what a client may not send is dropped.
+        d.remove("status");
+    },
+    validate_create: slice,
+    validate_update: |_, n, o, e| {
+        slice(n, e);
+        immutable(n, o, "addressType", e);
+    },
+    ..PLAIN
+};
+pub const LEASE: Strategy = Strategy {
+    create_on_update: true,
+    unconditional_update: false,
+    validate_create: lease,
+    validate_update: |_: Action, n, _, e| lease(n, e),
+    ..PLAIN
+};
+
+fn slice(d: &Doc, e: &mut ErrorList) {
+    let kind = d.at("addressType").str();
+    if kind.is_empty() {
+        e.push(FieldError::required("addressType", ""));
+    } else if !matches!(kind, "IPv4" | "IPv6" | "FQDN") {
+        e.push(FieldError::not_supported("addressType", kind, &["FQDN", "IPv4", "IPv6"]));
+    }
+    if d.at("endpoints").len() > 1000 {
+        e.push(FieldError::too_many("endpoints", d.at("endpoints").len(), 1000));
+        return;
+    }
+    for (i, ep) in d.at("endpoints").iter().enumerate() {
+        let p = child(&index("endpoints", i), "addresses");
+        let n = ep.get("addresses").len();
+        if n == 0 {
+            e.push(FieldError::required(p.clone(), "must contain at least 1 address"));
+        } else if n > 100 {
+            e.push(FieldError::too_many(p.clone(), n, 100));
+        }
+        for (j, a) in ep.get("addresses").iter().enumerate() {
+            let (p, a) = (index(&p, j), a.str());
+            match (kind, a.parse::<std::net::IpAddr>()) {
+                ("IPv4", Ok(std::net::IpAddr::V4(_))) | ("IPv6", Ok(std::net::IpAddr::V6(_))) => {}
+                ("IPv4", Ok(_)) => e.push(FieldError::invalid(p, a, "must be an IPv4 address")),
+                ("IPv6", Ok(_)) => e.push(FieldError::invalid(p, a, "must be an IPv6 address")),
+                ("IPv4" | "IPv6", Err(_)) => {
+                    e.push(FieldError::invalid(p, a, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"));
+                }
+                ("FQDN", _) => e.all_invalid(&p, a, names::dns1123_subdomain(a)),
+                _ => {}
+            }
+        }
+    }
+    if d.at("ports").len() > 20_000 {
+        e.push(FieldError::too_many("ports", d.at("ports").len(), 20_000));
+        return;
+    }
+    let mut seen: Vec<&str> = Vec::new();
+    for (i, port) in d.at("ports").iter().enumerate() {
+        let p = index("ports", i);
+        let name = port.get("name").str();
+        if !name.is_empty() {
+            e.all_invalid(&child(&p, "name"), name, names::dns1123_label(name));
+        }
+        if seen.contains(&name) {
+            e.push(FieldError::duplicate(child(&p, "name"), name));
+        }
+        seen.push(name);
+        let protocol = port.get("protocol").str();
+        if !matches!(protocol, "TCP" | "UDP" | "SCTP") {
+            e.push(FieldError::not_supported(child(&p, "protocol"), protocol, &["SCTP", "TCP", "UDP"]));
+        }
+        if let Some(m) = port.get("port").as_i64().and_then(values::port) {
+            e.push(FieldError::invalid(child(&p, "port"), port.get("port").int(), m));
+        }
+    }
+}
+
+fn lease(d: &Doc, e: &mut ErrorList) {
+    if let Some(s) = d.at("spec.leaseDurationSeconds").as_i64().filter(|s| *s <= 0) {
+        e.push(FieldError::invalid("spec.leaseDurationSeconds", s, "must be greater than 0"));
+    }
+    if let Some(s) = d.at("spec.leaseTransitions").as_i64().filter(|s| *s < 0) {
+        e.push(FieldError::invalid("spec.leaseTransitions", s, "must be greater than or equal to 0"));
+    }
+}

@@ -1,0 +1,273 @@
+//! What is special about each kind: defaults, what a client may not set, validation, names, deletion. One table names them all.
+
+pub mod convert;
+pub mod defaults;
+pub mod meta;
+pub mod reviews;
+
+mod batch;
+mod certificates;
+mod config;
+mod cron;
+mod discovery;
+mod namespace;
+mod node;
+mod pod;
+mod pod_spec;
+mod policy;
+mod rbac;
+mod scheduling;
+mod selectors;
+mod service;
+mod service_account;
+mod storage;
+mod workloads;
+
+use k8s_schema::Doc;
+
+pub use selectors::{check_field_selector, selectable};
+
+use crate::validation::{ErrorList, names};
+
+/// Which part of an object an update is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    Main,
+    Status,
+    Finalize,
+    Approval,
+    Resize,
+    EphemeralContainers,
+    Scale,
+}
+
+impl Action {
+    pub fn of(subresource: &str) -> Self {
+        match subresource {
+            "status" => Self::Status,
+            "finalize" => Self::Finalize,
+            "approval" => Self::Approval,
+            "resize" => Self::Resize,
+            "ephemeralcontainers" => Self::EphemeralContainers,
+            "scale" => Self::Scale,
+            _ => Self::Main,
+        }
+    }
+}
+
+type Validate = fn(&Doc, &mut ErrorList);
+type ValidateUpdate = fn(Action, &Doc, &Doc, &mut ErrorList);
+
+/// How a kind behaves. Everything has a plain default, so an entry says only what is special.
+pub struct Strategy {
+    pub name: names::NameRule,
+    /// The object has a status that only its subresource may write.
+    pub status: bool,
+    /// `metadata.generation` counts changes of the spec.
+    pub generation: bool,
+    pub default: fn(&mut Doc),
+    pub prepare_create: fn(&mut Doc),
+    /// After the generic part, which keeps the status (or, for the status subresource, everything else).
+    pub prepare_update: fn(Action, &mut Doc, &Doc),
+    pub validate_create: Validate,
+    pub validate_update: ValidateUpdate,
+    pub warnings: fn(&Doc, Option<&Doc>) -> Vec<String>,
+    pub create_on_update: bool,
+    pub unconditional_update: bool,
+    /// The grace in seconds of a deletion that asked for so much.
+    pub graceful: Option<fn(&Doc, Option<i64>) -> i64>,
+    /// A deletion that only marks the object while this holds.
+    pub delete_instead: Option<fn(&Doc) -> bool>,
+    pub returns_deleted: bool,
+    pub orphans_by_default: bool,
+    pub delete_warning: Option<&'static str>,
+}
+
+pub const PLAIN: Strategy = Strategy {
+    name: names::subdomain_name,
+    status: false,
+    generation: false,
+    default: |_| {},
+    prepare_create: |_| {},
+    prepare_update: |_, _, _| {},
+    validate_create: |_, _| {},
+    validate_update: |_, _, _, _| {},
+    warnings: |_, _| Vec::new(),
+    create_on_update: false,
+    unconditional_update: true,
+    graceful: None,
+    delete_instead: None,
+    returns_deleted: false,
+    orphans_by_default: false,
+    delete_warning: None,
+};
+
+/// A kind with a spec that counts generations and a status of its own.
+pub const SPEC_AND_STATUS: Strategy = Strategy { status: true, generation: true, ..PLAIN };
+
+/// Every kind that is not plain, by group and kind.
+static STRATEGIES: &[(&str, &str, Strategy)] = &[
+    ("", "ConfigMap", config::CONFIG_MAP),
+    ("", "Secret", config::SECRET),
+    ("", "Endpoints", discovery::ENDPOINTS),
+    ("", "Event", config::EVENT),
+    ("", "LimitRange", config::LIMIT_RANGE),
+    ("", "Namespace", namespace::NAMESPACE),
+    ("", "Node", node::NODE),
+    ("", "PersistentVolume", storage::PERSISTENT_VOLUME),
+    ("", "PersistentVolumeClaim", storage::PERSISTENT_VOLUME_CLAIM),
+    ("", "Pod", pod::POD),
+    ("", "PodTemplate", workloads::POD_TEMPLATE),
+    ("", "ReplicationController", workloads::REPLICATION_CONTROLLER),
+    ("", "ResourceQuota", config::RESOURCE_QUOTA),
+    ("", "Service", service::SERVICE),
+    ("", "ServiceAccount", service_account::SERVICE_ACCOUNT),
+    ("apps", "ControllerRevision", workloads::CONTROLLER_REVISION),
+    ("apps", "DaemonSet", workloads::DAEMON_SET),
+    ("apps", "Deployment", workloads::DEPLOYMENT),
+    ("apps", "ReplicaSet", workloads::REPLICA_SET),
+    ("apps", "StatefulSet", workloads::STATEFUL_SET),
+    ("autoscaling", "HorizontalPodAutoscaler", policy::HORIZONTAL_POD_AUTOSCALER),
+    ("batch", "CronJob", cron::CRON_JOB),
+    ("batch", "Job", batch::JOB),
+    ("certificates.k8s.io", "CertificateSigningRequest", certificates::CERTIFICATE_SIGNING_REQUEST),
+    ("coordination.k8s.io", "Lease", discovery::LEASE),
+    ("discovery.k8s.io", "EndpointSlice", discovery::ENDPOINT_SLICE),
+    ("networking.k8s.io", "Ingress", policy::INGRESS),
+    ("networking.k8s.io", "IngressClass", policy::INGRESS_CLASS),
+    ("networking.k8s.io", "NetworkPolicy", policy::NETWORK_POLICY),
+    ("networking.k8s.io", "ServiceCIDR", SPEC_AND_STATUS_NO_GENERATION),
+    ("policy", "PodDisruptionBudget", policy::POD_DISRUPTION_BUDGET),
+    ("rbac.authorization.k8s.io", "ClusterRole", rbac::CLUSTER_ROLE),
+    ("rbac.authorization.k8s.io", "ClusterRoleBinding", rbac::CLUSTER_ROLE_BINDING),
+    ("rbac.authorization.k8s.io", "Role", rbac::ROLE),
+    ("rbac.authorization.k8s.io", "RoleBinding", rbac::ROLE_BINDING),
+    ("scheduling.k8s.io", "PriorityClass", scheduling::PRIORITY_CLASS),
+    ("node.k8s.io", "RuntimeClass", scheduling::RUNTIME_CLASS),
+    ("storage.k8s.io", "StorageClass", storage::STORAGE_CLASS),
+    ("storage.k8s.io", "CSIDriver", storage::CSI_DRIVER),
+    ("storage.k8s.io", "CSINode", PLAIN),
+    ("storage.k8s.io", "VolumeAttachment", storage::VOLUME_ATTACHMENT),
+    ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", GENERATION),
+    ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", GENERATION),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", SPEC_AND_STATUS),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", GENERATION),
+    ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", GENERATION),
+    ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", GENERATION),
+    ("flowcontrol.apiserver.k8s.io", "FlowSchema", SPEC_AND_STATUS),
+    ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", SPEC_AND_STATUS),
+    ("apiextensions.k8s.io", "CustomResourceDefinition", SPEC_AND_STATUS),
+    ("apiregistration.k8s.io", "APIService", SPEC_AND_STATUS_NO_GENERATION),
+    ("resource.k8s.io", "DeviceClass", GENERATION),
+    ("resource.k8s.io", "ResourceSlice", GENERATION),
+    ("resource.k8s.io", "ResourceClaim", SPEC_AND_STATUS_NO_GENERATION),
+];
+
+const GENERATION: Strategy = Strategy { generation: true, ..PLAIN };
+const SPEC_AND_STATUS_NO_GENERATION: Strategy = Strategy { status: true, ..PLAIN };
+
+static FALLBACK: Strategy = PLAIN;
+
+pub fn strategy(group: &str, kind: &str) -> &'static Strategy {
+    STRATEGIES.iter().find(|(g, k, _)| *g == group && *k == kind).map_or(&FALLBACK, |(_, _, s)| s)
+}
+
+/// The parts of an object beside its metadata and status.
+fn same_spec(a: &Doc, b: &Doc) -> bool {
+    let fields = |d: &Doc| d.root().fields().map(|(n, _)| n.to_owned()).collect::<Vec<_>>();
+    let mut names = fields(a);
+    names.extend(fields(b));
+    names
+        .iter()
+        .filter(|n| !matches!(n.as_str(), "metadata" | "status" | "kind" | "apiVersion"))
+        .all(|n| a.root().get(n).semantic_eq(b.root().get(n)))
+}
+
+impl Strategy {
+    pub fn set_first_generation(&self, doc: &mut Doc) {
+        if self.generation {
+            // A number in a field of every kind: this cannot fail.
+            let _ = doc.set("metadata.generation", 1i64);
+        } else {
+            doc.remove("metadata.generation");
+        }
+        if self.status && !self.keeps_status_on_create() {
+            doc.remove("status");
+            (self.prepare_create)(doc);
+        }
+    }
+
+    fn keeps_status_on_create(&self) -> bool {
+        false
+    }
+
+    /// Fields that a create cannot set, so that nobody comes to manage them.
+    pub fn reset_on_create(&self) -> &'static [&'static str] {
+        if self.status { &["status"] } else { &[] }
+    }
+
+    pub fn reset_on_update(&self, subresource: &str) -> &'static [&'static str] {
+        match (Action::of(subresource), self.status) {
+            (Action::Main, true) => &["status"],
+            (Action::Status, _) => &["spec"],
+            _ => &[],
+        }
+    }
+
+    pub fn prepare_update(&self, action: Action, new: &mut Doc, old: &Doc) {
+        match action {
+            Action::Status => {
+                // Everything but the status and parts of the metadata stays as it was.
+                let mut kept = old.clone();
+                let copied = kept.copy_from("status", new.at("status")).is_ok()
+                    && ["managedFields", "resourceVersion", "annotations", "finalizers", "labels", "ownerReferences"].iter().all(|f| {
+                        let path = format!("metadata.{f}");
+                        if new.at(&path).exists() {
+                            kept.copy_from(&path, new.at(&path)).is_ok()
+                        } else {
+                            kept.remove(&path);
+                            true
+                        }
+                    });
+                if copied {
+                    *new = kept;
+                }
+            }
+            Action::Main if self.status => restore(new, old, "status"),
+            _ => {}
+        }
+        (self.prepare_update)(action, new, old);
+        if self.generation && action != Action::Status && !same_spec(new, old) {
+            // A number in a field of every kind: this cannot fail.
+            let _ = new.set("metadata.generation", old.at("metadata.generation").int() + 1);
+        }
+    }
+
+    pub fn validate_update(&self, action: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
+        (self.validate_update)(action, new, old, e);
+    }
+}
+
+/// Puts back what a client must not change here.
+pub fn restore(new: &mut Doc, old: &Doc, path: &str) {
+    if old.at(path).exists() {
+        // Both documents are of one type: this cannot fail.
+        let _ = new.copy_from(path, old.at(path));
+    } else {
+        new.remove(path);
+    }
+}
+
+/// Sets what is absent. The path and value are constants that fit the type; a test of the defaults would show one that does not.
+pub fn default(doc: &mut Doc, path: &str, value: impl Into<serde_json::Value>) {
+    if let Err(e) = doc.set_default(path, value) {
+        tracing::error!(path, error = %e, "a default does not fit");
+    }
+}
+
+/// An immutable field.
+pub fn immutable(new: &Doc, old: &Doc, path: &str, e: &mut ErrorList) {
+    if !new.at(path).semantic_eq(old.at(path)) {
+        e.push(crate::validation::FieldError::invalid(path, new.at(path).to_value(), "field is immutable"));
+    }
+}

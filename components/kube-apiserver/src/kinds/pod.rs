@@ -1,0 +1,193 @@
+//! Pod: its first status, its grace, and what may change once it exists.
+
+use k8s_schema::Doc;
+use serde_json::{Value, json};
+
+use super::{Action, SPEC_AND_STATUS, Strategy, pod_spec, restore};
+use crate::validation::{ErrorList, FieldError};
+
+pub const POD: Strategy = Strategy {
+    prepare_create,
+    prepare_update,
+    validate_create: |d, e| pod_spec::validate(d.at("spec"), d.at("metadata"), "spec", e),
+    validate_update,
+    graceful: Some(grace),
+    returns_deleted: true,
+    ..SPEC_AND_STATUS
+};
+
+/// Upstream's classes of service: Guaranteed, Burstable, BestEffort.
+pub fn qos(d: &Doc) -> &'static str {
+    let (mut any, mut guaranteed) = (false, true);
+    let pod_level = d.at("spec.resources");
+    let containers = || ["containers", "initContainers"].into_iter().flat_map(|l| d.at("spec").get(l).iter().map(|c| c.get("resources")));
+    let all: Vec<_> = if pod_level.get("requests").len() + pod_level.get("limits").len() > 0 { vec![pod_level] } else { containers().collect() };
+    for r in &all {
+        for resource in ["cpu", "memory"] {
+            let nonzero = |list: &str| r.get(list).get(resource).quantity().filter(|q| !q.is_zero());
+            let (request, limit) = (nonzero("requests"), nonzero("limits"));
+            any |= request.is_some() || limit.is_some();
+            match (&request, &limit) {
+                (Some(a), Some(b)) if a == b => {}
+                (None, Some(_)) => {}
+                _ => guaranteed = false,
+            }
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
+}
+
+fn prepare_create(d: &mut Doc) {
+    let class = qos(d);
+    // Constant paths of the type: these cannot fail.
+    let _ = d.set("status", json!({"phase": "Pending", "qosClass": class}));
+    if d.at("spec.schedulingGates").len() > 0 {
+        let condition = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "Scheduling is blocked due to non-empty scheduling gates"}]);
+        let _ = d.set("status.conditions", condition);
+    }
+}
+
+fn prepare_update(action: Action, new: &mut Doc, old: &Doc) {
+    match action {
+        Action::Main => restore(new, old, "status"),
+        Action::Status => {
+            restore(new, old, "metadata.ownerReferences");
+            // The class of service is decided at creation.
+            if old.at("status.qosClass").exists() {
+                restore(new, old, "status.qosClass");
+            }
+        }
+        Action::EphemeralContainers => {
+            let given = new.clone();
+            let mut kept = old.clone();
+            // Parts of the same type: these cannot fail.
+            let _ = kept.copy_from("spec.ephemeralContainers", given.at("spec.ephemeralContainers"));
+            let _ = kept.copy_from("metadata.resourceVersion", given.at("metadata.resourceVersion"));
+            let _ = kept.copy_from("metadata.managedFields", given.at("metadata.managedFields"));
+            *new = kept;
+        }
+        _ => {}
+    }
+}
+
+fn grace(d: &Doc, asked: Option<i64>) -> i64 {
+    // Nobody has to stop a pod that never ran or is over.
+    if d.at("spec.nodeName").str().is_empty() || matches!(d.at("status.phase").str(), "Succeeded" | "Failed") {
+        return 0;
+    }
+    let own = d.at("spec.terminationGracePeriodSeconds").as_i64().unwrap_or(30);
+    match asked {
+        Some(s) if s >= 0 => s,
+        // Negative values mean: at once, but not forced.
+        Some(_) => 1,
+        None if own < 0 => 1,
+        None => own,
+    }
+}
+
+/// The spec without what an update may change.
+fn fixed(d: &Doc, old: &Doc) -> Value {
+    let mut v = d.at("spec").to_value();
+    for list in ["containers", "initContainers"] {
+        for c in v[list].as_array_mut().into_iter().flatten() {
+            if let Some(c) = c.as_object_mut() {
+                c.remove("image");
+            }
+        }
+    }
+    if let Some(m) = v.as_object_mut() {
+        m.remove("activeDeadlineSeconds");
+        m.remove("ephemeralContainers");
+        m.remove("tolerations");
+        m.remove("schedulingGates");
+        if old.at("spec.schedulingGates").len() > 0 {
+            m.remove("nodeSelector");
+            m.remove("affinity");
+        }
+        if m.get("terminationGracePeriodSeconds").and_then(Value::as_i64) == Some(1)
+            && old.at("spec.terminationGracePeriodSeconds").int() < 0
+        {
+            m.insert("terminationGracePeriodSeconds".into(), old.at("spec.terminationGracePeriodSeconds").int().into());
+        }
+    }
+    v
+}
+
+fn validate_update(action: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
+    match action {
+        Action::Main => {
+            pod_spec::validate(new.at("spec"), new.at("metadata"), "spec", e);
+            let names = |d: &Doc, l: &str| d.at("spec").get(l).len();
+            for list in ["containers", "initContainers"] {
+                if names(new, list) != names(old, list) {
+                    e.push(FieldError::forbidden(format!("spec.{list}"), "pod updates may not add or remove containers"));
+                    return;
+                }
+            }
+            let (o, n) = (old.at("spec.activeDeadlineSeconds").as_i64(), new.at("spec.activeDeadlineSeconds").as_i64());
+            match (o, n) {
+                (Some(o), Some(n)) if n > o => {
+                    e.push(FieldError::invalid("spec.activeDeadlineSeconds", n, "must be less than or equal to previous value"));
+                }
+                (Some(_), None) => {
+                    e.push(FieldError::invalid_raw("spec.activeDeadlineSeconds", "null", "must not update from a positive integer to nil value"));
+                }
+                _ => {}
+            }
+            let gates = |d: &Doc| d.at("spec.schedulingGates").iter().map(|g| g.get("name").str().to_owned()).collect::<Vec<_>>();
+            let had = gates(old);
+            for g in gates(new) {
+                if !had.contains(&g) {
+                    e.push(FieldError::forbidden("spec.schedulingGates", format!("only deletion is allowed, but found new scheduling gate '{g}'")));
+                }
+            }
+            let tolerations: Vec<Value> = new.at("spec.tolerations").iter().map(|t| t.to_value()).collect();
+            for t in old.at("spec.tolerations").iter() {
+                let same = |x: &Value| {
+                    let strip = |v: &Value| {
+                        let mut v = v.clone();
+                        if let Some(m) = v.as_object_mut() {
+                            m.remove("tolerationSeconds");
+                        }
+                        v
+                    };
+                    strip(x) == strip(&t.to_value())
+                };
+                if !tolerations.iter().any(same) {
+                    e.push(FieldError::forbidden("spec.tolerations", "existing toleration can not be modified except its tolerationSeconds"));
+                }
+            }
+            if fixed(new, old) != fixed(old, old) {
+                e.push(FieldError::forbidden(
+                    "spec",
+                    "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,\
+                     `spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),\
+                     `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
+                ));
+            }
+        }
+        Action::EphemeralContainers => {
+            pod_spec::validate(new.at("spec"), new.at("metadata"), "spec", e);
+            for (i, c) in old.at("spec.ephemeralContainers").iter().enumerate() {
+                let n = new.at("spec.ephemeralContainers").find("name", c.get("name").str());
+                if !n.exists() {
+                    e.push(FieldError::forbidden("spec.ephemeralContainers", format!("existing ephemeral containers {:?} may not be removed\n", c.get("name").str())));
+                } else if !n.semantic_eq(c) {
+                    e.push(FieldError::forbidden("spec.ephemeralContainers", format!("existing ephemeral containers {:?} may not be changed\n", c.get("name").str())));
+                }
+                let _ = i;
+            }
+        }
+        Action::Status => {
+            let node = |d: &Doc| d.at("spec.nodeName").str().to_owned();
+            if node(new) != node(old) {
+                e.push(FieldError::forbidden("status.nodeName", "may not be changed directly"));
+            }
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,594 @@
+//! Validation of pod specs, in pods and in templates.
+
+use k8s_schema::Ref;
+
+use crate::validation::{ErrorList, FieldError, child, index, key, names, values};
+
+const POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
+
+/// A template: its labels and its spec.
+pub fn validate_template(t: Ref<'_>, path: &str, e: &mut ErrorList) {
+    values::labels(t.get("metadata").get("labels"), &format!("{path}.labels"), e);
+    values::annotations(t.get("metadata").get("annotations"), &format!("{path}.annotations"), e);
+    validate(t.get("spec"), t.get("metadata"), &child(path, "spec"), e);
+    let n = t.get("spec").get("ephemeralContainers").len();
+    if n > 0 {
+        e.push(FieldError::forbidden(child(&child(path, "spec"), "ephemeralContainers"), "ephemeral containers not allowed in pod template"));
+    }
+}
+
+pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
+    let volumes = volumes(s.get("volumes"), &child(path, "volumes"), e);
+    containers(s, path, &volumes, e);
+    let restart = s.get("restartPolicy").str();
+    match restart {
+        "Always" | "OnFailure" | "Never" => {}
+        "" => e.push(FieldError::required(child(path, "restartPolicy"), "")),
+        other => e.push(FieldError::not_supported(child(path, "restartPolicy"), other, &["Always", "OnFailure", "Never"])),
+    }
+    let dns = s.get("dnsPolicy").str();
+    match dns {
+        "ClusterFirstWithHostNet" | "ClusterFirst" | "Default" | "None" => {}
+        "" => e.push(FieldError::required(child(path, "dnsPolicy"), "")),
+        other => e.push(FieldError::not_supported(
+            child(path, "dnsPolicy"),
+            other,
+            &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"],
+        )),
+    }
+    if dns == "None" && s.get("dnsConfig").get("nameservers").len() == 0 {
+        let p = if s.get("dnsConfig").exists() { "dnsConfig.nameservers" } else { "dnsConfig" };
+        let detail = format!("must provide {} when `dnsPolicy` is None", if p == "dnsConfig" { "`dnsConfig`" } else { "at least one DNS nameserver" });
+        e.push(FieldError::required(child(path, p), detail));
+    }
+    values::labels(s.get("nodeSelector"), &child(path, "nodeSelector"), e);
+    for (field, rule) in [("serviceAccountName", names::subdomain_name as names::NameRule), ("nodeName", names::subdomain_name)] {
+        let v = s.get(field).str();
+        if !v.is_empty() {
+            e.all_invalid(&child(path, field), v, rule(v, false));
+        }
+    }
+    for (field, rule) in [("hostname", names::dns1123_label as fn(&str) -> Vec<String>), ("subdomain", names::dns1123_label), ("priorityClassName", names::dns1123_subdomain)] {
+        let v = s.get(field).str();
+        if !v.is_empty() {
+            e.all_invalid(&child(path, field), v, rule(v));
+        }
+    }
+    if let Some(v) = s.get("activeDeadlineSeconds").as_i64() {
+        if !(1..=i64::from(i32::MAX)).contains(&v) {
+            e.push(FieldError::invalid(child(path, "activeDeadlineSeconds"), v, "must be between 1 and 2147483647, inclusive"));
+        }
+    }
+    tolerations(s.get("tolerations"), &child(path, "tolerations"), e);
+    for (i, a) in s.get("hostAliases").iter().enumerate() {
+        let p = index(&child(path, "hostAliases"), i);
+        let ip = a.get("ip").str();
+        if !values::is_ip(ip) {
+            e.push(FieldError::invalid(child(&p, "ip"), ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"));
+        }
+        for (j, h) in a.get("hostnames").iter().enumerate() {
+            e.all_invalid(&index(&child(&p, "hostnames"), j), h.str(), names::dns1123_subdomain(h.str()));
+        }
+    }
+    for (i, t) in s.get("topologySpreadConstraints").iter().enumerate() {
+        let p = index(&child(path, "topologySpreadConstraints"), i);
+        let skew = t.get("maxSkew").int();
+        if skew <= 0 {
+            e.push(FieldError::invalid(child(&p, "maxSkew"), skew, "must be greater than zero"));
+        }
+        if t.get("topologyKey").str().is_empty() {
+            e.push(FieldError::required(child(&p, "topologyKey"), "can not be empty"));
+        }
+        let w = t.get("whenUnsatisfiable").str();
+        if !matches!(w, "DoNotSchedule" | "ScheduleAnyway") {
+            e.push(FieldError::not_supported(child(&p, "whenUnsatisfiable"), w, &["DoNotSchedule", "ScheduleAnyway"]));
+        }
+        values::label_selector(t.get("labelSelector"), &child(&p, "labelSelector"), e);
+    }
+    affinity(s.get("affinity"), &child(path, "affinity"), e);
+}
+
+fn volumes<'a>(list: Ref<'a>, path: &str, e: &mut ErrorList) -> Vec<&'a str> {
+    let mut seen: Vec<&str> = Vec::new();
+    for (i, v) in list.iter().enumerate() {
+        let p = index(path, i);
+        let name = v.get("name").str();
+        let sources: Vec<&str> = v.fields().map(|(n, _)| n).filter(|n| *n != "name").collect();
+        for extra in sources.iter().skip(1) {
+            e.push(FieldError::forbidden(child(&p, extra), "may not specify more than 1 volume type"));
+        }
+        if sources.is_empty() {
+            e.push(FieldError::required(p.clone(), "must specify a volume type"));
+        }
+        if let Some(source) = sources.first() {
+            volume_source(v.get(source), source, &child(&p, source), e);
+        }
+        if name.is_empty() {
+            e.push(FieldError::required(child(&p, "name"), ""));
+        } else {
+            e.all_invalid(&child(&p, "name"), name, names::dns1123_label(name));
+            if seen.contains(&name) {
+                e.push(FieldError::duplicate(child(&p, "name"), name));
+            }
+        }
+        seen.push(name);
+    }
+    seen
+}
+
+fn mode(r: Ref<'_>, path: &str, e: &mut ErrorList) {
+    if let Some(m) = r.as_i64().filter(|m| !(0..=0o777).contains(m)) {
+        e.push(FieldError::invalid(path, m, "must be a number between 0 and 0777 (octal), both inclusive"));
+    }
+}
+
+fn items(r: Ref<'_>, path: &str, e: &mut ErrorList) {
+    for (i, it) in r.iter().enumerate() {
+        let p = index(path, i);
+        if it.get("key").str().is_empty() {
+            e.push(FieldError::required(child(&p, "key"), ""));
+        }
+        relative(it.get("path").str(), &child(&p, "path"), e);
+        mode(it.get("mode"), &child(&p, "mode"), e);
+    }
+}
+
+fn relative(path: &str, at: &str, e: &mut ErrorList) {
+    if path.is_empty() {
+        e.push(FieldError::required(at, ""));
+    } else if path.starts_with('/') {
+        e.push(FieldError::invalid(at, path, "must be a relative path"));
+    }
+    if path.split('/').any(|p| p == "..") {
+        e.push(FieldError::invalid(at, path, "must not contain '..'"));
+    }
+    if path.starts_with("..") && !path.starts_with("../") && path != ".." {
+        e.push(FieldError::invalid(at, path, "must not start with '..'"));
+    }
+}
+
+fn volume_source(s: Ref<'_>, source: &str, p: &str, e: &mut ErrorList) {
+    let required = |f: &str, e: &mut ErrorList| {
+        if s.get(f).str().is_empty() {
+            e.push(FieldError::required(child(p, f), ""));
+        }
+    };
+    match source {
+        "hostPath" => {
+            required("path", e);
+            let path = s.get("path").str();
+            if path.split('/').any(|x| x == "..") {
+                e.push(FieldError::invalid(child(p, "path"), path, "must not contain '..'"));
+            }
+            let t = s.get("type").str();
+            const TYPES: &[&str] = &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+            if !TYPES.contains(&t) {
+                e.push(FieldError::not_supported(child(p, "type"), t, TYPES));
+            }
+        }
+        "secret" => {
+            required("secretName", e);
+            mode(s.get("defaultMode"), &child(p, "defaultMode"), e);
+            items(s.get("items"), &child(p, "items"), e);
+        }
+        "configMap" => {
+            required("name", e);
+            mode(s.get("defaultMode"), &child(p, "defaultMode"), e);
+            items(s.get("items"), &child(p, "items"), e);
+        }
+        "persistentVolumeClaim" => required("claimName", e),
+        "nfs" => {
+            required("server", e);
+            required("path", e);
+        }
+        "emptyDir" => {
+            if let Some(q) = s.get("sizeLimit").quantity().filter(|q| q.sign() < 0) {
+                let _ = q;
+                e.push(FieldError::forbidden(child(p, "sizeLimit"), "SizeLimit field must be a valid resource quantity"));
+            }
+        }
+        "projected" => {
+            mode(s.get("defaultMode"), &child(p, "defaultMode"), e);
+            for (i, x) in s.get("sources").iter().enumerate() {
+                let q = index(&child(p, "sources"), i);
+                let n = x.fields().count();
+                if n > 1 {
+                    e.push(FieldError::forbidden(q.clone(), "may not specify more than 1 volume type per source"));
+                } else if n == 0 {
+                    e.push(FieldError::required(q.clone(), "must specify a volume type per source"));
+                }
+                let t = x.get("serviceAccountToken");
+                if t.exists() {
+                    let seconds = t.get("expirationSeconds").int();
+                    if seconds < 600 {
+                        e.push(FieldError::invalid(child(&child(&q, "serviceAccountToken"), "expirationSeconds"), seconds, "may not specify a duration less than 10 minutes"));
+                    }
+                    relative(t.get("path").str(), &child(&child(&q, "serviceAccountToken"), "path"), e);
+                }
+            }
+        }
+        "csi" => required("driver", e),
+        _ => {}
+    }
+}
+
+fn containers(s: Ref<'_>, path: &str, volumes: &[&str], e: &mut ErrorList) {
+    if s.get("containers").len() == 0 {
+        e.push(FieldError::required(child(path, "containers"), ""));
+    }
+    let mut seen: Vec<&str> = Vec::new();
+    let mut host_ports: Vec<(String, i64)> = Vec::new();
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        let lp = child(path, list);
+        for (i, c) in s.get(list).iter().enumerate() {
+            let p = index(&lp, i);
+            let name = c.get("name").str();
+            if name.is_empty() {
+                e.push(FieldError::required(child(&p, "name"), ""));
+            } else {
+                e.all_invalid(&child(&p, "name"), name, names::dns1123_label(name));
+            }
+            if !name.is_empty() && seen.contains(&name) {
+                e.push(FieldError::duplicate(child(&p, "name"), name));
+            }
+            seen.push(name);
+            container(c, &p, list, volumes, &mut host_ports, e);
+        }
+    }
+}
+
+fn container(c: Ref<'_>, p: &str, list: &str, volumes: &[&str], host_ports: &mut Vec<(String, i64)>, e: &mut ErrorList) {
+    let image = c.get("image").str();
+    if image.is_empty() {
+        e.push(FieldError::required(child(p, "image"), ""));
+    } else if image.trim() != image {
+        e.push(FieldError::invalid(child(p, "image"), image, "must not have leading or trailing whitespace"));
+    }
+    let t = c.get("terminationMessagePolicy").str();
+    match t {
+        "File" | "FallbackToLogsOnError" => {}
+        "" => e.push(FieldError::required(child(p, "terminationMessagePolicy"), "")),
+        other => e.push(FieldError::not_supported(child(p, "terminationMessagePolicy"), other, &["FallbackToLogsOnError", "File"])),
+    }
+    ports(c.get("ports"), &child(p, "ports"), host_ports, e);
+    env(c.get("env"), &child(p, "env"), e);
+    for (i, f) in c.get("envFrom").iter().enumerate() {
+        let q = index(&child(p, "envFrom"), i);
+        let n = f.fields().filter(|(n, _)| *n != "prefix").count();
+        if n == 0 {
+            e.push(FieldError::invalid(q.clone(), "", "must specify one of: `configMapRef` or `secretRef`"));
+        } else if n > 1 {
+            e.push(FieldError::invalid(q.clone(), "", "may not have more than one field specified at a time"));
+        }
+    }
+    mounts(c.get("volumeMounts"), &child(p, "volumeMounts"), volumes, e);
+    let pull = c.get("imagePullPolicy").str();
+    match pull {
+        "" => e.push(FieldError::required(child(p, "imagePullPolicy"), "")),
+        x if POLICIES.contains(&x) => {}
+        other => e.push(FieldError::not_supported(child(p, "imagePullPolicy"), other, POLICIES)),
+    }
+    resources(c.get("resources"), &child(p, "resources"), e);
+    let restartable = list == "initContainers" && c.get("restartPolicy").str() == "Always";
+    for name in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+        let probe = c.get(name);
+        if !probe.exists() {
+            continue;
+        }
+        if list == "initContainers" && !restartable {
+            e.push(FieldError::forbidden(child(p, name), "may not be set for init containers without restartPolicy=Always"));
+        } else if name != "lifecycle" {
+            validate_probe(probe, name, &child(p, name), e);
+        } else {
+            for hook in ["postStart", "preStop"] {
+                if probe.get(hook).exists() {
+                    handler(probe.get(hook), &child(&child(p, name), hook), e);
+                }
+            }
+        }
+    }
+}
+
+fn handler(h: Ref<'_>, p: &str, e: &mut ErrorList) -> usize {
+    let mut n = 0;
+    for kind in ["exec", "httpGet", "tcpSocket", "grpc", "sleep"] {
+        let x = h.get(kind);
+        if !x.exists() {
+            continue;
+        }
+        n += 1;
+        let q = child(p, kind);
+        if n > 1 {
+            e.push(FieldError::forbidden(q, "may not specify more than 1 handler type"));
+            continue;
+        }
+        match kind {
+            "exec" if x.get("command").len() == 0 => e.push(FieldError::required(child(&q, "command"), "")),
+            "httpGet" => {
+                if x.get("path").str().is_empty() {
+                    e.push(FieldError::required(child(&q, "path"), ""));
+                }
+                port_or_name(x.get("port"), &child(&q, "port"), e);
+                let scheme = x.get("scheme").str();
+                if !matches!(scheme, "HTTP" | "HTTPS") {
+                    e.push(FieldError::not_supported(child(&q, "scheme"), scheme, &["HTTP", "HTTPS"]));
+                }
+            }
+            "tcpSocket" => port_or_name(x.get("port"), &child(&q, "port"), e),
+            "grpc" => {
+                if let Some(m) = values::port(x.get("port").int()) {
+                    e.push(FieldError::invalid(child(&q, "port"), x.get("port").int(), m));
+                }
+            }
+            _ => {}
+        }
+    }
+    if n == 0 {
+        e.push(FieldError::required(p, "must specify a handler type"));
+    }
+    n
+}
+
+fn port_or_name(r: Ref<'_>, p: &str, e: &mut ErrorList) {
+    match r.to_value() {
+        serde_json::Value::Number(n) => {
+            let n = n.as_i64().unwrap_or(0);
+            if let Some(m) = values::port(n) {
+                e.push(FieldError::invalid(p, n, m));
+            }
+        }
+        serde_json::Value::String(s) => e.all_invalid(p, s.as_str(), names::port_name(&s)),
+        _ => e.push(FieldError::invalid(p, 0i64, "must be between 1 and 65535, inclusive")),
+    }
+}
+
+fn validate_probe(r: Ref<'_>, name: &str, p: &str, e: &mut ErrorList) {
+    handler(r, p, e);
+    for f in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+        values::non_negative(r.get(f).int(), &child(p, f), e);
+    }
+    if name != "readinessProbe" && r.get("successThreshold").int() != 1 {
+        e.push(FieldError::invalid(child(p, "successThreshold"), r.get("successThreshold").int(), "must be 1"));
+    }
+}
+
+fn ports(list: Ref<'_>, path: &str, host_ports: &mut Vec<(String, i64)>, e: &mut ErrorList) {
+    let mut seen: Vec<&str> = Vec::new();
+    for (i, port) in list.iter().enumerate() {
+        let p = index(path, i);
+        let name = port.get("name").str();
+        if !name.is_empty() {
+            let m = names::port_name(name);
+            if !m.is_empty() {
+                e.all_invalid(&child(&p, "name"), name, m);
+            } else if seen.contains(&name) {
+                e.push(FieldError::duplicate(child(&p, "name"), name));
+            }
+            seen.push(name);
+        }
+        let n = port.get("containerPort").int();
+        if n == 0 {
+            e.push(FieldError::required(child(&p, "containerPort"), ""));
+        } else if let Some(m) = values::port(n) {
+            e.push(FieldError::invalid(child(&p, "containerPort"), n, m));
+        }
+        let host = port.get("hostPort").int();
+        let protocol = port.get("protocol").str();
+        if host != 0 {
+            if let Some(m) = values::port(host) {
+                e.push(FieldError::invalid(child(&p, "hostPort"), host, m));
+            }
+            let id = (format!("{protocol}/{}", port.get("hostIP").str()), host);
+            if host_ports.contains(&id) {
+                e.push(FieldError::duplicate(child(&p, "hostPort"), format!("{protocol}/{}/{host}", port.get("hostIP").str())));
+            }
+            host_ports.push(id);
+        }
+        match protocol {
+            "TCP" | "UDP" | "SCTP" => {}
+            "" => e.push(FieldError::required(child(&p, "protocol"), "")),
+            other => e.push(FieldError::not_supported(child(&p, "protocol"), other, &["SCTP", "TCP", "UDP"])),
+        }
+    }
+}
+
+fn env(list: Ref<'_>, path: &str, e: &mut ErrorList) {
+    for (i, v) in list.iter().enumerate() {
+        let p = index(path, i);
+        let name = v.get("name").str();
+        if name.is_empty() {
+            e.push(FieldError::required(child(&p, "name"), ""));
+        } else {
+            e.all_invalid(&child(&p, "name"), name, names::env_var_name(name));
+        }
+        let from = v.get("valueFrom");
+        if !from.exists() {
+            continue;
+        }
+        let q = child(&p, "valueFrom");
+        let n = from.fields().count();
+        if n == 0 {
+            e.push(FieldError::invalid(q, "", "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`"));
+            continue;
+        }
+        if !v.get("value").str().is_empty() {
+            e.push(FieldError::invalid(q.clone(), "", "may not be specified when `value` is not empty"));
+        } else if n > 1 {
+            e.push(FieldError::invalid(q.clone(), "", "may not have more than one field specified at a time"));
+        }
+        let f = from.get("fieldRef");
+        if f.exists() && f.get("fieldPath").str().is_empty() {
+            e.push(FieldError::required(child(&q, "fieldRef.fieldPath"), ""));
+        }
+        for k in ["configMapKeyRef", "secretKeyRef"] {
+            let r = from.get(k);
+            if r.exists() {
+                if r.get("key").str().is_empty() {
+                    e.push(FieldError::required(child(&child(&q, k), "key"), ""));
+                } else {
+                    e.all_invalid(&child(&child(&q, k), "key"), r.get("key").str(), names::config_key(r.get("key").str()));
+                }
+            }
+        }
+    }
+}
+
+fn mounts(list: Ref<'_>, path: &str, volumes: &[&str], e: &mut ErrorList) {
+    let mut seen: Vec<&str> = Vec::new();
+    for (i, m) in list.iter().enumerate() {
+        let p = index(path, i);
+        let name = m.get("name").str();
+        if name.is_empty() {
+            e.push(FieldError::required(child(&p, "name"), ""));
+        }
+        if !volumes.contains(&name) {
+            e.push(FieldError::not_found(child(&p, "name"), name));
+        }
+        let at = m.get("mountPath").str();
+        if at.is_empty() {
+            e.push(FieldError::required(child(&p, "mountPath"), ""));
+        }
+        if seen.contains(&at) {
+            e.push(FieldError::invalid(child(&p, "mountPath"), at, "must be unique"));
+        }
+        seen.push(at);
+        for f in ["subPath", "subPathExpr"] {
+            let sub = m.get(f).str();
+            if !sub.is_empty() {
+                relative(sub, &child(&p, f), e);
+            }
+        }
+        if !m.get("subPath").str().is_empty() && !m.get("subPathExpr").str().is_empty() {
+            e.push(FieldError::invalid(child(&p, "subPathExpr"), m.get("subPathExpr").str(), "subPathExpr and subPath are mutually exclusive"));
+        }
+    }
+}
+
+fn resources(r: Ref<'_>, path: &str, e: &mut ErrorList) {
+    for list in ["limits", "requests"] {
+        let mut all: Vec<(&str, Ref<'_>)> = r.get(list).entries().collect();
+        all.sort_by_key(|(k, _)| *k);
+        for (k, q) in all {
+            let p = key(&child(path, list), k);
+            e.all_invalid(&p, k, names::qualified_name(k));
+            if !k.contains('/') && !matches!(k, "cpu" | "memory" | "ephemeral-storage") && !k.starts_with("hugepages-") {
+                e.push(FieldError::invalid(p.clone(), k, "must be a standard resource type or fully qualified"));
+                e.push(FieldError::invalid(p.clone(), k, "must be a standard resource for containers"));
+            }
+            let Some(quantity) = q.quantity() else { continue };
+            if quantity.sign() < 0 {
+                e.push(FieldError::invalid(p.clone(), q.str(), "must be greater than or equal to 0"));
+            }
+            if list == "requests" {
+                let limit = r.get("limits").get(k);
+                if let Some(l) = limit.quantity() {
+                    if quantity > l {
+                        e.push(FieldError::invalid(p, q.str(), format!("must be less than or equal to {k} limit of {}", limit.str())));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn tolerations(list: Ref<'_>, path: &str, e: &mut ErrorList) {
+    for (i, t) in list.iter().enumerate() {
+        let p = index(path, i);
+        let (k, op, value, effect) = (t.get("key").str(), t.get("operator").str(), t.get("value").str(), t.get("effect").str());
+        if !k.is_empty() {
+            e.all_invalid(&child(&p, "key"), k, names::qualified_name(k));
+        }
+        if k.is_empty() && op != "Exists" {
+            e.push(FieldError::invalid(child(&p, "operator"), op, "operator must be Exists when `key` is empty, which means \"match all values and all keys\""));
+        }
+        if t.get("tolerationSeconds").exists() && effect != "NoExecute" {
+            e.push(FieldError::invalid(child(&p, "effect"), effect, "effect must be 'NoExecute' when `tolerationSeconds` is set"));
+        }
+        match op {
+            "Equal" | "" => {
+                let m = names::label_value(value);
+                if !m.is_empty() {
+                    e.push(FieldError::invalid(child(&p, "operator"), value, m.join(";")));
+                }
+            }
+            "Exists" if !value.is_empty() => {
+                e.push(FieldError::invalid(child(&p, "operator"), value, "value must be empty when `operator` is 'Exists'"));
+            }
+            "Exists" => {}
+            other => e.push(FieldError::not_supported(child(&p, "operator"), other, &["Equal", "Exists"])),
+        }
+        if !matches!(effect, "" | "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
+            e.push(FieldError::not_supported(child(&p, "effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]));
+        }
+    }
+}
+
+fn affinity(a: Ref<'_>, path: &str, e: &mut ErrorList) {
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let p = child(path, kind);
+        let x = a.get(kind);
+        for (i, t) in x.get("requiredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+            term(t, &index(&child(&p, "requiredDuringSchedulingIgnoredDuringExecution"), i), e);
+        }
+        for (i, t) in x.get("preferredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+            let q = index(&child(&p, "preferredDuringSchedulingIgnoredDuringExecution"), i);
+            weight(t, &q, e);
+            term(t.get("podAffinityTerm"), &child(&q, "podAffinityTerm"), e);
+        }
+    }
+    let node = a.get("nodeAffinity");
+    let p = child(path, "nodeAffinity");
+    let required = node.get("requiredDuringSchedulingIgnoredDuringExecution");
+    if required.exists() {
+        let q = child(&child(&p, "requiredDuringSchedulingIgnoredDuringExecution"), "nodeSelectorTerms");
+        if required.get("nodeSelectorTerms").len() == 0 {
+            e.push(FieldError::required(q.clone(), "must have at least one node selector term"));
+        }
+        for (i, t) in required.get("nodeSelectorTerms").iter().enumerate() {
+            node_term(t, &index(&q, i), e);
+        }
+    }
+    for (i, t) in node.get("preferredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+        let q = index(&child(&p, "preferredDuringSchedulingIgnoredDuringExecution"), i);
+        weight(t, &q, e);
+        node_term(t.get("preference"), &child(&q, "preference"), e);
+    }
+}
+
+fn weight(t: Ref<'_>, p: &str, e: &mut ErrorList) {
+    let w = t.get("weight").int();
+    if !(1..=100).contains(&w) {
+        e.push(FieldError::invalid(child(p, "weight"), w, "must be in the range 1-100"));
+    }
+}
+
+fn term(t: Ref<'_>, p: &str, e: &mut ErrorList) {
+    values::label_selector(t.get("labelSelector"), &child(p, "labelSelector"), e);
+    let k = t.get("topologyKey").str();
+    if k.is_empty() {
+        e.push(FieldError::required(child(p, "topologyKey"), "can not be empty"));
+    }
+    e.all_invalid(&child(p, "topologyKey"), k, names::qualified_name(k));
+}
+
+fn node_term(t: Ref<'_>, p: &str, e: &mut ErrorList) {
+    for (i, x) in t.get("matchExpressions").iter().enumerate() {
+        let q = index(&child(p, "matchExpressions"), i);
+        let n = x.get("values").len();
+        match x.get("operator").str() {
+            "In" | "NotIn" if n == 0 => {
+                e.push(FieldError::required(child(&q, "values"), "must be specified when `operator` is 'In' or 'NotIn'"));
+            }
+            "Exists" | "DoesNotExist" if n > 0 => {
+                e.push(FieldError::forbidden(child(&q, "values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'"));
+            }
+            "Gt" | "Lt" if n != 1 => {
+                e.push(FieldError::required(child(&q, "values"), "must be specified single value when `operator` is 'Lt' or 'Gt'"));
+            }
+            "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
+            other => e.push(FieldError::invalid(child(&q, "operator"), other, "not a valid selector operator")),
+        }
+        let k = x.get("key").str();
+        e.all_invalid(&child(&q, "key"), k, names::qualified_name(k));
+    }
+}

@@ -1,0 +1,46 @@
+//! PriorityClass and RuntimeClass.
+
+use k8s_schema::Doc;
+
+use super::{Action, PLAIN, Strategy};
+use crate::validation::{ErrorList, FieldError, names};
+
+const HIGHEST_USER: i64 = 1_000_000_000;
+
+pub const PRIORITY_CLASS: Strategy = Strategy { generation: true, validate_create: priority_class, validate_update: priority_update, ..PLAIN };
+pub const RUNTIME_CLASS: Strategy = Strategy { validate_create: runtime_class, validate_update: runtime_update, ..PLAIN };
+
+fn priority_class(d: &Doc, e: &mut ErrorList) {
+    let (name, value) = (d.at("metadata.name").str(), d.at("value").int());
+    let system = matches!((name, value), ("system-cluster-critical", 2_000_000_000) | ("system-node-critical", 2_000_001_000));
+    if name.starts_with("system-") && !system {
+        e.push(FieldError::forbidden(
+            "metadata.name",
+            format!("priority class names with 'system-' prefix are reserved for system use only. error: {name} is not a known system priority class"),
+        ));
+    } else if value > HIGHEST_USER && !system {
+        e.push(FieldError::forbidden("value", format!("maximum allowed value of a user defined priority is {HIGHEST_USER}")));
+    }
+    let policy = d.at("preemptionPolicy").str();
+    if !matches!(policy, "" | "Never" | "PreemptLowerPriority") {
+        e.push(FieldError::not_supported("preemptionPolicy", policy, &["PreemptLowerPriority", "Never"]));
+    }
+}
+
+fn priority_update(_: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
+    if new.at("value").int() != old.at("value").int() {
+        e.push(FieldError::forbidden("value", "may not be changed in an update."));
+    }
+    if !new.at("preemptionPolicy").semantic_eq(old.at("preemptionPolicy")) {
+        e.push(FieldError::invalid("preemptionPolicy", new.at("preemptionPolicy").to_value(), "field is immutable"));
+    }
+}
+
+fn runtime_class(d: &Doc, e: &mut ErrorList) {
+    let h = d.at("handler").str();
+    e.all_invalid("handler", h, names::dns1123_label(h));
+}
+
+fn runtime_update(_: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
+    super::immutable(new, old, "handler", e);
+}

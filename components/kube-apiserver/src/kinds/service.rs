@@ -1,0 +1,143 @@
+//! Service.
+
+use k8s_schema::Doc;
+
+use super::{Action, PLAIN, Strategy};
+use crate::validation::{ErrorList, FieldError, child, index, names, values};
+
+pub const SERVICE: Strategy = Strategy {
+    name: names::service_name,
+    status: true,
+    prepare_create: |d| {
+        // A constant that fits the type: this cannot fail.
+        let _ = d.set("status", serde_json::json!({"loadBalancer": {}}));
+    },
+    validate_create: validate,
+    validate_update,
+    returns_deleted: true,
+    ..PLAIN
+};
+
+const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+
+fn validate(d: &Doc, e: &mut ErrorList) {
+    let s = d.at("spec");
+    let kind = s.get("type").str();
+    let headless = s.get("clusterIP").str() == "None";
+    if s.get("ports").len() == 0 && !headless && kind != "ExternalName" {
+        e.push(FieldError::required("spec.ports", ""));
+    }
+    match kind {
+        "LoadBalancer" if headless => {
+            e.push(FieldError::invalid("spec.clusterIPs[0]", "None", "may not be set to 'None' for LoadBalancer services"));
+        }
+        "NodePort" if headless => {
+            e.push(FieldError::invalid("spec.clusterIPs[0]", "None", "may not be set to 'None' for NodePort services"));
+        }
+        "ExternalName" => {
+            if s.get("clusterIPs").len() > 0 {
+                e.push(FieldError::forbidden("spec.clusterIPs", "may not be set when `type` is 'ExternalName'"));
+            }
+            let name = s.get("externalName").str().trim_end_matches('.');
+            if name.is_empty() {
+                e.push(FieldError::required("spec.externalName", ""));
+            } else {
+                e.all_invalid("spec.externalName", name, names::dns1123_subdomain(name));
+            }
+        }
+        _ => {}
+    }
+    let named = s.get("ports").len() > 1;
+    let mut seen: Vec<&str> = Vec::new();
+    let mut nums: Vec<(i64, &str)> = Vec::new();
+    for (i, p) in s.get("ports").iter().enumerate() {
+        let path = index("spec.ports", i);
+        let name = p.get("name").str();
+        if named && name.is_empty() {
+            e.push(FieldError::required(child(&path, "name"), ""));
+        } else if !name.is_empty() {
+            e.all_invalid(&child(&path, "name"), name, names::dns1123_label(name));
+            if seen.contains(&name) {
+                e.push(FieldError::duplicate(child(&path, "name"), name));
+            }
+            seen.push(name);
+        }
+        if let Some(m) = values::port(p.get("port").int()) {
+            e.push(FieldError::invalid(child(&path, "port"), p.get("port").int(), m));
+        }
+        let protocol = p.get("protocol").str();
+        match protocol {
+            "TCP" | "UDP" | "SCTP" => {}
+            "" => e.push(FieldError::required(child(&path, "protocol"), "")),
+            other => e.push(FieldError::not_supported(child(&path, "protocol"), other, &["SCTP", "TCP", "UDP"])),
+        }
+        match p.get("targetPort").to_value() {
+            serde_json::Value::Number(n) => {
+                let n = n.as_i64().unwrap_or(0);
+                if let Some(m) = values::port(n) {
+                    e.push(FieldError::invalid(child(&path, "targetPort"), n, m));
+                }
+            }
+            serde_json::Value::String(t) => e.all_invalid(&child(&path, "targetPort"), t.as_str(), names::port_name(&t)),
+            _ => {}
+        }
+        let node = p.get("nodePort").int();
+        if node != 0 && !matches!(kind, "NodePort" | "LoadBalancer") {
+            e.push(FieldError::forbidden(child(&path, "nodePort"), format!("may not be used when `type` is '{kind}'")));
+        }
+    }
+    for (i, p) in s.get("ports").iter().enumerate() {
+        let id = (p.get("port").int(), p.get("protocol").str());
+        if nums.contains(&id) {
+            e.push(FieldError::duplicate(
+                index("spec.ports", i),
+                serde_json::json!({"port": id.0, "protocol": id.1}),
+            ));
+        }
+        nums.push(id);
+    }
+    values::labels(s.get("selector"), "spec.selector", e);
+    let affinity = s.get("sessionAffinity").str();
+    match affinity {
+        "None" | "ClientIP" => {}
+        "" => e.push(FieldError::required("spec.sessionAffinity", "")),
+        other => e.push(FieldError::not_supported("spec.sessionAffinity", other, &["ClientIP", "None"])),
+    }
+    let timeout = s.get("sessionAffinityConfig").get("clientIP").get("timeoutSeconds");
+    if affinity == "ClientIP" && timeout.exists() && !(1..=86400).contains(&timeout.int()) {
+        e.push(FieldError::invalid("spec.sessionAffinityConfig.clientIP.timeoutSeconds", timeout.int(), "must be greater than 0 and less than or equal to 86400"));
+    }
+    for (i, ip) in s.get("externalIPs").iter().enumerate() {
+        if !values::is_ip(ip.str()) {
+            e.push(FieldError::invalid(index("spec.externalIPs", i), ip.str(), "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"));
+        }
+    }
+    match kind {
+        "" => e.push(FieldError::required("spec.type", "")),
+        k if TYPES.contains(&k) => {}
+        other => e.push(FieldError::not_supported("spec.type", other, TYPES)),
+    }
+    let etp = s.get("externalTrafficPolicy").str();
+    if !etp.is_empty() && !matches!(etp, "Cluster" | "Local") {
+        e.push(FieldError::not_supported("spec.externalTrafficPolicy", etp, &["Cluster", "Local"]));
+    } else if !etp.is_empty() && !matches!(kind, "NodePort" | "LoadBalancer") && s.get("externalIPs").len() == 0 {
+        e.push(FieldError::invalid("spec.externalTrafficPolicy", etp, "may only be set for externally-accessible services"));
+    }
+    let itp = s.get("internalTrafficPolicy").str();
+    if !itp.is_empty() && !matches!(itp, "Cluster" | "Local") {
+        e.push(FieldError::not_supported("spec.internalTrafficPolicy", itp, &["Cluster", "Local"]));
+    }
+}
+
+fn validate_update(a: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
+    if a != Action::Main {
+        return;
+    }
+    let (n, o) = (new.at("spec"), old.at("spec"));
+    let external = n.get("type").str() == "ExternalName" || o.get("type").str() == "ExternalName";
+    if !external && !o.get("clusterIP").str().is_empty() && n.get("clusterIP").str() != o.get("clusterIP").str() {
+        let shown = new.at("spec.clusterIPs").to_value();
+        e.push(FieldError::invalid("spec.clusterIPs[0]", shown, "may not change once set"));
+    }
+    validate(new, e);
+}

@@ -1,0 +1,232 @@
+//! Deployment, ReplicaSet, DaemonSet, StatefulSet, ReplicationController, PodTemplate, ControllerRevision.
+
+use k8s_schema::{Doc, Ref, selector::LabelSelector};
+
+use super::{Action, PLAIN, SPEC_AND_STATUS, Strategy, immutable, pod_spec};
+use crate::validation::{ErrorList, FieldError, names, values};
+
+pub const DEPLOYMENT: Strategy = Strategy {
+    validate_create: deployment,
+    validate_update: |a, n, o, e| {
+        if a == Action::Main {
+            deployment(n, e);
+            immutable(n, o, "spec.selector", e);
+        }
+    },
+    ..SPEC_AND_STATUS
+};
+pub const REPLICA_SET: Strategy = Strategy {
+    validate_create: replica_set,
+    validate_update: |a, n, o, e| {
+        if a == Action::Main {
+            replica_set(n, e);
+            immutable(n, o, "spec.selector", e);
+        }
+    },
+    ..SPEC_AND_STATUS
+};
+pub const DAEMON_SET: Strategy = Strategy {
+    validate_create: daemon_set,
+    validate_update: |a, n, o, e| {
+        if a == Action::Main {
+            daemon_set(n, e);
+            immutable(n, o, "spec.selector", e);
+        }
+    },
+    ..SPEC_AND_STATUS
+};
+pub const STATEFUL_SET: Strategy = Strategy {
+    validate_create: stateful_set,
+    validate_update: stateful_set_update,
+    ..SPEC_AND_STATUS
+};
+pub const REPLICATION_CONTROLLER: Strategy = Strategy {
+    orphans_by_default: true,
+    validate_create: replication_controller,
+    validate_update: |a, n, _, e| {
+        if a == Action::Main {
+            replication_controller(n, e);
+        }
+    },
+    ..SPEC_AND_STATUS
+};
+pub const POD_TEMPLATE: Strategy = Strategy {
+    returns_deleted: true,
+    generation: true,
+    create_on_update: true,
+    validate_create: |d, e| pod_spec::validate_template(d.at("template"), "template", e),
+    validate_update: |_, d, _, e| pod_spec::validate_template(d.at("template"), "template", e),
+    ..PLAIN
+};
+pub const CONTROLLER_REVISION: Strategy = Strategy {
+    validate_create: |d, e| values::non_negative(d.at("revision").int(), "revision", e),
+    validate_update: |_, n, o, e| {
+        values::non_negative(n.at("revision").int(), "revision", e);
+        immutable(n, o, "data", e);
+    },
+    ..PLAIN
+};
+
+fn selector_and_template(d: &Doc, e: &mut ErrorList) {
+    let s = d.at("spec.selector");
+    if !s.exists() {
+        e.push(FieldError::required("spec.selector", ""));
+    } else {
+        values::label_selector(s, "spec.selector", e);
+        if s.get("matchLabels").len() + s.get("matchExpressions").len() == 0 {
+            e.push(FieldError::invalid("spec.selector", s.to_value(), format!("empty selector is invalid for {}", d.kind().to_lowercase())));
+        }
+    }
+    matches(d, LabelSelector::from_ref(s).ok(), e);
+}
+
+fn matches(d: &Doc, selector: Option<LabelSelector>, e: &mut ErrorList) {
+    let labels = d.at("spec.template.metadata.labels");
+    if let Some(s) = selector.filter(|s| !s.is_empty()) {
+        if !s.matches(|k| labels.get(k).as_str()) {
+            e.push(FieldError::invalid("spec.template.metadata.labels", labels.to_value(), "`selector` does not match template `labels`"));
+        }
+    }
+    pod_spec::validate_template(d.at("spec.template"), "spec.template", e);
+}
+
+fn always(d: &Doc, e: &mut ErrorList) {
+    let r = d.at("spec.template.spec.restartPolicy").str();
+    if !matches!(r, "Always" | "") {
+        e.push(FieldError::not_supported("spec.template.spec.restartPolicy", r, &["Always"]));
+    }
+    if d.at("spec.template.spec.activeDeadlineSeconds").exists() {
+        e.push(FieldError::forbidden("spec.template.spec.activeDeadlineSeconds", format!("activeDeadlineSeconds in {} is not Supported", d.kind())));
+    }
+}
+
+fn non_negative(d: &Doc, fields: &[&str], e: &mut ErrorList) {
+    for f in fields {
+        if let Some(v) = d.at(f).as_i64() {
+            values::non_negative(v, f, e);
+        }
+    }
+}
+
+/// A count or a percentage.
+fn int_or_percent(r: Ref<'_>, path: &str, e: &mut ErrorList) -> Option<i64> {
+    match r.to_value() {
+        serde_json::Value::Number(n) => {
+            let n = n.as_i64().unwrap_or(0);
+            values::non_negative(n, path, e);
+            Some(n)
+        }
+        serde_json::Value::String(s) => {
+            let n = s.strip_suffix('%').and_then(|n| n.parse::<i64>().ok()).filter(|_| s.bytes().all(|b| b.is_ascii_digit() || b == b'%'));
+            if n.is_none() {
+                e.push(FieldError::invalid(path, s.as_str(), "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')"));
+            }
+            n
+        }
+        _ => None,
+    }
+}
+
+fn deployment(d: &Doc, e: &mut ErrorList) {
+    non_negative(d, &["spec.replicas"], e);
+    selector_and_template(d, e);
+    always(d, e);
+    let s = d.at("spec.strategy");
+    match s.get("type").str() {
+        "Recreate" if s.get("rollingUpdate").exists() => {
+            e.push(FieldError::forbidden("spec.strategy.rollingUpdate", "may not be specified when strategy `type` is 'Recreate'"));
+        }
+        "Recreate" => {}
+        "RollingUpdate" => {
+            let r = s.get("rollingUpdate");
+            let u = int_or_percent(r.get("maxUnavailable"), "spec.strategy.rollingUpdate.maxUnavailable", e);
+            let m = int_or_percent(r.get("maxSurge"), "spec.strategy.rollingUpdate.maxSurge", e);
+            if (u, m) == (Some(0), Some(0)) {
+                e.push(FieldError::invalid("spec.strategy.rollingUpdate.maxUnavailable", r.get("maxUnavailable").to_value(), "may not be 0 when `maxSurge` is 0"));
+            }
+            let too_much = r.get("maxUnavailable").as_str().is_some() && u.is_some_and(|u| u > 100);
+            if too_much {
+                e.push(FieldError::invalid("spec.strategy.rollingUpdate.maxUnavailable", r.get("maxUnavailable").to_value(), "must not be greater than 100%"));
+            }
+        }
+        _ => e.push(FieldError::not_supported("spec.strategy", d.at("spec.strategy").to_value(), &["Recreate", "RollingUpdate"])),
+    }
+    non_negative(d, &["spec.minReadySeconds", "spec.revisionHistoryLimit", "spec.progressDeadlineSeconds"], e);
+    if let Some(p) = d.at("spec.progressDeadlineSeconds").as_i64() {
+        if p <= d.at("spec.minReadySeconds").int() {
+            e.push(FieldError::invalid("spec.progressDeadlineSeconds", p, "must be greater than minReadySeconds"));
+        }
+    }
+}
+
+fn replica_set(d: &Doc, e: &mut ErrorList) {
+    non_negative(d, &["spec.replicas", "spec.minReadySeconds"], e);
+    selector_and_template(d, e);
+    always(d, e);
+}
+
+fn daemon_set(d: &Doc, e: &mut ErrorList) {
+    selector_and_template(d, e);
+    always(d, e);
+    non_negative(d, &["spec.minReadySeconds", "spec.revisionHistoryLimit"], e);
+    let t = d.at("spec.updateStrategy.type").str();
+    if !matches!(t, "OnDelete" | "RollingUpdate") {
+        e.push(FieldError::not_supported("spec.updateStrategy.type", t, &["OnDelete", "RollingUpdate"]));
+    }
+}
+
+fn stateful_set(d: &Doc, e: &mut ErrorList) {
+    let policy = d.at("spec.podManagementPolicy").str();
+    if !matches!(policy, "OrderedReady" | "Parallel") {
+        e.push(FieldError::not_supported("spec.podManagementPolicy", policy, &["OrderedReady", "Parallel"]));
+    }
+    let t = d.at("spec.updateStrategy.type").str();
+    if !matches!(t, "OnDelete" | "RollingUpdate") {
+        e.push(FieldError::not_supported("spec.updateStrategy", t, &["OnDelete", "RollingUpdate"]));
+    }
+    non_negative(d, &["spec.replicas", "spec.minReadySeconds"], e);
+    selector_and_template(d, e);
+    always(d, e);
+    let name = d.at("spec.serviceName").str();
+    if !name.is_empty() {
+        e.all_invalid("spec.serviceName", name, names::dns1123_subdomain(name));
+    }
+}
+
+fn stateful_set_update(a: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
+    if a != Action::Main {
+        return;
+    }
+    stateful_set(new, e);
+    let fixed = |d: &Doc| {
+        let mut v = d.at("spec").to_value();
+        if let Some(m) = v.as_object_mut() {
+            for f in ["replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit", "persistentVolumeClaimRetentionPolicy", "minReadySeconds"] {
+                m.remove(f);
+            }
+        }
+        v
+    };
+    if fixed(new) != fixed(old) {
+        e.push(FieldError::forbidden(
+            "spec",
+            "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', \
+             'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
+        ));
+    }
+}
+
+fn replication_controller(d: &Doc, e: &mut ErrorList) {
+    non_negative(d, &["spec.replicas", "spec.minReadySeconds"], e);
+    let s = d.at("spec.selector");
+    if s.len() == 0 {
+        e.push(FieldError::required("spec.selector", ""));
+    }
+    let pairs: Vec<(&str, &str)> = s.entries().map(|(k, v)| (k, v.str())).collect();
+    if !d.at("spec.template").exists() {
+        e.push(FieldError::required("spec.template", ""));
+    } else {
+        matches(d, Some(LabelSelector::from_set(pairs)), e);
+        always(d, e);
+    }
+}

@@ -1,0 +1,13 @@
+//! Objects at rest: etcd, the caches that follow it, and the encodings shared by readers.
+
+mod cow_map;
+mod etcd;
+mod reflector;
+mod stored;
+mod watch_cache;
+
+pub use cow_map::CowMap;
+pub use etcd::{Etcd, EtcdConfig, Page, RawKv, StoreError, prefix_end};
+pub use reflector::{Ingest, Reflector};
+pub use stored::{EncodedCache, Interner, Stored};
+pub use watch_cache::{Cursor, Event, EventKind, ResourceCache, TooOld};

@@ -1,0 +1,7 @@
+//! Checking objects: errors that name a field, and the rules for names, labels and numbers that many kinds share. All pure.
+
+mod errors;
+pub mod names;
+pub mod values;
+
+pub use errors::{ErrorList, FieldError, Kind, child, index, key};
