@@ -26,6 +26,8 @@ pub const API_VERSION: &str = "strake.dev/v1alpha1";
 macro_rules! kinds {
     ($($kind:ident { named: $named:expr }),* $(,)?) => {
         /// One document of any kind.
+        // A config has a handful of them: the size of the largest does not matter.
+        #[allow(clippy::large_enum_variant)]
         #[derive(Clone, Debug, PartialEq)]
         pub enum DocumentKind { $(#[doc = concat!("A `", stringify!($kind), "` document.")] $kind($kind)),* }
 
