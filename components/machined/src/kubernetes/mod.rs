@@ -20,8 +20,10 @@ use std::net::IpAddr;
 
 use machine_config::{Config, Role};
 use node_ipc::init::EnvVar;
+use sha2::{Digest as _, Sha256};
 
 use crate::reconcilers::{Context, ReconcileError};
+use files::File;
 
 pub use apply::Manifests;
 pub use pod_network::PodNetwork;
@@ -88,25 +90,36 @@ pub struct Service {
 }
 
 impl Service {
-    fn new(name: &str, args: Vec<String>) -> Self {
-        // The runtime and its plugins look for programs (runc, nft, mount) in PATH.
-        let path = EnvVar { name: "PATH".to_owned(), value: "/usr/bin:/usr/sbin".to_owned() };
-        Self { name: name.to_owned(), args, env: vec![path] }
+    /// The runtime and its plugins look for programs (runc, nft, mount) in PATH. The digest of the files that are read only at the start makes
+    /// a change of them a change of the environment, on which init starts the service anew.
+    fn new(name: &str, args: Vec<String>, files: &[File]) -> Self {
+        let mut digest = Sha256::new();
+        for file in files {
+            digest.update((file.content.len() as u64).to_le_bytes());
+            digest.update(&file.content);
+        }
+        let digest = digest.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
+        let env = |name: &str, value: String| EnvVar { name: name.to_owned(), value };
+        let env = vec![env("PATH", "/usr/bin:/usr/sbin".to_owned()), env("STRAKE_CONFIG_DIGEST", digest)];
+        Self { name: name.to_owned(), args, env }
     }
 }
 
 /// containerd, which needs nothing of the config.
 pub fn containerd_service() -> Service {
-    Service::new("containerd", node_files::containerd_args())
+    Service::new("containerd", node_files::containerd_args(), &[node_files::containerd()])
 }
 
 /// The services that need the node's name and address: kubelet and kube-proxy.
 pub fn services(cx: &Context) -> Result<Vec<Service>, ReconcileError> {
-    let facts = facts(cx)?;
-    Ok(vec![
-        Service::new("kubelet", node_files::kubelet_args(cx.config(), &facts)),
-        Service::new("kube-proxy", node_files::kube_proxy_args(cx.config())),
-    ])
+    Ok(node_services(cx.config(), &facts(cx)?))
+}
+
+fn node_services(config: &Config, facts: &NodeFacts) -> Vec<Service> {
+    vec![
+        Service::new("kubelet", node_files::kubelet_args(config, facts), &node_files::kubelet(config, facts)),
+        Service::new("kube-proxy", node_files::kube_proxy_args(config), &node_files::kube_proxy(config, facts)),
+    ]
 }
 
 /// The facts of this machine, once it has an address.
@@ -126,6 +139,17 @@ pub fn api_server_url(config: &Config) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_is_started_anew_when_a_file_changes_that_it_reads_once() {
+        let (mut config, facts) = (testing::control_plane_config(), testing::facts());
+        let before = node_services(&config, &facts);
+        assert_eq!(before, node_services(&config, &facts));
+        config.machine.kubelet.max_pods = 50;
+        let after = node_services(&config, &facts);
+        assert_ne!(before[0].env, after[0].env);
+        assert_eq!(before[1], after[1]);
+    }
 
     #[test]
     fn the_nodes_address_is_the_first_that_fits_and_never_a_bridges() {

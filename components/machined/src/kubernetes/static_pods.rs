@@ -390,7 +390,7 @@ fn pod(component: &Component<'_>) -> Value {
                 "command": command,
                 "resources": resources(component),
                 "livenessProbe": probe(health.live, 10, 8),
-                "readinessProbe": probe(health.ready, 1, 3),
+                "readinessProbe": probe(health.ready, 5, 3),
                 "startupProbe": probe(health.live, 2, health.start / 2),
                 "securityContext": {
                     "allowPrivilegeEscalation": false,
