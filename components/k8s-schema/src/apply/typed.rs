@@ -257,6 +257,10 @@ struct Comparer<'a> {
 
 impl Comparer<'_> {
     fn compare(&mut self, tr: TypeRef, old: Option<&Value>, new: Option<&Value>) {
+        // Most of an object is as it was.
+        if old.is_some() && old == new {
+            return;
+        }
         let atom_old = resolve(self.schema, tr, old);
         let atom_new = resolve(self.schema, tr, new);
         let leaf = match (old, new) {
