@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_client::{Condition, IntOrString, LabelMap, LabelSelector, Named, Object, ObjectMeta, Resource, Time, null_default, resources::*};
+use k8s_client::{
+    Condition, IntOrString, LabelMap, LabelSelector, Named, Object, ObjectMeta, ObjectReference, Resource, Time, null_default, resources::*,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -400,7 +402,11 @@ part!(CronJobSpec, {
     successful_jobs_history_limit: Option<i32>,
     failed_jobs_history_limit: Option<i32>,
 });
-part!(CronJobStatus, { last_schedule_time: Option<Time> });
+written!(CronJobStatus, {
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_default")] active: Vec<ObjectReference>,
+    #[serde(skip_serializing_if = "Option::is_none")] last_schedule_time: Option<Time>,
+    #[serde(skip_serializing_if = "Option::is_none")] last_successful_time: Option<Time>,
+});
 
 // --- certificates, policy -----------------------------------------------------------------------------------------------------------
 

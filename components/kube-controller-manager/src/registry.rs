@@ -35,6 +35,11 @@ pub const CONTROLLERS: &[Controller] = &[
     controller!("deployment-controller", ["deployment"], true, "deployment-controller", c::deployment::run),
     controller!("daemonset-controller", ["daemonset"], true, "daemon-set-controller", c::daemon_set::run),
     controller!("job-controller", ["job"], true, "job-controller", c::job::run),
+    controller!("statefulset-controller", ["statefulset"], true, "statefulset-controller", c::stateful_set::run),
+    controller!("cronjob-controller", ["cronjob"], true, "cronjob-controller", c::cron_job::run),
+    controller!("disruption-controller", ["disruption"], true, "disruption-controller", c::disruption::run),
+    controller!("ttl-after-finished-controller", ["ttl-after-finished"], true, "ttl-after-finished-controller", c::ttl_after_finished::run),
+    controller!("token-cleaner-controller", ["tokencleaner"], false, "token-cleaner", c::token_cleaner::run),
     controller!("endpoints-controller", ["endpoint"], true, "endpoint-controller", c::endpoints::run),
     controller!("endpointslice-controller", ["endpointslice"], true, "endpointslice-controller", c::endpoint_slice::run),
     controller!("node-ipam-controller", ["nodeipam"], true, "node-controller", c::node_ipam::run),
@@ -50,8 +55,6 @@ pub const CONTROLLERS: &[Controller] = &[
 const NOT_HERE: &[&str] = &[
     "bootstrap-signer-controller",
     "bootstrapsigner",
-    "token-cleaner-controller",
-    "tokencleaner",
     "horizontal-pod-autoscaler-controller",
     "replicationcontroller-controller",
     "persistentvolume-binder-controller",
@@ -100,7 +103,8 @@ mod tests {
         let names = |wanted: &[&str]| {
             select(&wanted.iter().map(|w| w.to_string()).collect::<Vec<_>>()).map(|found| found.iter().map(|c| c.name).collect::<Vec<_>>())
         };
-        assert_eq!(names(&["*", "bootstrapsigner", "tokencleaner"]).unwrap().len(), CONTROLLERS.iter().filter(|c| c.on_by_default).count());
+        assert_eq!(names(&["*", "bootstrapsigner", "tokencleaner"]).unwrap().len(), CONTROLLERS.len());
+        assert!(!names(&["*"]).unwrap().contains(&"token-cleaner-controller"), "off by default");
         assert_eq!(names(&["deployment"]).unwrap(), ["deployment-controller"]);
         assert!(!names(&["-deployment-controller", "*"]).unwrap().contains(&"deployment-controller"));
         assert_eq!(names(&["*", "deploymnet"]), Err(UnknownController("deploymnet".into())));

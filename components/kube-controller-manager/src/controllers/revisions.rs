@@ -24,7 +24,8 @@ pub fn of(informer: &Informer<ControllerRevision>, owner: &ObjectMeta) -> Vec<Ar
     found
 }
 
-fn template_of(revision: &ControllerRevision) -> Value {
+/// The template a revision holds.
+pub fn template_of(revision: &ControllerRevision) -> Value {
     let mut template = revision.data.pointer("/spec/template").cloned().unwrap_or_default();
     if let Some(map) = template.as_object_mut() {
         map.remove("$patch");

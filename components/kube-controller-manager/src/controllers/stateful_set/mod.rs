@@ -1,0 +1,192 @@
+//! StatefulSets: pods with names, started and replaced in order, each with its own volumes.
+
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use k8s_client::{
+    Action, Change, Client, Error, EventType, Informer, ObjectKey, Request, WorkQueue, owner_reference,
+    resources::{PERSISTENT_VOLUME_CLAIMS, PODS, STATEFUL_SETS},
+    run_workers,
+};
+use serde_json::json;
+
+use self::plan::{Observed, Step, plan};
+use super::revisions;
+use crate::api::{ControllerRevision, Pod, StatefulSet};
+use crate::context::{Context, Pods};
+use crate::expectations::Expectations;
+use crate::ownership::{self, Claim, claim};
+
+#[derive(Clone)]
+struct Controller {
+    context: Context,
+    client: Client,
+    sets: Informer<StatefulSet>,
+    revisions: Informer<ControllerRevision>,
+    pods: Pods,
+    expectations: Arc<Expectations>,
+}
+
+/// Runs until the context stops.
+pub async fn run(context: Context) {
+    let controller = Controller {
+        client: context.client("statefulset-controller"),
+        sets: context.informers.stateful_sets(),
+        revisions: context.informers.controller_revisions(),
+        pods: context.informers.pods(),
+        expectations: Arc::default(),
+        context: context.clone(),
+    };
+    let queue = WorkQueue::new("statefulset");
+    let sink = queue.clone();
+    controller.sets.add_handler(move |change: Change<'_, StatefulSet>| sink.add(change.object().metadata.key()));
+    let (sink, sets) = (queue.clone(), controller.sets.clone());
+    controller.pods.informer.add_handler(move |change: Change<'_, Pod>| {
+        let pod = change.object();
+        match pod.metadata.controller() {
+            Some(owner) if owner.kind == "StatefulSet" => sink.add(ObjectKey::new(pod.metadata.namespace.clone(), owner.name.clone())),
+            Some(_) => {}
+            None => sets
+                .list_namespace(&pod.metadata.namespace)
+                .iter()
+                .filter(|set| !set.spec.selector.is_empty() && set.spec.selector.matches(&pod.metadata.labels))
+                .for_each(|set| sink.add(set.metadata.key())),
+        }
+    });
+    controller.sets.wait_synced().await;
+    controller.revisions.wait_synced().await;
+    controller.pods.informer.wait_synced().await;
+    run_workers(queue, 5, context.stop.clone(), move |key| {
+        let controller = controller.clone();
+        async move { controller.sync(key).await }
+    })
+    .await;
+}
+
+impl Controller {
+    async fn sync(&self, key: ObjectKey) -> Result<Action, Error> {
+        let Some(set) = self.sets.get_key(&key) else {
+            self.expectations.forget(&key);
+            return Ok(Action::Done);
+        };
+        if set.metadata.is_deleting() || set.spec.selector.is_empty() {
+            return Ok(Action::Done);
+        }
+        if revisions::version_pending(&self.expectations, &key, self.revisions.version()) {
+            return Ok(Action::Retry);
+        }
+        let owner = owner_reference(&STATEFUL_SETS, &set.metadata);
+        let history = revisions::of(&self.revisions, &set.metadata);
+        let update = revisions::plan(&set.spec.template, &history, set.status.collision_count);
+        match revisions::apply(&self.client, &update, &set.metadata, &owner, &set.spec.template).await? {
+            revisions::Applied::Done { version: Some(version) } => revisions::expect_version(&self.expectations, &key, &version),
+            revisions::Applied::Done { version: None } => {}
+            revisions::Applied::Collision => {
+                let count = set.status.collision_count.unwrap_or(0).saturating_add(1);
+                let key = (key.namespace.as_str(), key.name.as_str());
+                self.client
+                    .update(&STATEFUL_SETS, key, &set.metadata.uid, "status", |object| object["status"]["collisionCount"] = json!(count))
+                    .await?;
+                return Ok(Action::Retry);
+            }
+        }
+        let alive =
+            |uid: &str| self.pods.by_owner.get(&set.metadata.uid).iter().any(|pod| pod.metadata.uid == uid && !pod.metadata.is_deleting());
+        let current = self.expectations.met(&key, self.pods.informer.version(), alive);
+        let pods = self.claim_pods(&set).await?;
+        let update_name = format!("{}-{}", set.metadata.name, update.hash());
+        let observed = Observed { set: &set, pods: &pods, update_revision: &update_name, now: jiff::Timestamp::now() };
+        let plan = plan(&observed);
+        if current {
+            for step in &plan.steps {
+                self.apply(&set, &key, step, &history).await?;
+            }
+        }
+        if plan.status != set.status {
+            let key = (key.namespace.as_str(), key.name.as_str());
+            match self.client.update(&STATEFUL_SETS, key, &set.metadata.uid, "status", |object| object["status"] = json!(plan.status)).await
+            {
+                Err(error) if !error.is_conflict() && !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        let mut live: Vec<&str> =
+            pods.iter().filter_map(|pod| pod.metadata.labels.get(revisions::HASH)).map(|name| hash_of(&set, name)).collect();
+        live.push(hash_of(&set, &plan.status.current_revision));
+        let limit = usize::try_from(set.spec.revision_history_limit.unwrap_or(10)).unwrap_or(0);
+        revisions::prune(&self.client, &history, update.hash(), &live, limit).await?;
+        Ok(plan.again.map_or(Action::Done, Action::After))
+    }
+
+    async fn claim_pods(&self, set: &StatefulSet) -> Result<Vec<Arc<Pod>>, Error> {
+        let mut owned = Vec::new();
+        for pod in self.pods.informer.list_namespace(&set.metadata.namespace) {
+            // Only a pod with one of the set's names can be one of its pods.
+            let named = plan::ordinal(&set.metadata.name, &pod.metadata.name).is_some();
+            match claim(&set.metadata, &set.spec.selector, &pod.metadata) {
+                Claim::Keep => owned.push(pod),
+                Claim::Adopt if named => {
+                    let request = ownership::adopt_request(&PODS, &pod.metadata, &owner_reference(&STATEFUL_SETS, &set.metadata));
+                    ownership::ignore_missing(&self.client, &request).await?;
+                    owned.push(pod);
+                }
+                Claim::Release => {
+                    let request = ownership::release_request(&PODS, &pod.metadata, &set.metadata.uid);
+                    ownership::ignore_missing(&self.client, &request).await?;
+                }
+                Claim::Adopt | Claim::Ignore => {}
+            }
+        }
+        Ok(owned)
+    }
+
+    async fn apply(&self, set: &StatefulSet, key: &ObjectKey, step: &Step, history: &[Arc<ControllerRevision>]) -> Result<(), Error> {
+        match step {
+            Step::Delete(pod) => {
+                self.expectations.deleted(key, &pod.uid);
+                if let Err(error) = ownership::ignore_missing(&self.client, &ownership::delete_pod(pod)).await {
+                    self.expectations.forget(key);
+                    return Err(error);
+                }
+                let message = format!("delete Pod {} in StatefulSet {} successful", pod.name, set.metadata.name);
+                self.context.event(&STATEFUL_SETS, &set.metadata, EventType::Normal, "SuccessfulDelete", message);
+                Ok(())
+            }
+            Step::Create { ordinal, revision } => {
+                // A pod of an older revision is made from that revision's template.
+                let old = history.iter().find(|known| known.metadata.name == *revision).map(|known| revisions::template_of(known));
+                let template = old.as_ref().unwrap_or(&set.spec.template);
+                for body in plan::claims(set, *ordinal) {
+                    match self.client.execute(&Request::create(&PERSISTENT_VOLUME_CLAIMS, &key.namespace, &body)).await {
+                        Err(error) if !error.is_already_exists() => return Err(error),
+                        _ => {}
+                    }
+                }
+                let body = plan::pod(set, template, &owner_reference(&STATEFUL_SETS, &set.metadata), *ordinal, revision);
+                match self.client.call::<Pod>(&Request::create(&PODS, &key.namespace, &body)).await {
+                    Ok(pod) => {
+                        self.expectations.wrote(key, &pod.metadata.resource_version);
+                        let message = format!("create Pod {} in StatefulSet {} successful", pod.metadata.name, set.metadata.name);
+                        self.context.event(&STATEFUL_SETS, &set.metadata, EventType::Normal, "SuccessfulCreate", message);
+                        Ok(())
+                    }
+                    Err(error) if error.is_namespace_terminating() => Ok(()),
+                    Err(error) => {
+                        let message =
+                            format!("create Pod {}-{ordinal} in StatefulSet {} failed: {error}", set.metadata.name, set.metadata.name);
+                        self.context.event(&STATEFUL_SETS, &set.metadata, EventType::Warning, "FailedCreate", message);
+                        Err(error)
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The hash in a revision's name, which is what a set's pods carry as their label.
+fn hash_of<'a>(set: &StatefulSet, revision: &'a str) -> &'a str {
+    revision.strip_prefix(set.metadata.name.as_str()).and_then(|rest| rest.strip_prefix('-')).unwrap_or(revision)
+}
