@@ -101,6 +101,10 @@ pub fn parse(text: &str) -> (Vec<(usize, Node)>, Option<SyntaxError>) {
         let reason = format!("the text has {} bytes, more than the {MAX_BYTES} that are accepted", text.len());
         return (documents, Some(SyntaxError { line: 0, column: 0, reason }));
     }
+    // The library takes a text without any document for one that ends too early.
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return (documents, None);
+    }
     for (index, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
         if index >= MAX_DOCUMENTS {
             let reason = format!("more than {MAX_DOCUMENTS} documents");
@@ -387,6 +391,14 @@ mod tests {
         let (documents, error) = parse(&text);
         assert!(documents.is_empty());
         assert!(error.is_some());
+    }
+
+    #[test]
+    fn documents_without_content_are_left_out() {
+        for (text, expected) in [("", 0), ("# nothing\n\n", 0), ("---\n---\na: 1\n---\n# end\n", 1), ("a: 1\n---\nb: 1\n", 2)] {
+            let (documents, error) = parse(text);
+            assert_eq!((documents.len(), error), (expected, None), "{text:?}");
+        }
     }
 
     #[test]

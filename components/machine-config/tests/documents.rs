@@ -257,3 +257,14 @@ fn the_example_patches_are_valid_documents() {
         Documents::parse(name, &text).expect("valid");
     }
 }
+
+/// The schema that editors use is published beside the examples; `UPDATE_GOLDENS=1` writes it anew.
+#[test]
+fn the_published_schema_is_the_types() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/machine-config.schema.json");
+    let actual = serde_json::to_string_pretty(&json_schema()).expect("JSON") + "\n";
+    if std::env::var_os("UPDATE_GOLDENS").is_some() {
+        std::fs::write(&path, &actual).expect("write the schema");
+    }
+    assert_eq!(std::fs::read_to_string(&path).expect("read the schema"), actual, "UPDATE_GOLDENS=1 writes it anew");
+}

@@ -68,3 +68,35 @@ pub fn create_request(key: &PrivateKey, spec: &LeafSpec) -> Result<String, PkiEr
     let request = params.serialize_request(&key.0).map_err(|e| PkiError::Sign(spec.common_name.clone(), e))?;
     Ok(crate::pem::encode("CERTIFICATE REQUEST", request.der()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), text in "[ -~\\n]{0,300}") {
+            let _ = Request::from_pem(&crate::pem::encode("CERTIFICATE REQUEST", &bytes));
+            let _ = Request::from_pem(&text);
+            let _ = crate::Certificate::from_der(&bytes);
+            let _ = crate::Certificate::from_pem(&text);
+            let _ = PrivateKey::from_pem(&crate::pem::encode("PRIVATE KEY", &bytes));
+        }
+
+        #[test]
+        fn no_damaged_request_is_taken(at in 0usize..200, bit in 0u8..8) {
+            let spec = LeafSpec { common_name: "system:node:a".into(), dns_names: vec!["a".into()], ..LeafSpec::default() };
+            let key = PrivateKey::generate().expect("key");
+            let text = create_request(&key, &spec).expect("request");
+            let mut der = CertificateSigningRequestDer::from_pem_slice(text.as_bytes()).expect("PEM").to_vec();
+            let at = at % der.len();
+            der[at] ^= 1 << bit;
+            // A flipped bit may only go unnoticed where it changes nothing that is signed, and then the request says the same.
+            if let Ok(request) = Request::from_pem(&crate::pem::encode("CERTIFICATE REQUEST", &der)) {
+                prop_assert_eq!(request.common_name, "system:node:a");
+                prop_assert_eq!(request.dns_names, vec!["a".to_owned()]);
+            }
+        }
+    }
+}

@@ -68,7 +68,7 @@ pub struct ObservedFile {
 }
 
 /// Which of the wanted files must be written.
-pub fn plan<'a>(wanted: &'a [File], observed: impl Fn(&str) -> Option<ObservedFile>) -> Vec<&'a File> {
+pub fn plan(wanted: &[File], observed: impl Fn(&str) -> Option<ObservedFile>) -> Vec<&File> {
     let differs = |file: &File| {
         observed(&file.path).is_none_or(|found| found.content != file.content || found.uid != owner(file.uid) || found.mode != file.mode)
     };
