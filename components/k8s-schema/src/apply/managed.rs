@@ -2,8 +2,8 @@
 
 use super::set::Set;
 use crate::doc::Doc;
+use crate::json::write_string;
 use crate::time;
-use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -66,12 +66,7 @@ pub fn decode(doc: &Doc) -> Result<Managers, String> {
             other => return Err(format!("invalid fieldsType {} in managed fields entry {i}", time::quote(other))),
         }
         let fields = entry.get("fieldsV1").raw();
-        let set = if fields.is_empty() {
-            Set::default()
-        } else {
-            let value: Value = serde_json::from_slice(fields).map_err(|e| e.to_string())?;
-            Set::from_json(&value)?
-        };
+        let set = if fields.is_empty() { Set::default() } else { Set::from_text(fields)? };
         let manager = Manager {
             name: entry.get("manager").str().to_owned(),
             applied,
@@ -97,24 +92,32 @@ pub fn encode(doc: &mut Doc, managers: &Managers) -> Result<(), crate::EditError
     }
     let mut entries: Vec<(&Manager, &Managed)> = managers.iter().collect();
     entries.sort_by_key(|(m, v)| (!m.applied, v.time.unwrap_or(0), m.name.as_str(), v.api_version.as_str(), m.subresource.as_str()));
-    let list: Vec<Value> = entries
-        .into_iter()
-        .map(|(m, v)| {
-            let mut entry = json!({
-                "manager": m.name,
-                "operation": if m.applied { "Apply" } else { "Update" },
-                "apiVersion": v.api_version,
-                "fieldsType": "FieldsV1",
-                "fieldsV1": v.set.to_json(),
-            });
-            if let Some(time) = v.time {
-                entry["time"] = Value::from(time::format_seconds(time));
-            }
-            if !m.subresource.is_empty() {
-                entry["subresource"] = Value::from(m.subresource.as_str());
-            }
-            entry
-        })
-        .collect();
-    doc.set("metadata.managedFields", Value::Array(list))
+    let mut text = Vec::with_capacity(1024);
+    let quoted = |out: &mut Vec<u8>, key: &str, value: &str| {
+        out.push(b'"');
+        out.extend_from_slice(key.as_bytes());
+        out.extend_from_slice(b"\":");
+        write_string(out, value.as_bytes());
+        out.push(b',');
+    };
+    text.push(b'[');
+    for (m, v) in entries {
+        text.push(b'{');
+        quoted(&mut text, "manager", &m.name);
+        quoted(&mut text, "operation", if m.applied { "Apply" } else { "Update" });
+        quoted(&mut text, "apiVersion", &v.api_version);
+        if let Some(time) = v.time {
+            quoted(&mut text, "time", &time::format_seconds(time));
+        }
+        quoted(&mut text, "fieldsType", "FieldsV1");
+        if !m.subresource.is_empty() {
+            quoted(&mut text, "subresource", &m.subresource);
+        }
+        text.extend_from_slice(b"\"fieldsV1\":");
+        v.set.write_json(&mut text);
+        text.extend_from_slice(b"},");
+    }
+    text.pop();
+    text.push(b']');
+    doc.root_mut().set_json("metadata.managedFields", &text)
 }

@@ -18,6 +18,7 @@ pub use set::{Path, PathElement, Scalar, Set};
 use crate::doc::Doc;
 use crate::table::split_api_version;
 use serde_json::Value;
+use std::sync::LazyLock;
 use typed::{Comparison, TypeRef};
 
 /// What an operation is done as.
@@ -85,7 +86,7 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const KUBECTL: &str = "kubectl";
 
 /// Fields that nobody manages.
-fn unmanaged() -> Set {
+static UNMANAGED: LazyLock<Set> = LazyLock::new(|| {
     Set::of_fields(&[
         &["apiVersion"],
         &["kind"],
@@ -100,7 +101,7 @@ fn unmanaged() -> Set {
         &["metadata", "managedFields"],
         &["metadata", "resourceVersion"],
     ])
-}
+});
 
 /// Sets the managedFields of `new`, which is about to replace `live` (for a create: an empty object of the same kind).
 /// As upstream, what cannot be understood leaves the object without managedFields rather than failing the request.
@@ -122,7 +123,10 @@ pub fn update(live: &Doc, new: &mut Doc, operation: &Operation<'_>) {
     if managers.is_empty() && !live.meta().uid().is_empty() {
         return;
     }
-    let (old_value, new_value) = (without_managed_fields(live), new.to_value());
+    let (mut old_value, new_value) = live.root().differing(new.root());
+    if let Some(Value::Object(meta)) = old_value.get_mut("metadata") {
+        meta.shift_remove("managedFields");
+    }
     let managers = cap(record_update(new, &old_value, &new_value, managers, operation));
     // The list is made of what the schema says managedFields are.
     let _ = managed::encode(new, &managers);
@@ -143,7 +147,8 @@ fn root(doc: &Doc) -> TypeRef {
 fn record_update(doc: &Doc, old: &Value, new: &Value, mut managers: Managers, operation: &Operation<'_>) -> Managers {
     let compared = typed::compare(doc.schema(), root(doc), old, new).exclude(operation.ignored);
     take_away(&mut managers, None, &compared);
-    let set = compared.modified.union(&compared.added).difference(&unmanaged()).recursive_difference(operation.ignored);
+    let mut set = compared.modified.union(&compared.added);
+    set.subtract(&UNMANAGED);
     if !set.is_empty() {
         let manager = Manager {
             name: if operation.manager.is_empty() { "unknown".to_owned() } else { operation.manager.to_owned() },
@@ -151,8 +156,9 @@ fn record_update(doc: &Doc, old: &Value, new: &Value, mut managers: Managers, op
             api_version: doc.api_version().to_owned(),
             subresource: operation.subresource.to_owned(),
         };
-        let former = managers.remove(&manager).map(|m| m.set).unwrap_or_default();
-        let managed = Managed { set: set.union(&former), api_version: doc.api_version().to_owned(), time: Some(operation.now) };
+        let mut former = managers.remove(&manager).map(|m| m.set).unwrap_or_default();
+        former.add_all(&set);
+        let managed = Managed { set: former, api_version: doc.api_version().to_owned(), time: Some(operation.now) };
         managers.insert(manager, managed);
     }
     managers
@@ -163,7 +169,8 @@ fn take_away(managers: &mut Managers, except: Option<&Manager>, compared: &Compa
     let changed = compared.modified.clone().union(&compared.added);
     for (manager, managed) in managers.iter_mut() {
         if Some(manager) != except {
-            managed.set = managed.set.difference(&managed.set.intersection(&changed)).difference(&compared.removed);
+            managed.set.subtract(&changed);
+            managed.set.subtract(&compared.removed);
         }
     }
     managers.retain(|_, m| !m.set.is_empty());
@@ -354,7 +361,7 @@ impl Applier<'_> {
         take_away(&mut managers, Some(&me), &compared);
         let unchanged = typed::equal(self.old, &new);
         if let Some(mut mine) = managers.remove(&me) {
-            mine.set = mine.set.difference(&unmanaged());
+            mine.set.subtract(&UNMANAGED);
             if !unchanged {
                 mine.time = Some(self.operation.now);
             }

@@ -1,5 +1,7 @@
 //! Sets of field paths, as `managedFields` keep them (`fieldsV1`).
 
+use crate::doc::MAX_DEPTH;
+use crate::json::decode::Cursor;
 use serde_json::{Map, Number, Value};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -98,6 +100,7 @@ impl fmt::Display for PathElement {
 }
 
 impl PathElement {
+    /// The key of this element in `fieldsV1`.
     fn serialize(&self) -> String {
         match self {
             PathElement::Field(name) => format!("f:{name}"),
@@ -259,47 +262,119 @@ impl Set {
         walk(self, &mut Vec::new(), f);
     }
 
-    /// `fieldsV1`: `{"f:spec":{"f:replicas":{}}}`.
-    pub fn to_json(&self) -> Value {
-        self.emit(false)
+    /// Takes out the paths of another set. What it costs depends on the other set.
+    pub fn subtract(&mut self, other: &Set) {
+        for member in &other.members {
+            self.members.remove(member);
+        }
+        for (element, set) in &other.children {
+            if let Some(mine) = self.children.get_mut(element) {
+                mine.subtract(set);
+                if mine.is_empty() {
+                    self.children.remove(element);
+                }
+            }
+        }
     }
 
-    fn emit(&self, member: bool) -> Value {
-        let mut map = Map::new();
+    /// Adds the paths of another set. What it costs depends on the other set.
+    pub fn add_all(&mut self, other: &Set) {
+        for member in &other.members {
+            if !self.members.contains(member) {
+                self.members.insert(member.clone());
+            }
+        }
+        for (element, set) in &other.children {
+            match self.children.get_mut(element) {
+                Some(mine) => mine.add_all(set),
+                None => {
+                    self.children.insert(element.clone(), set.clone());
+                }
+            }
+        }
+    }
+
+    /// `fieldsV1`: `{"f:spec":{"f:replicas":{}}}`.
+    pub fn to_json(&self) -> Value {
+        let mut text = Vec::new();
+        self.write_json(&mut text);
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Appends `fieldsV1`.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        self.emit(false, out);
+    }
+
+    fn emit(&self, member: bool, out: &mut Vec<u8>) {
+        out.push(b'{');
+        let start = out.len();
         if member && !(self.members.is_empty() && self.children.is_empty()) {
-            map.insert(".".to_owned(), Value::Object(Map::new()));
+            out.extend_from_slice(b"\".\":{}");
         }
-        let elements: BTreeSet<&PathElement> = self.members.iter().chain(self.children.keys()).collect();
-        for element in elements {
-            let inner = match self.children.get(element) {
-                Some(child) => child.emit(self.members.contains(element)),
-                None => Value::Object(Map::new()),
+        let (mut members, mut children) = (self.members.iter().peekable(), self.children.iter().peekable());
+        loop {
+            let order = match (members.peek(), children.peek()) {
+                (None, None) => break,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(m), Some((c, _))) => (*m).cmp(*c),
             };
-            map.insert(element.serialize(), inner);
+            let element = if order == Ordering::Greater { None } else { members.next() };
+            let child = if order == Ordering::Less { None } else { children.next() };
+            let Some(key) = element.or(child.map(|(e, _)| e)) else { break };
+            if out.len() > start {
+                out.push(b',');
+            }
+            crate::json::write_string(out, key.serialize().as_bytes());
+            out.push(b':');
+            match child {
+                Some((_, child)) => child.emit(element.is_some(), out),
+                None => out.extend_from_slice(b"{}"),
+            }
         }
-        Value::Object(map)
+        out.push(b'}');
     }
 
     /// Reads `fieldsV1`.
     pub fn from_json(value: &Value) -> Result<Set, String> {
-        let mut set = Set::default();
-        let Value::Object(map) = value else { return Err("expected an object".to_owned()) };
-        for (key, inner) in map {
-            if key == "." {
-                continue;
-            }
-            let element = PathElement::parse(key)?;
-            let Value::Object(content) = inner else { return Err(format!("{key}: expected an object")) };
-            if content.is_empty() || content.contains_key(".") {
-                set.members.insert(element.clone());
-            }
-            let child = Set::from_json(inner)?;
-            if !child.is_empty() {
-                set.children.insert(element, child);
-            }
-        }
+        Set::from_text(value.to_string().as_bytes())
+    }
+
+    /// Reads `fieldsV1` from its text.
+    pub fn from_text(text: &[u8]) -> Result<Set, String> {
+        let mut cursor = Cursor::new(text);
+        let set = read(&mut cursor, 0)?.0;
+        cursor.end().map_err(|_| "trailing data".to_owned())?;
         Ok(set)
     }
+}
+
+/// A set, and whether its node is a member itself: it is when it is empty or says so.
+fn read(cursor: &mut Cursor<'_>, depth: usize) -> Result<(Set, bool), String> {
+    let broken = |_| "not a JSON object".to_owned();
+    if depth > MAX_DEPTH || cursor.next_byte().map_err(broken)? != b'{' {
+        return Err("expected an object".to_owned());
+    }
+    let (mut set, mut member, mut first, mut empty) = (Set::default(), false, true, true);
+    while cursor.next_key(&mut first).map_err(broken)? {
+        empty = false;
+        let key = cursor.key_text();
+        if key == "." {
+            member = true;
+            cursor.skip().map_err(broken)?;
+            continue;
+        }
+        let element = PathElement::parse(&key)?;
+        let (child, child_member) = read(cursor, depth + 1)?;
+        if child_member {
+            set.members.insert(element.clone());
+        }
+        if !child.is_empty() {
+            set.children.insert(element, child);
+        }
+    }
+    Ok((set, member || empty))
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Semantic equality, as upstream's `equality.Semantic`: nil and empty lists and maps are equal, quantities compare by
 //! amount, and a field that is no pointer is equal to its zero value when absent.
 
-use super::{Ref, Tag};
+use super::{Doc, NONE, Ref, Tag};
 use crate::table::Kind;
+use serde_json::{Map, Value};
 
 impl<'a> Ref<'a> {
     /// Whether two places hold the same value. Places of different types compare by what they hold.
@@ -83,6 +84,9 @@ impl<'a> Ref<'a> {
     }
 
     fn struct_eq(self, other: Ref<'_>) -> bool {
+        if self.ty == other.ty && self.doc.schema.same(&other.doc.schema) {
+            return self.same_struct_eq(other);
+        }
         let ty = self.ty();
         let one_way = |from: Ref<'_>, to: Ref<'_>, both: bool| {
             from.fields().all(|(name, value)| {
@@ -95,5 +99,117 @@ impl<'a> Ref<'a> {
             })
         };
         one_way(self, other, false) && one_way(other, self, true)
+    }
+
+    /// Two structs of one type: their children side by side, which are in the order of the fields.
+    fn same_struct_eq(self, other: Ref<'_>) -> bool {
+        let ty = match self.ty().kind() {
+            Kind::Struct => self.ty(),
+            _ => self.doc.schema.ty(self.ty().elem()),
+        };
+        let alone = |doc: &Doc, at: u32, index: u16| {
+            ty.field_at(index).is_some_and(|f| {
+                let value = Ref { doc, at, ty: f.type_id() };
+                value.is_zero() && !(f.is_pointer() && value.exists())
+            })
+        };
+        let (mut left, mut right) = (self.node().map_or(NONE, |n| n.a), other.node().map_or(NONE, |n| n.a));
+        loop {
+            match (self.doc.node(left), other.doc.node(right)) {
+                (None, None) => return true,
+                (Some(l), Some(r)) if l.field == r.field => {
+                    let Some(f) = ty.field_at(l.field) else { return false };
+                    let (a, b) = (Ref { doc: self.doc, at: left, ty: f.type_id() }, Ref { doc: other.doc, at: right, ty: f.type_id() });
+                    if f.is_pointer() && a.exists() != b.exists() || !a.semantic_eq(b) {
+                        return false;
+                    }
+                    (left, right) = (l.next, r.next);
+                }
+                (Some(l), r) if r.is_none_or(|r| l.field < r.field) => {
+                    if !alone(self.doc, left, l.field) {
+                        return false;
+                    }
+                    left = l.next;
+                }
+                (_, Some(r)) => {
+                    if !alone(other.doc, right, r.field) {
+                        return false;
+                    }
+                    right = r.next;
+                }
+                _ => return false,
+            }
+        }
+    }
+
+    /// Whether two places of one type hold the same nodes: the same value in the same form. What is not identical may
+    /// still be equal.
+    pub(crate) fn identical(self, other: Ref<'_>) -> bool {
+        let (Some(a), Some(b)) = (self.node(), other.node()) else { return self.node().is_none() && other.node().is_none() };
+        if a.tag != b.tag {
+            return false;
+        }
+        match a.tag {
+            Tag::Null => true,
+            Tag::Bool => a.a == b.a,
+            Tag::Int | Tag::Float => (a.a, a.b) == (b.a, b.b),
+            Tag::Str | Tag::Bytes | Tag::Raw => self.doc.slice(a) == other.doc.slice(b),
+            Tag::Entry => {
+                self.doc.slice(a) == other.doc.slice(b) && Ref { at: self.at + 1, ..self }.identical(Ref { at: other.at + 1, ..other })
+            }
+            Tag::Struct | Tag::List | Tag::Map => {
+                let (mut left, mut right) = (a.a, b.a);
+                loop {
+                    match (self.doc.node(left), other.doc.node(right)) {
+                        (None, None) => return true,
+                        (Some(l), Some(r)) if l.field == r.field => {
+                            if !(Ref { at: left, ..self }).identical(Ref { at: right, ..other }) {
+                                return false;
+                            }
+                            (left, right) = (l.next, r.next);
+                        }
+                        _ => return false,
+                    }
+                }
+            }
+        }
+    }
+
+    /// The values here and there without the fields of structs that are identical, for comparing the rest.
+    pub(crate) fn differing(self, other: Ref<'_>) -> (Value, Value) {
+        let (a, b) = match (self.node(), other.node()) {
+            (Some(a), Some(b)) if a.tag == Tag::Struct && b.tag == Tag::Struct && self.ty().kind() == Kind::Struct => (a, b),
+            _ => return (self.to_value(), other.to_value()),
+        };
+        let (mut old, mut new) = (Map::new(), Map::new());
+        let (mut left, mut right) = (a.a, b.a);
+        for f in self.ty().fields() {
+            let take = |doc: &Doc, at: &mut u32| match doc.node(*at) {
+                Some(node) if node.field == f.index() => std::mem::replace(at, node.next),
+                _ => NONE,
+            };
+            let (l, r) = (take(self.doc, &mut left), take(other.doc, &mut right));
+            if l == NONE && r == NONE {
+                continue;
+            }
+            let (x, y) = (Ref { doc: self.doc, at: l, ty: f.type_id() }, Ref { doc: other.doc, at: r, ty: f.type_id() });
+            if l != NONE && r != NONE {
+                if x.identical(y) {
+                    continue;
+                }
+                if x.tag() == Some(Tag::Struct) && y.tag() == Some(Tag::Struct) && x.ty().kind() == Kind::Struct {
+                    let (x, y) = x.differing(y);
+                    old.insert(f.name().to_owned(), x);
+                    new.insert(f.name().to_owned(), y);
+                    continue;
+                }
+            }
+            for (doc, at, map) in [(self.doc, l, &mut old), (other.doc, r, &mut new)] {
+                if let Some(v) = crate::json::field_value(doc, &f, at) {
+                    map.insert(f.name().to_owned(), v);
+                }
+            }
+        }
+        (Value::Object(old), Value::Object(new))
     }
 }

@@ -116,6 +116,14 @@ impl<'a> Mut<'a> {
         self.doc.write_value(at, ty, &value, path)
     }
 
+    /// Sets what is at the path from JSON text.
+    pub fn set_json(&mut self, path: &str, text: &[u8]) -> Result<(), EditError> {
+        let (at, ty) = self.make(path)?;
+        let node = self.doc.decode_node(ty, text, path)?;
+        self.doc.replace(at, node);
+        Ok(())
+    }
+
     /// See [`Doc::set_default`].
     pub fn set_default(&mut self, path: &str, value: impl Into<Value>) -> Result<bool, EditError> {
         if self.get(path).exists() {
@@ -307,15 +315,19 @@ impl Doc {
             (Kind::Int64 | Kind::Any, Value::Number(n)) if n.is_i64() => Node::int(n.as_i64().unwrap_or(0)),
             _ => {
                 let text = serde_json::to_vec(value).map_err(|e| EditError::Value { path: path.to_owned(), reason: e.to_string() })?;
-                match decode_fragment(self, ty, &text) {
-                    Ok(Some(new)) => self.nodes[new as usize],
-                    Ok(None) => Node::null(),
-                    Err(e) => return Err(EditError::Value { path: path.to_owned(), reason: e.to_string() }),
-                }
+                self.decode_node(ty, &text, path)?
             }
         };
         self.replace(at, node);
         Ok(())
+    }
+
+    fn decode_node(&mut self, ty: TypeId, text: &[u8], path: &str) -> Result<Node, EditError> {
+        match decode_fragment(self, ty, text) {
+            Ok(Some(new)) => Ok(self.nodes[new as usize]),
+            Ok(None) => Ok(Node::null()),
+            Err(e) => Err(EditError::Value { path: path.to_owned(), reason: e.to_string() }),
+        }
     }
 
     /// Copies by nodes when the types are the same, and through JSON otherwise.

@@ -489,7 +489,7 @@ impl<'d> Decoder<'_, 'd> {
         let mut first = true;
         while self.cursor.next_key(&mut first)? {
             let key = self.cursor.key_text();
-            let field = match t.field_at(expected).filter(|f| f.name() == key) {
+            let field = match t.field_at(expected).filter(|f| f.name_bytes() == key.as_bytes()) {
                 Some(field) => field,
                 None => match t.field(&key) {
                     Some(field) => field,

@@ -107,7 +107,10 @@ impl Encoder<'_> {
                 at = child;
                 child = node.next;
             }
-            if !is_written(self.doc, &field, at) {
+            if at == NONE && field.skip_absent() {
+                continue;
+            }
+            if at != NONE && !is_written(self.doc, &field, at) {
                 continue;
             }
             if self.out.len() > start {
@@ -115,7 +118,7 @@ impl Encoder<'_> {
             }
             // Names in the table need no escapes.
             self.out.push(b'"');
-            self.out.extend_from_slice(field.name().as_bytes());
+            self.out.extend_from_slice(field.name_bytes());
             self.out.extend_from_slice(b"\":");
             if field.is_pointer() && !self.exists(at) {
                 self.out.extend_from_slice(b"null");

@@ -2,7 +2,7 @@
 
 use super::encode::is_written;
 use crate::doc::{Doc, NONE, Ref, Tag};
-use crate::table::{Kind, Schema, Type, TypeId};
+use crate::table::{Field, Kind, Schema, Type, TypeId};
 use bytes::Bytes;
 use serde_json::{Map, Number, Value};
 
@@ -83,13 +83,20 @@ fn object(doc: &Doc, ty: Type<'_>, first: u32) -> Value {
             at = child;
             child = node.next;
         }
-        if is_written(doc, &field, at) {
-            let absent = !doc.node(at).is_some_and(|n| n.tag != Tag::Null);
-            let value = if field.is_pointer() && absent { Value::Null } else { of(doc, field.ty(), at) };
+        if let Some(value) = field_value(doc, &field, at) {
             map.insert(field.name().to_owned(), value);
         }
     }
     Value::Object(map)
+}
+
+/// What stands in a struct for a field whose value is at a node; none when Go leaves it out.
+pub(crate) fn field_value(doc: &Doc, field: &Field<'_>, at: u32) -> Option<Value> {
+    if at == NONE && field.skip_absent() || at != NONE && !is_written(doc, field, at) {
+        return None;
+    }
+    let absent = !doc.node(at).is_some_and(|n| n.tag != Tag::Null);
+    Some(if field.is_pointer() && absent { Value::Null } else { of(doc, field.ty(), at) })
 }
 
 #[cfg(test)]

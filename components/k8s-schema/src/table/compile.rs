@@ -45,6 +45,8 @@ pub mod field_flags {
     pub const PATCH_MERGE: u32 = 128;
     pub const PATCH_RETAIN_KEYS: u32 = 256;
     pub const PATCH_REPLACE: u32 = 512;
+    /// Not written when absent: what the tags and the kind of the type come to.
+    pub const SKIP_ABSENT: u32 = 1024;
 }
 
 /// Scalar and special type names of the text, at the index that is their kind's number and their type id.
@@ -381,11 +383,16 @@ impl Compiler {
             order.sort_by_key(|&i| &ty.fields[usize::from(i)].name);
             by_name.extend(order);
             for f in &ty.fields {
+                let kind = self.types[f.ty as usize].kind;
+                // Bool, numbers, strings, bytes, lists, maps and interfaces can be empty in Go; structs cannot.
+                let can_be_empty = kind <= 6 || kind == LIST || kind == MAP;
+                let omits = f.flags & field_flags::OMIT_EMPTY != 0 && (can_be_empty || f.flags & field_flags::POINTER != 0);
+                let skip = if omits || f.flags & field_flags::OMIT_ZERO != 0 { field_flags::SKIP_ABSENT } else { 0 };
                 fields.extend([
                     strings.add(&f.name),
                     f.ty,
                     u32::from(f.number) | u32::from(f.group) << 16,
-                    f.flags,
+                    f.flags | skip,
                     strings.add(&f.merge_key),
                     strings.add(&f.default),
                     strings.add(&f.markers),

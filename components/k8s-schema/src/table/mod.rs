@@ -327,9 +327,14 @@ impl Table {
     }
 
     fn string(&self, offset: u32) -> &str {
+        std::str::from_utf8(self.string_bytes(offset)).unwrap_or("")
+    }
+
+    #[inline]
+    fn string_bytes(&self, offset: u32) -> &[u8] {
         let at = self.strings + offset as usize;
         let len = usize::from(self.half(at));
-        self.bytes().get(at + 2..at + 2 + len).and_then(|b| std::str::from_utf8(b).ok()).unwrap_or("")
+        self.bytes().get(at + 2..at + 2 + len).unwrap_or(&[])
     }
 
     fn kind_at(&self, i: usize) -> (&str, &str, &str, TypeId) {
@@ -474,7 +479,7 @@ impl<'a> Type<'a> {
             let mid = (low + high) / 2;
             let index = self.table.half(self.table.by_name + (first + mid) as usize * 2);
             let field = Field { table: self.table, row: first + u32::from(index), index, owner: self.id };
-            match field.name().as_bytes().cmp(name.as_bytes()) {
+            match field.name_bytes().cmp(name.as_bytes()) {
                 std::cmp::Ordering::Equal => return Some(field),
                 std::cmp::Ordering::Less => low = mid + 1,
                 std::cmp::Ordering::Greater => high = mid,
@@ -547,6 +552,18 @@ impl<'a> Field<'a> {
     /// Its JSON name.
     pub fn name(&self) -> &'a str {
         self.table.string(self.at(0))
+    }
+
+    /// [`Self::name`], without the cost of checking that it is text.
+    #[inline]
+    pub(crate) fn name_bytes(&self) -> &'a [u8] {
+        self.table.string_bytes(self.at(0))
+    }
+
+    /// Whether Go leaves the field out when it is absent.
+    #[inline]
+    pub(crate) fn skip_absent(&self) -> bool {
+        self.flag(field_flags::SKIP_ABSENT)
     }
 
     /// The type of its value.
