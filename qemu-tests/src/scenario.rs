@@ -35,6 +35,8 @@ pub struct Context {
     pub accelerator: Accelerator,
     /// A directory of its own, empty at the start and kept afterwards.
     pub dir: PathBuf,
+    /// Where saved clusters are kept, by image.
+    pub saved: PathBuf,
     /// A directory with a short name, for sockets.
     pub run: PathBuf,
     /// When the scenario started.
@@ -82,6 +84,33 @@ impl Context {
     /// A cluster that is ended with the scenario.
     pub fn cluster(&self, name: &str, spec: &ClusterSpec) -> Result<RunningCluster, Error> {
         Cluster::open(&self.dir.join(name), &self.run.join(name), &self.programs, spec).map(RunningCluster)
+    }
+
+    /// A running two-machine cluster with the example's image, started from a saved one, which is made first when this image has none.
+    pub fn ready_cluster(&self) -> Result<RunningCluster, Error> {
+        let spec = ClusterSpec { workers: 1, memory_mib: 1536, disk_bytes: 20 << 30 };
+        let base = self.saved.join(&self.image.root_uuid);
+        let saved = Cluster::open(&base, &self.run.join("saved"), &self.programs, &spec).map(RunningCluster)?;
+        if !saved.is_saved() {
+            self.say("making a saved cluster");
+            self.forget_other_images()?;
+            saved.up(&self.image.iso, std::slice::from_ref(&self.image.hello), self.accelerator, self)?;
+            saved.save()?;
+        }
+        let cluster = RunningCluster(saved.copy_to(&self.dir.join("cluster"), &self.run.join("cluster"))?);
+        cluster.start(self.accelerator, self)?;
+        Ok(cluster)
+    }
+
+    /// Saved clusters of earlier images are of no use any more, and large.
+    fn forget_other_images(&self) -> Result<(), Error> {
+        for entry in std::fs::read_dir(&self.saved).on("list", &self.saved)? {
+            let entry = entry.on("list", &self.saved)?;
+            if entry.file_name().to_string_lossy() != self.image.root_uuid {
+                std::fs::remove_dir_all(entry.path()).on("remove", entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Tries until there is a value; an error of `attempt` ends it.

@@ -56,6 +56,7 @@ pub fn run(project: &Project, scenarios: &[&Scenario]) -> Result<()> {
             image: image.clone(),
             accelerator,
             dir,
+            saved: project.target.join("saved-clusters"),
             run,
             started: Instant::now(),
         };

@@ -4,6 +4,7 @@
 
 pub mod plan;
 mod programs;
+mod saved;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,8 @@ use crate::network::{Forward, Network, free_port};
 use plan::{ClusterPlan, ClusterSpec, MACHINE_API, NAME, Node};
 pub use programs::{Clients, Programs};
 
+/// The file of a disk that is a layer over a saved one.
+const LAYER: &str = "disk.qcow2";
 /// The pace of waits that start a program each time.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -90,8 +93,7 @@ impl Cluster {
     /// Brings the cluster up: after this every machine is a Ready node and has the images in `archives`.
     pub fn up(&self, iso: &Path, archives: &[PathBuf], accelerator: Accelerator, progress: &dyn Progress) -> Result<(), Error> {
         progress.phase("network");
-        let network = self.network();
-        network.start(&self.programs.tools, self.programs.switch_command(&network.switch()), &self.plan.forwards())?;
+        let network = self.start_network()?;
         progress.phase("configs");
         self.write_configs()?;
         progress.phase("machines: boot, install, restart from disk");
@@ -140,6 +142,12 @@ impl Cluster {
         }
     }
 
+    fn start_network(&self) -> Result<Network, Error> {
+        let network = self.network();
+        network.start(&self.programs.tools, self.programs.switch_command(&network.switch()), &self.plan.forwards())?;
+        Ok(network)
+    }
+
     fn network(&self) -> Network {
         Network::new(&self.dir, &self.run)
     }
@@ -151,7 +159,7 @@ impl Cluster {
             memory_mib: self.plan.spec.memory_mib,
             processors: 1,
             address: node.last_byte(),
-            disk: Some(Disk { path: dir.join("disk.img"), overlay: false }),
+            disk: Some(disk(&dir)),
             iso: iso.map(Path::to_owned),
             switch: Some(self.network().switch()),
             firmware: Firmware::Uefi,
@@ -231,7 +239,7 @@ impl Cluster {
 
     /// Waits until the machine either says on its console that it is in maintenance mode, or answers as an installed one.
     fn wait_state(&self, node: &Node, machine: &Machine, start: u64) -> Result<State, Error> {
-        let limit = Duration::from_secs(300);
+        let limit = Duration::from_secs(600);
         let deadline = Instant::now() + limit;
         loop {
             let text = machine.console().text_from(start)?;
@@ -260,7 +268,7 @@ impl Cluster {
     }
 
     fn wait_installed(&self, node: &Node, machine: &Machine) -> Result<(), Error> {
-        let limit = Duration::from_secs(300);
+        let limit = Duration::from_secs(600);
         let deadline = Instant::now() + limit;
         while !self.answers(node) {
             self.running(machine, "the machine API")?;
@@ -330,6 +338,12 @@ impl Cluster {
     fn running(&self, machine: &Machine, waiting_for: &str) -> Result<(), Error> {
         if machine.is_running() { Ok(()) } else { Err(machine.ended(waiting_for)) }
     }
+}
+
+/// A machine's disk: a layer over a saved one when there is one, else a file of its own.
+fn disk(dir: &Path) -> Disk {
+    let layer = dir.join(LAYER);
+    if layer.exists() { Disk { path: layer, overlay: true } } else { Disk { path: dir.join("disk.img"), overlay: false } }
 }
 
 /// What the console says of maintenance mode, if that is the last thing it says.

@@ -21,7 +21,8 @@ fn run(context: &Context) -> Result<(), Error> {
         machine.wait_text(0, "stage two", context.patience(15))?;
         context.say(&format!("{medium}: the root's init runs"));
         let limit = context.patience(20);
-        machine.wait_console(0, "the host services on the console", limit, |text| text.contains("service machined running").then_some(()))?;
+        machine
+            .wait_console(0, "the host services on the console", limit, |text| text.contains("service machined running").then_some(()))?;
         machine.monitor().execute("system_powerdown", serde_json::json!({}))?;
         machine.wait_off(limit)?;
         context.say(&format!("{medium}: the power button ends it in order"));

@@ -1,7 +1,6 @@
 //! Pulling the plug on every machine at once: the cluster comes back by itself, and nothing that was acknowledged is lost.
 
 use super::first_cluster::{boot_ids, deploy, reach, wait_deployment};
-use crate::cluster::plan::ClusterSpec;
 use crate::error::Error;
 use crate::scenario::{Context, Scenario};
 
@@ -16,9 +15,7 @@ pub const SCENARIO: Scenario = Scenario {
 const OBJECTS: usize = 20;
 
 fn run(context: &Context) -> Result<(), Error> {
-    let spec = ClusterSpec { workers: 1, memory_mib: 1536, disk_bytes: 20 << 30 };
-    let cluster = context.cluster("cluster", &spec)?;
-    cluster.up(&context.image.iso, std::slice::from_ref(&context.image.hello), context.accelerator, context)?;
+    let cluster = context.ready_cluster()?;
     let clients = cluster.clients();
     deploy(context, &clients)?;
     let before = boot_ids(&clients)?;
