@@ -132,7 +132,7 @@ impl State {
                     }
                     None if !waits => {
                         self.nominated.remove(&uid);
-                        error.preemption = Some(format!("preemption: 0/{} nodes are available: no victims would help.", error.nodes));
+                        error.preemption = Some(no_preemption(&error));
                     }
                     None => {}
                 }
@@ -189,6 +189,17 @@ impl State {
         }
         snapshot
     }
+}
+
+/// Why nobody is preempted, in upstream's words.
+fn no_preemption(error: &FitError) -> String {
+    let hopeless = error.unfit.values().filter(|u| u.unresolvable).count();
+    let clauses = [
+        (error.unfit.len() - hopeless, "No preemption victims found for incoming pod"),
+        (hopeless, "Preemption is not helpful for scheduling"),
+    ];
+    let clauses: Vec<_> = clauses.iter().filter(|(n, _)| *n > 0).map(|(n, text)| format!("{n} {text}")).collect();
+    format!("preemption: 0/{} nodes are available: {}.", error.nodes, clauses.join(", "))
 }
 
 #[cfg(test)]
