@@ -3,8 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Write,
-    sync::atomic::{AtomicI64, Ordering},
-    time::Duration,
+        time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -26,7 +25,6 @@ struct Series {
 #[derive(Debug, Default)]
 pub struct Metrics {
     requests: Mutex<BTreeMap<(String, String), Series>>,
-    pub watchers: AtomicI64,
 }
 
 impl Metrics {

@@ -44,10 +44,6 @@ impl User {
         self.groups.iter().any(|g| g == group)
     }
 
-    pub fn extra(&self, key: &str) -> Option<&str> {
-        self.extra.iter().find(|(k, _)| k == key).and_then(|(_, v)| v.first()).map(String::as_str)
-    }
-
     /// Everyone who proved who they are is in `system:authenticated`.
     fn authenticated(mut self) -> Self {
         if self.name != ANONYMOUS && !self.in_group(AUTHENTICATED) && !self.in_group(UNAUTHENTICATED) {

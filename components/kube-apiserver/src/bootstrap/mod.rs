@@ -203,7 +203,7 @@ pub async fn keep(server: Arc<Server>) {
     let mut compaction = (0, 0);
     let mut round = 0u64;
     loop {
-        let mut report = |what: &str, r: Result<(), ApiError>| {
+        let report = |what: &str, r: Result<(), ApiError>| {
             if let Err(e) = r {
                 tracing::warn!(what, error = %e, "upkeep failed; it is tried again");
             }

@@ -64,7 +64,7 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
             let doc = Doc::from_protobuf(schema, body.clone()).map_err(|e| unhandled(e.to_string()))?;
             if doc.type_id() != want.ty {
                 let (av, kind) = (doc.api_version().to_owned(), doc.kind().to_owned());
-                check_type(&av, &kind, want)?;
+                check_type(ctx, &av, &kind, want)?;
             }
             return Ok(doc);
         }
@@ -74,7 +74,7 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
     let meta = peek_type_meta(&body).map_err(|e| {
         ApiError::bad_request(format!("the object provided is unrecognized (must be of type {}): {e} ({})", want.kind, quoted(&body)))
     })?;
-    check_type(&meta.api_version, &meta.kind, want)?;
+    check_type(ctx, &meta.api_version, &meta.kind, want)?;
     let decoded = Doc::from_json(schema, want.ty, body).map_err(|e| unhandled(e.to_string()))?;
     if !decoded.strict.is_empty() {
         match validation {
@@ -91,17 +91,24 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
     Ok(doc)
 }
 
-fn check_type(api_version: &str, kind: &str, want: Expected<'_>) -> Result<(), ApiError> {
+const SCHEME: &str = "pkg/api/legacyscheme/scheme.go:30";
+
+/// The body may leave its type out, but not name another.
+fn check_type(ctx: &Ctx, api_version: &str, kind: &str, want: Expected<'_>) -> Result<(), ApiError> {
     let expected = want.api_version();
-    let (got_av, got_kind) = (if api_version.is_empty() { &expected } else { api_version }, if kind.is_empty() { want.kind } else { kind });
-    if got_kind == want.kind && got_av == expected {
+    let (av, kind) = (if api_version.is_empty() { &expected } else { api_version }, if kind.is_empty() { want.kind } else { kind });
+    if kind == want.kind && av == expected {
         return Ok(());
     }
-    if got_kind == want.kind {
-        return Err(ApiError::bad_request(format!(
-            "the API version in the data ({got_av}) does not match the expected API version ({expected})"
-        )));
-    }
-    let (_, version) = got_av.split_once('/').unwrap_or(("", got_av));
-    Err(ApiError::bad_request(format!("{got_kind} in version {version:?} cannot be handled as a {}: no kind {got_kind:?} is registered for version {got_av:?}", want.kind)))
+    let (group, version) = av.split_once('/').unwrap_or(("", av));
+    let known = ctx.server.objects.schema.kind(group, version, kind).is_some();
+    let why = if !known {
+        format!("no kind {kind:?} is registered for version {av:?} in scheme {SCHEME:?}")
+    } else if group != want.group || version != want.version {
+        return Err(ApiError::bad_request(format!("the API version in the data ({av}) does not match the expected API version ({expected})")));
+    } else {
+        let internal = if want.group.is_empty() { "core" } else { want.group.split('.').next().unwrap_or(want.group) };
+        format!("converting ({version}.{kind}) to ({internal}.{}): unknown conversion", want.kind)
+    };
+    Err(ApiError::bad_request(format!("{kind} in version {version:?} cannot be handled as a {}: {why}", want.kind)))
 }

@@ -33,7 +33,7 @@ fn scale_of(ctx: &Ctx, doc: &Doc) -> Result<Doc, ApiError> {
     let m = doc.at("metadata");
     let meta = json!({
         "name": m.get("name").str(), "namespace": m.get("namespace").str(), "uid": m.get("uid").str(),
-        "resourceVersion": m.get("resourceVersion").str(), "creationTimestamp": m.get("creationTimestamp").str(),
+        "resourceVersion": m.get("resourceVersion").str(), "creationTimestamp": m.get("creationTimestamp").to_value(),
     });
     let mut status = json!({"replicas": doc.at("status.replicas").int()});
     if !text.is_empty() {

@@ -194,7 +194,10 @@ fn name(d: &Doc) -> Value {
 }
 
 fn text(r: Ref<'_>) -> Value {
-    r.str().into()
+    match r.to_value() {
+        Value::Null => "".into(),
+        v => v,
+    }
 }
 
 fn count(n: impl TryInto<i64>) -> Value {

@@ -9,7 +9,7 @@ use rand::RngExt;
 use uuid::Uuid;
 
 use super::{
-    Ctx, Validation, WriteOptions,
+    Ctx, WriteOptions,
     decode::{self, Expected},
     encode_doc, load,
 };
@@ -122,7 +122,13 @@ pub async fn create_doc(ctx: &Ctx, res: &Resource, mut doc: Doc, options: &Write
     for gone in ["metadata.deletionTimestamp", "metadata.deletionGracePeriodSeconds", "metadata.selfLink", "metadata.resourceVersion"] {
         doc.remove(gone);
     }
+    if strategy.status {
+        doc.remove("status");
+    }
     (strategy.prepare_create)(&mut doc);
+    if res.plural == "certificatesigningrequests" {
+        kinds::certificates::record_requester(&mut doc, &ctx.user).map_err(ApiError::internal)?;
+    }
     strategy.set_first_generation(&mut doc);
     for attempt in 0..8 {
         if generated {
@@ -365,9 +371,4 @@ async fn attempt(
         _ => claimed.release().await,
     }
     result
-}
-
-/// Options of writes the server itself makes.
-pub fn internal_options() -> WriteOptions {
-    WriteOptions { dry_run: false, manager: String::new(), validation: Validation::Ignore, force: None }
 }

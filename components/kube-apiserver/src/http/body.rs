@@ -1,7 +1,6 @@
 //! Bodies: reading requests within limits, and the few shapes of an answer.
 
 use std::{
-    collections::VecDeque,
     convert::Infallible,
     pin::Pin,
     task::{Context, Poll},
@@ -21,8 +20,6 @@ pub const MAX_REQUEST_BODY: usize = 3 * 1024 * 1024;
 /// An answer's body.
 pub enum Body {
     Full(Bytes),
-    /// Written one after the other, without being copied together.
-    Chunks(VecDeque<Bytes>),
     Stream(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
     /// What a node answered.
     Incoming(Incoming),
@@ -41,7 +38,6 @@ impl hyper::body::Body for Body {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match &mut *self {
             Self::Full(b) => Poll::Ready((!b.is_empty()).then(|| Ok(Frame::data(std::mem::take(b))))),
-            Self::Chunks(c) => Poll::Ready(c.pop_front().map(|b| Ok(Frame::data(b)))),
             Self::Stream(s) => s.as_mut().poll_next(cx).map(|o| o.map(|b| Ok(Frame::data(b)))),
             Self::Incoming(i) => Pin::new(i).poll_frame(cx).map(|o| o.map(|r| r.map_err(Into::into))),
         }
@@ -50,7 +46,6 @@ impl hyper::body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(b) => b.is_empty(),
-            Self::Chunks(c) => c.is_empty(),
             Self::Stream(_) => false,
             Self::Incoming(i) => i.is_end_stream(),
         }
@@ -59,7 +54,6 @@ impl hyper::body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Full(b) => SizeHint::with_exact(b.len() as u64),
-            Self::Chunks(c) => SizeHint::with_exact(c.iter().map(|b| b.len() as u64).sum()),
             Self::Stream(_) => SizeHint::default(),
             Self::Incoming(i) => i.size_hint(),
         }

@@ -122,10 +122,6 @@ impl ApiError {
         Self::new(401, "Unauthorized", "Unauthorized")
     }
 
-    pub fn method_not_supported(g: Group<'_>, action: &str) -> Self {
-        Self::new(405, "MethodNotAllowed", format!("{action} is not supported on resources of kind {:?}", g.to_string())).about(g, "")
-    }
-
     /// 405 of a path that has no such method at all.
     pub fn method_not_allowed() -> Self {
         let mut e = Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
@@ -148,10 +144,6 @@ impl ApiError {
 
     pub fn too_large(message: impl Into<String>) -> Self {
         Self::new(413, "RequestEntityTooLarge", message)
-    }
-
-    pub fn gone(message: impl Into<String>) -> Self {
-        Self::new(410, "Gone", message)
     }
 
     pub fn expired(message: impl Into<String>) -> Self {
@@ -192,11 +184,6 @@ impl ApiError {
             message: message.into(),
             field: field.into(),
         });
-        self
-    }
-
-    pub fn with_uid(mut self, uid: &str) -> Self {
-        self.details.get_or_insert_default().uid = uid.into();
         self
     }
 

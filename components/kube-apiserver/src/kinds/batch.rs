@@ -23,6 +23,8 @@ fn prepare_create(d: &mut Doc) {
     if d.at("spec.manualSelector").bool() {
         return;
     }
+    let before = d.at("spec.template.metadata.labels").to_value();
+    let follows = d.at("metadata.labels").is_empty() || d.at("metadata.labels").to_value() == before;
     let (uid, name) = (d.at("metadata.uid").str().to_owned(), d.at("metadata.name").str().to_owned());
     // Constant paths of the type: these cannot fail.
     for (k, v) in [
@@ -40,6 +42,11 @@ fn prepare_create(d: &mut Doc) {
         let _ = d.set("spec.selector", json!({"matchLabels": {}}));
     }
     let _ = d.set("spec.selector.matchLabels[batch.kubernetes.io/controller-uid]", uid);
+    if follows {
+        // A job without labels of its own has those of its pods.
+        let labels = d.at("spec.template.metadata.labels").to_value();
+        let _ = d.set("metadata.labels", labels);
+    }
 }
 
 pub fn spec(d: &Doc, path: &str, e: &mut ErrorList) {
@@ -51,10 +58,31 @@ pub fn spec(d: &Doc, path: &str, e: &mut ErrorList) {
     }
     let mode = d.at(&format!("{path}.completionMode")).str();
     if !matches!(mode, "NonIndexed" | "Indexed") {
-        e.push(FieldError::not_supported(format!("{path}.completionMode"), mode, &["Indexed", "NonIndexed"]));
+        e.push(FieldError::not_supported(format!("{path}.completionMode"), mode, &["NonIndexed", "Indexed"]));
     }
     if mode == "Indexed" && !d.at(&format!("{path}.completions")).exists() {
         e.push(FieldError::required(format!("{path}.completions"), "when completion mode is Indexed"));
+    }
+    if mode == "Indexed" {
+        let parallelism = d.at(&format!("{path}.parallelism")).int();
+        if parallelism > 100_000 {
+            e.push(FieldError::invalid(format!("{path}.parallelism"), parallelism, "must be less than or equal to 100000 when completion mode is Indexed"));
+        }
+    }
+    let (per_index, failed) = (d.at(&format!("{path}.backoffLimitPerIndex")), d.at(&format!("{path}.maxFailedIndexes")));
+    if per_index.exists() && mode != "Indexed" {
+        e.push(FieldError::invalid(format!("{path}.backoffLimitPerIndex"), per_index.int(), "requires indexed completion mode"));
+    }
+    if failed.exists() && !per_index.exists() {
+        e.push(FieldError::required(format!("{path}.backoffLimitPerIndex"), "when maxFailedIndexes is specified"));
+    }
+    let completions = d.at(&format!("{path}.completions"));
+    if failed.exists() && completions.exists() && failed.int() > completions.int() {
+        e.push(FieldError::invalid(format!("{path}.maxFailedIndexes"), failed.int(), "must be less than or equal to completions"));
+    }
+    let replacement = d.at(&format!("{path}.podReplacementPolicy")).str();
+    if !matches!(replacement, "" | "Failed" | "TerminatingOrFailed") {
+        e.push(FieldError::not_supported(format!("{path}.podReplacementPolicy"), replacement, &["Failed", "TerminatingOrFailed"]));
     }
     let template = format!("{path}.template");
     pod_spec::validate_template(d.at(&template), &template, e);
@@ -71,6 +99,11 @@ fn validate(d: &Doc, e: &mut ErrorList) {
         e.push(FieldError::required("spec.selector", ""));
     } else {
         values::label_selector(d.at("spec.selector"), "spec.selector", e);
+    }
+    let own = d.at("metadata.uid").str();
+    let selector = d.at("spec.selector.matchLabels");
+    if !d.at("spec.manualSelector").bool() && (selector.len() != 1 || selector.get("batch.kubernetes.io/controller-uid").str() != own) {
+        e.push(FieldError::invalid("spec.selector", d.at("spec.selector").to_value(), "`selector` not auto-generated"));
     }
     if let Ok(s) = k8s_schema::selector::LabelSelector::from_ref(d.at("spec.selector")) {
         let labels = d.at("spec.template.metadata.labels");

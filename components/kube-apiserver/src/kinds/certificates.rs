@@ -1,9 +1,13 @@
 //! CertificateSigningRequest: who asked is recorded by the server, and only the approval subresource decides.
 
 use k8s_schema::Doc;
+use serde_json::json;
 
 use super::{Action, Strategy, PLAIN, restore};
-use crate::validation::{ErrorList, FieldError, names};
+use crate::{
+    authn::User,
+    validation::{ErrorList, FieldError, names},
+};
 
 pub const CERTIFICATE_SIGNING_REQUEST: Strategy = Strategy {
     status: true,
@@ -16,6 +20,24 @@ pub const CERTIFICATE_SIGNING_REQUEST: Strategy = Strategy {
     },
     ..PLAIN
 };
+
+/// Who asks is what the server knows of the request, not what the client says.
+pub fn record_requester(d: &mut Doc, user: &User) -> Result<(), k8s_schema::EditError> {
+    for f in ["spec.username", "spec.uid", "spec.groups", "spec.extra"] {
+        d.remove(f);
+    }
+    d.set("spec.username", user.name.as_str())?;
+    if !user.uid.is_empty() {
+        d.set("spec.uid", user.uid.as_str())?;
+    }
+    if !user.groups.is_empty() {
+        d.set("spec.groups", json!(user.groups))?;
+    }
+    for (k, v) in &user.extra {
+        d.set(&format!("spec.extra[{k}]"), json!(v))?;
+    }
+    Ok(())
+}
 
 fn is_decision(t: &str) -> bool {
     matches!(t, "Approved" | "Denied")

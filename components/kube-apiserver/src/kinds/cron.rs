@@ -38,7 +38,7 @@ fn validate(d: &Doc, e: &mut ErrorList) {
     }
     let name = d.at("metadata.name").str();
     if name.len() > 52 {
-        e.push(FieldError::invalid("metadata.name", name, names::max_len(52).replace("bytes", "characters")));
+        e.push(FieldError::invalid("metadata.name", name, names::max_len(52)));
     }
 }
 

@@ -7,6 +7,8 @@ use crate::registry::Resource;
 
 type Done = Result<(), EditError>;
 
+pub const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
 /// Fills in the defaults of `doc`, which is of the kind that `res` serves.
 pub fn apply(res: &Resource, doc: &mut Doc) {
     let result = match (res.group.as_str(), res.kind.as_str()) {
@@ -100,12 +102,6 @@ fn host_ports(m: &mut Mut<'_>, spec: &str) -> Done {
 }
 
 fn template(mut m: Mut<'_>, path: &str) -> Done {
-    if !m.get(path).exists() {
-        return Ok(());
-    }
-    if m.get(&format!("{path}.spec.hostNetwork")).bool() {
-        host_ports(&mut m, &format!("{path}.spec"))?;
-    }
     pod_spec(m.at_mut(&format!("{path}.spec"))?)
 }
 
@@ -252,7 +248,8 @@ fn replication_controller(mut m: Mut<'_>) -> Done {
         }
     }
     set(&mut m, "spec.replicas", 1)?;
-    template(m, "spec.template")
+    // Only here the template is optional.
+    if m.get("spec.template").exists() { template(m, "spec.template") } else { Ok(()) }
 }
 
 fn service(mut m: Mut<'_>) -> Done {
@@ -341,6 +338,8 @@ fn deployment(mut m: Mut<'_>) -> Done {
 }
 
 fn daemon_set(mut m: Mut<'_>) -> Done {
+    // The generation of old clients lives on as an annotation.
+    set(&mut m, &format!("metadata.annotations[{TEMPLATE_GENERATION}]"), "0")?;
     set(&mut m, "spec.updateStrategy.type", "RollingUpdate")?;
     if m.get("spec.updateStrategy.type").str() == "RollingUpdate" {
         set(&mut m, "spec.updateStrategy.rollingUpdate.maxUnavailable", 1)?;
@@ -375,6 +374,7 @@ fn job(mut m: Mut<'_>) -> Done {
         m.set("spec.parallelism", 1)?;
     }
     set(&mut m, "spec.parallelism", 1)?;
+    set(&mut m, "spec.manualSelector", false)?;
     job_spec(m.reborrow(), "spec")?;
     let labels = m.get("spec.template.metadata.labels").to_value();
     if m.get("metadata.labels").is_empty() && labels.as_object().is_some_and(|l| !l.is_empty()) {

@@ -7,7 +7,7 @@ use k8s_schema::{
 
 use crate::{
     http::ApiError,
-    validation::{ErrorList, FieldError, child, index, names, values},
+    validation::{ErrorList, FieldError, child, names, values},
 };
 
 /// Owner references that name the same owner twice are one.
@@ -90,19 +90,19 @@ fn common(doc: &Doc, e: &mut ErrorList) {
 fn owners(doc: &Doc, e: &mut ErrorList) {
     let path = "metadata.ownerReferences";
     let mut controller: Option<String> = None;
-    for (i, r) in doc.at(path).iter().enumerate() {
-        let p = index(path, i);
+    for r in doc.at(path).iter() {
+        let p = path.to_owned();
         let av = r.get("apiVersion").str();
-        if av.is_empty() {
+        if av.is_empty() || av.split('/').count() > 2 {
             e.push(FieldError::invalid(child(&p, "apiVersion"), av, "version must not be empty"));
         }
         for field in ["kind", "name", "uid"] {
             if r.get(field).str().is_empty() {
-                e.push(FieldError::invalid(child(&p, field), "", format!("{field} must not be empty").replace("kind must", "kind must")));
+                e.push(FieldError::invalid(child(&p, field), "", format!("{field} must not be empty")));
             }
         }
         if (av, r.get("kind").str()) == ("v1", "Event") {
-            e.push(FieldError::invalid(p.clone(), av, "/v1, Kind=Event is disallowed from being an owner"));
+            e.push(FieldError::invalid(p.clone(), r.to_value(), "/v1, Kind=Event is disallowed from being an owner"));
         }
         if r.get("controller").bool() {
             let me = r.get("name").str().to_owned();

@@ -6,7 +6,7 @@ pub mod meta;
 pub mod reviews;
 
 mod batch;
-mod certificates;
+pub mod certificates;
 mod config;
 mod cron;
 mod discovery;
@@ -65,7 +65,6 @@ pub struct Strategy {
     pub status: bool,
     /// `metadata.generation` counts changes of the spec.
     pub generation: bool,
-    pub default: fn(&mut Doc),
     pub prepare_create: fn(&mut Doc),
     /// After the generic part, which keeps the status (or, for the status subresource, everything else).
     pub prepare_update: fn(Action, &mut Doc, &Doc),
@@ -87,7 +86,6 @@ pub const PLAIN: Strategy = Strategy {
     name: names::subdomain_name,
     status: false,
     generation: false,
-    default: |_| {},
     prepare_create: |_| {},
     prepare_update: |_, _, _| {},
     validate_create: |_, _| {},
@@ -191,14 +189,6 @@ impl Strategy {
         } else {
             doc.remove("metadata.generation");
         }
-        if self.status && !self.keeps_status_on_create() {
-            doc.remove("status");
-            (self.prepare_create)(doc);
-        }
-    }
-
-    fn keeps_status_on_create(&self) -> bool {
-        false
     }
 
     /// Fields that a create cannot set, so that nobody comes to manage them.
@@ -255,13 +245,6 @@ pub fn restore(new: &mut Doc, old: &Doc, path: &str) {
         let _ = new.copy_from(path, old.at(path));
     } else {
         new.remove(path);
-    }
-}
-
-/// Sets what is absent. The path and value are constants that fit the type; a test of the defaults would show one that does not.
-pub fn default(doc: &mut Doc, path: &str, value: impl Into<serde_json::Value>) {
-    if let Err(e) = doc.set_default(path, value) {
-        tracing::error!(path, error = %e, "a default does not fit");
     }
 }
 

@@ -37,7 +37,12 @@ fn prepare_update(action: Action, new: &mut Doc, old: &Doc) {
         Action::Finalize => {
             let finalizers = new.at("spec.finalizers").to_value();
             let mut kept = old.clone();
-            let _ = if finalizers.is_null() { Ok(drop(kept.remove("spec.finalizers"))) } else { kept.set("spec.finalizers", finalizers) };
+            if finalizers.is_null() {
+                kept.remove("spec.finalizers");
+            } else {
+                // The same field of the same type: this cannot fail.
+                let _ = kept.set("spec.finalizers", finalizers);
+            }
             let rv = new.at("metadata.resourceVersion").str().to_owned();
             let _ = kept.set("metadata.resourceVersion", rv);
             *new = kept;

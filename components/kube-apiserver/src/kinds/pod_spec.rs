@@ -33,7 +33,7 @@ pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
         other => e.push(FieldError::not_supported(
             child(path, "dnsPolicy"),
             other,
-            &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"],
+            &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
         )),
     }
     if dns == "None" && s.get("dnsConfig").get("nameservers").len() == 0 {

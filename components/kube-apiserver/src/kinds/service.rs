@@ -91,7 +91,7 @@ fn validate(d: &Doc, e: &mut ErrorList) {
         if nums.contains(&id) {
             e.push(FieldError::duplicate(
                 index("spec.ports", i),
-                serde_json::json!({"port": id.0, "protocol": id.1}),
+                serde_json::json!({"Name": "", "Protocol": id.1, "AppProtocol": null, "Port": id.0, "TargetPort": 0, "NodePort": 0}),
             ));
         }
         nums.push(id);
@@ -105,7 +105,7 @@ fn validate(d: &Doc, e: &mut ErrorList) {
     }
     let timeout = s.get("sessionAffinityConfig").get("clientIP").get("timeoutSeconds");
     if affinity == "ClientIP" && timeout.exists() && !(1..=86400).contains(&timeout.int()) {
-        e.push(FieldError::invalid("spec.sessionAffinityConfig.clientIP.timeoutSeconds", timeout.int(), "must be greater than 0 and less than or equal to 86400"));
+        e.push(FieldError::invalid("spec.sessionAffinityConfig.clientIP.timeoutSeconds", timeout.int(), "must be greater than 0 and less than 86400"));
     }
     for (i, ip) in s.get("externalIPs").iter().enumerate() {
         if !values::is_ip(ip.str()) {

@@ -6,6 +6,11 @@ use super::{Action, PLAIN, SPEC_AND_STATUS, Strategy, immutable, pod_spec};
 use crate::validation::{ErrorList, FieldError, names, values};
 
 pub const DEPLOYMENT: Strategy = Strategy {
+    prepare_update: |a, n, o| {
+        if a == Action::Status {
+            super::restore(n, o, "metadata.labels");
+        }
+    },
     validate_create: deployment,
     validate_update: |a, n, o, e| {
         if a == Action::Main {
@@ -26,6 +31,17 @@ pub const REPLICA_SET: Strategy = Strategy {
     ..SPEC_AND_STATUS
 };
 pub const DAEMON_SET: Strategy = Strategy {
+    prepare_create: |d| {
+        let g = template_generation(d).max(1);
+        // A string among annotations: this cannot fail.
+        let _ = d.set(&generation_path(), g.to_string());
+    },
+    prepare_update: |a, n, o| {
+        let changed = a == Action::Main && !n.at("spec.template").semantic_eq(o.at("spec.template"));
+        let g = template_generation(o) + i64::from(changed);
+        // A string among annotations: this cannot fail.
+        let _ = n.set(&generation_path(), g.to_string());
+    },
     validate_create: daemon_set,
     validate_update: |a, n, o, e| {
         if a == Action::Main {
@@ -67,12 +83,27 @@ pub const CONTROLLER_REVISION: Strategy = Strategy {
     ..PLAIN
 };
 
+fn generation_path() -> String {
+    format!("metadata.annotations[{}]", super::defaults::TEMPLATE_GENERATION)
+}
+
+fn template_generation(d: &Doc) -> i64 {
+    d.at(&generation_path()).str().parse().unwrap_or(0)
+}
+
 fn selector_and_template(d: &Doc, e: &mut ErrorList) {
     let s = d.at("spec.selector");
     if !s.exists() {
-        e.push(FieldError::required("spec.selector", ""));
+        // Upstream forgets to ask daemon sets for it.
+        if d.kind() != "DaemonSet" {
+            e.push(FieldError::required("spec.selector", ""));
+        }
     } else {
+        let before = e.len();
         values::label_selector(s, "spec.selector", e);
+        if e.len() > before && d.kind() != "DaemonSet" {
+            e.push(FieldError::invalid("spec.selector", s.to_value(), "invalid label selector"));
+        }
         if s.get("matchLabels").len() + s.get("matchExpressions").len() == 0 {
             e.push(FieldError::invalid("spec.selector", s.to_value(), format!("empty selector is invalid for {}", d.kind().to_lowercase())));
         }
@@ -96,7 +127,7 @@ fn always(d: &Doc, e: &mut ErrorList) {
         e.push(FieldError::not_supported("spec.template.spec.restartPolicy", r, &["Always"]));
     }
     if d.at("spec.template.spec.activeDeadlineSeconds").exists() {
-        e.push(FieldError::forbidden("spec.template.spec.activeDeadlineSeconds", format!("activeDeadlineSeconds in {} is not Supported", d.kind())));
+        e.push(FieldError::forbidden("spec.template.spec.activeDeadlineSeconds", format!("activeDeadlineSeconds in {} is not Supported", if d.kind() == "Deployment" { "ReplicaSet" } else { d.kind() })));
     }
 }
 

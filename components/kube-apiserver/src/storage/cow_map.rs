@@ -100,10 +100,6 @@ impl<V: Clone> CowMap<V> {
             .map(|(k, v)| (k, v))
             .take_while(move |(k, _)| k.starts_with(prefix))
     }
-
-    pub fn values(&self) -> impl Iterator<Item = &V> {
-        self.chunks.iter().flat_map(|c| c.iter()).map(|(_, v)| v)
-    }
 }
 
 #[cfg(test)]

@@ -40,8 +40,6 @@ pub enum StoreError {
     Exists { key: String },
     #[error("{key} changed meanwhile")]
     Changed { key: String, current: Option<RawKv> },
-    #[error("the value of {key} cannot be decoded: {reason}")]
-    Corrupt { key: String, reason: String },
 }
 
 impl From<etcd_client::Error> for StoreError {
@@ -65,15 +63,13 @@ pub struct RawKv {
     pub key: String,
     pub value: Bytes,
     pub rev: i64,
-    /// 0: none.
-    pub lease: i64,
 }
 
 impl RawKv {
     fn from_kv(kv: etcd_client::KeyValue) -> Self {
-        let (rev, lease) = (kv.mod_revision(), kv.lease());
+        let rev = kv.mod_revision();
         let (key, value) = kv.into_key_value();
-        Self { key: String::from_utf8_lossy(&key).into_owned(), value: value.into(), rev, lease }
+        Self { key: String::from_utf8_lossy(&key).into_owned(), value: value.into(), rev }
     }
 }
 

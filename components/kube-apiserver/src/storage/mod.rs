@@ -7,7 +7,7 @@ mod stored;
 mod watch_cache;
 
 pub use cow_map::CowMap;
-pub use etcd::{Etcd, EtcdConfig, Page, RawKv, StoreError, prefix_end};
+pub use etcd::{Etcd, EtcdConfig, RawKv, StoreError, prefix_end};
 pub use reflector::{Ingest, Reflector};
 pub use stored::{EncodedCache, Interner, Stored};
-pub use watch_cache::{Cursor, Event, EventKind, ResourceCache, TooOld};
+pub use watch_cache::{Cursor, Event, EventKind, ResourceCache};

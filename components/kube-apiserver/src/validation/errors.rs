@@ -15,8 +15,6 @@ pub enum Kind {
     Forbidden,
     TooLong,
     TooMany,
-    TypeInvalid,
-    Internal,
 }
 
 impl Kind {
@@ -25,12 +23,11 @@ impl Kind {
             Self::NotFound => "Not found",
             Self::Required => "Required value",
             Self::Duplicate => "Duplicate value",
-            Self::Invalid | Self::TypeInvalid => "Invalid value",
+            Self::Invalid => "Invalid value",
             Self::NotSupported => "Unsupported value",
             Self::Forbidden => "Forbidden",
             Self::TooLong => "Too long",
             Self::TooMany => "Too many",
-            Self::Internal => "Internal error",
         }
     }
 
@@ -45,8 +42,6 @@ impl Kind {
             Self::Forbidden => "FieldValueForbidden",
             Self::TooLong => "FieldValueTooLong",
             Self::TooMany => "FieldValueTooMany",
-            Self::TypeInvalid => "FieldValueTypeInvalid",
-            Self::Internal => "InternalError",
         }
     }
 }
@@ -139,10 +134,6 @@ impl FieldError {
         Self::new(Kind::Invalid, field, shown.to_owned(), detail)
     }
 
-    pub fn type_invalid(field: impl Into<String>, value: impl Shown, detail: impl Into<String>) -> Self {
-        Self::new(Kind::TypeInvalid, field, value.shown(), detail)
-    }
-
     pub fn duplicate(field: impl Into<String>, value: impl Shown) -> Self {
         Self::new(Kind::Duplicate, field, value.shown(), "")
     }
@@ -153,10 +144,6 @@ impl FieldError {
 
     pub fn forbidden(field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::new(Kind::Forbidden, field, String::new(), detail)
-    }
-
-    pub fn internal(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self::new(Kind::Internal, field, String::new(), detail)
     }
 
     pub fn not_supported(field: impl Into<String>, value: impl Shown, supported: &[&str]) -> Self {
@@ -189,7 +176,7 @@ impl FieldError {
     pub fn error_body(&self) -> String {
         let mut s = self.kind.text().to_owned();
         match self.kind {
-            Kind::Required | Kind::Forbidden | Kind::TooLong | Kind::Internal => {}
+            Kind::Required | Kind::Forbidden | Kind::TooLong => {}
             _ => {
                 s.push_str(": ");
                 s.push_str(&self.shown);
@@ -240,10 +227,6 @@ impl ErrorList {
 
     pub fn iter(&self) -> std::slice::Iter<'_, FieldError> {
         self.0.iter()
-    }
-
-    pub fn extend(&mut self, other: Self) {
-        self.0.extend(other.0);
     }
 }
 

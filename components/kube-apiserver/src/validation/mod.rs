@@ -4,4 +4,4 @@ mod errors;
 pub mod names;
 pub mod values;
 
-pub use errors::{ErrorList, FieldError, Kind, child, index, key};
+pub use errors::{ErrorList, FieldError, child, index, key};

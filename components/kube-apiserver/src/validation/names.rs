@@ -13,7 +13,7 @@ const LABEL_VALUE_MSG: &str = "a valid label must be an empty string or consist 
 pub type NameRule = fn(&str, bool) -> Vec<String>;
 
 pub fn max_len(n: usize) -> String {
-    format!("must be no more than {n} bytes")
+    format!("must be no more than {n} characters")
 }
 
 pub fn empty() -> String {

@@ -1,0 +1,133 @@
+//! The server on a real etcd over TLS, driven by real kubectl.
+
+#[path = "../examples/dev-cluster/cluster.rs"]
+mod cluster;
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::Stdio,
+};
+
+use cluster::Cluster;
+
+struct Shell(Cluster);
+
+impl Shell {
+    /// Runs kubectl, with something on its standard input; gives what it printed, errors included.
+    fn run(&self, args: &[&str], input: &str) -> (bool, String) {
+        let mut child = self.0.kubectl(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let out = child.wait_with_output().unwrap();
+        (out.status.success(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
+    }
+
+    fn ok(&self, args: &[&str], input: &str) -> String {
+        let (ok, out) = self.run(args, input);
+        assert!(ok, "kubectl {args:?}: {out}");
+        out
+    }
+
+    fn fails(&self, args: &[&str], input: &str, with: &str) {
+        let (ok, out) = self.run(args, input);
+        assert!(!ok && out.contains(with), "kubectl {args:?}: {out}");
+    }
+}
+
+const DEPLOYMENT: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, labels: {app: web}}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - name: c
+        image: example.org/web:1
+        ports: [{containerPort: 80}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  selector: {app: web}
+  ports: [{port: 80}]
+";
+
+#[test]
+fn kubectl_creates_applies_watches_explains_and_deletes() {
+    let dir = tempfile::tempdir().unwrap();
+    let k = Shell(Cluster::start(dir.path()));
+
+    // What a new cluster has.
+    assert!(k.ok(&["get", "namespaces"], "").contains("kube-node-lease"));
+    assert!(k.ok(&["get", "clusterrole", "admin", "-o", "jsonpath={.rules[*].resources}"], "").contains("deployments"), "admin is aggregated");
+    assert!(k.ok(&["get", "service", "kubernetes"], "").contains("10.96.0.1"));
+    assert!(k.ok(&["get", "priorityclasses"], "").contains("2000001000"));
+
+    // create, get, label selectors, patches
+    k.ok(&["create", "configmap", "a", "--from-literal=x=1"], "");
+    k.ok(&["label", "configmap", "a", "tier=one"], "");
+    assert!(k.ok(&["get", "configmaps", "-l", "tier=one", "-o", "name"], "").contains("configmap/a"));
+    assert_eq!(k.ok(&["get", "configmaps", "-l", "tier=two", "-o", "name"], "").trim(), "");
+    k.ok(&["patch", "configmap", "a", "--type=json", "-p", r#"[{"op":"replace","path":"/data/x","value":"2"}]"#], "");
+    k.ok(&["patch", "configmap", "a", "--type=merge", "-p", r#"{"data":{"y":"3"}}"#], "");
+    assert_eq!(k.ok(&["get", "configmap", "a", "-o", "jsonpath={.data.x}{.data.y}"], ""), "23");
+    k.fails(&["create", "configmap", "a"], "", "AlreadyExists");
+    k.fails(&["get", "configmap", "none"], "", "NotFound");
+    k.fails(&["create", "-f", "-"], "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\ndata: {'a/b': x}\n", "a valid config key");
+
+    // apply, both ways; a Service gets an address and a port
+    assert!(k.ok(&["apply", "-f", "-"], DEPLOYMENT).contains("deployment.apps/web created"));
+    assert!(k.ok(&["apply", "-f", "-"], DEPLOYMENT).contains("deployment.apps/web unchanged"));
+    let changed = DEPLOYMENT.replace("web:1", "web:2");
+    assert!(k.ok(&["apply", "--server-side", "--force-conflicts", "-f", "-"], &changed).contains("serverside-applied"));
+    assert_eq!(k.ok(&["get", "deployment", "web", "-o", "jsonpath={.spec.template.spec.containers[0].image}"], ""), "example.org/web:2");
+    assert!(k.ok(&["get", "deployments"], "").contains("0/2"));
+    let port: u16 = k.ok(&["get", "service", "web", "-o", "jsonpath={.spec.ports[0].nodePort}"], "").parse().unwrap();
+    assert!((30000..=32767).contains(&port));
+    let ip = k.ok(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"], "");
+    assert!(k.ok(&["get", "ipaddresses"], "").contains(&ip));
+    k.ok(&["scale", "deployment", "web", "--replicas=5"], "");
+    assert_eq!(k.ok(&["get", "deployment", "web", "-o", "jsonpath={.spec.replicas}"], ""), "5");
+
+    // explain comes from OpenAPI
+    assert!(k.ok(&["explain", "deployment.spec.template.spec.containers.image"], "").contains("<string>"));
+
+    // watch sees a change that happens after it began
+    let mut watch = k.0.kubectl(&["get", "configmaps", "--watch-only", "-o", "name"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    k.ok(&["create", "configmap", "seen", "--from-literal=x=1"], "");
+    let seen = lines.find(|l| l.as_ref().is_ok_and(|l| l.contains("seen")));
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    assert!(seen.is_some());
+
+    // who may what
+    assert_eq!(k.ok(&["auth", "can-i", "delete", "nodes"], "").trim(), "yes");
+    let (_, out) = k.run(&["auth", "can-i", "delete", "nodes", "--as=bob"], "");
+    assert!(out.contains("no"));
+    k.fails(&["get", "secrets", "--as=bob"], "", "Forbidden");
+    k.ok(&["create", "serviceaccount", "robot"], "");
+    k.ok(&["create", "rolebinding", "robot", "--clusterrole=view", "--serviceaccount=default:robot"], "");
+    let token = k.ok(&["create", "token", "robot"], "");
+    let config = k.0.dir.join("none");
+    std::fs::write(&config, "").unwrap();
+    let out = std::process::Command::new("kubectl")
+        .env("KUBECONFIG", &config)
+        .args(["--server", &format!("https://127.0.0.1:{}", k.0.port), "--certificate-authority"])
+        .arg(k.0.dir.join("ca.crt"))
+        .args(["--token", token.trim(), "get", "configmaps", "-o", "name"])
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&out.stdout).contains("configmap/a"), "{}", String::from_utf8_lossy(&out.stderr));
+
+    // delete
+    assert!(k.ok(&["delete", "configmap", "a"], "").contains("deleted"));
+    k.ok(&["delete", "service", "web"], "");
+    assert!(!k.ok(&["get", "ipaddresses"], "").contains(&ip), "the address was given back");
+}
