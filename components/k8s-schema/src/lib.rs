@@ -4,6 +4,7 @@
 //! selectors, validation and OpenAPI all work on these two, for built-in kinds and custom resources alike.
 
 pub mod apply;
+pub mod defaults;
 pub mod doc;
 pub mod json;
 pub mod names;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const LOCK: &str = include_str!("../packages.lock");
@@ -11,6 +11,68 @@ const SUITE: &str = "sid";
 /// Downloads and unpacks every package of `packages.lock` into `dir/root`. What is there already, with the right hash,
 /// is kept. A version that the mirror no longer has is an error that names it: the committed table stays valid.
 pub fn fetch(dir: &Path) -> Result<()> {
+    let dir = prepare(dir)?;
+    let mut updated = false;
+    for (package, version, sha256) in locked()? {
+        let file = dir.join(file_name(package, version));
+        if !file.exists() {
+            if !updated {
+                run(apt(&dir).arg("update"))?;
+                updated = true;
+            }
+            run(apt(&dir).arg("download").arg(format!("{package}={version}"))).with_context(|| {
+                format!("{package} {version} is not on the mirror any more: `relock` takes the versions that are; compare the tables")
+            })?;
+        }
+        let found = hash(&file)?;
+        if found != sha256 {
+            bail!("{}: its hash is {found}, packages.lock says {sha256}", file.display());
+        }
+        run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(dir.join("root")))?;
+    }
+    Ok(())
+}
+
+/// Writes the lock anew with the versions that the mirror has now.
+pub fn relock(dir: &Path, lock: &Path) -> Result<()> {
+    let dir = prepare(dir)?;
+    run(apt(&dir).arg("update"))?;
+    let mut text: String = LOCK.lines().filter(|l| l.starts_with('#')).map(|l| format!("{l}\n")).collect();
+    for (package, old, _) in locked()? {
+        let out = apt_tool(&dir, "apt-cache").args(["show", "--no-all-versions", package]).output().context("run apt-cache show")?;
+        let shown = String::from_utf8_lossy(&out.stdout).into_owned();
+        let version = shown.lines().find_map(|l| l.strip_prefix("Version: ")).with_context(|| format!("{package}: not on the mirror"))?;
+        run(apt(&dir).arg("download").arg(format!("{package}={version}")))?;
+        if version != old {
+            eprintln!("{package}: {old} → {version}");
+        }
+        text.push_str(&format!("{package} {version} {}\n", hash(&dir.join(file_name(package, version)))?));
+    }
+    std::fs::write(lock, text).with_context(|| format!("write {}", lock.display()))
+}
+
+/// The lines of the lock: package, version, SHA-256.
+fn locked() -> Result<Vec<(&'static str, &'static str, &'static str)>> {
+    let lines = LOCK.lines().filter(|l| !l.starts_with('#') && !l.is_empty());
+    lines
+        .map(|line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+            [package, version, sha256] => Ok((package, version, sha256)),
+            _ => bail!("packages.lock: {line:?}"),
+        })
+        .collect()
+}
+
+fn file_name(package: &str, version: &str) -> String {
+    format!("{package}_{}_all.deb", version.replace(':', "%3a"))
+}
+
+fn hash(file: &Path) -> Result<String> {
+    let found = Sha256::digest(std::fs::read(file).with_context(|| format!("read {}", file.display()))?);
+    Ok(found.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// A directory with an apt configuration of its own.
+fn prepare(dir: &Path) -> Result<PathBuf> {
     let dir = std::path::absolute(dir)?;
     for sub in [
         "apt/etc/apt/sources.list.d",
@@ -23,33 +85,12 @@ pub fn fetch(dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir.join(sub)).with_context(|| format!("make {sub}"))?;
     }
     std::fs::write(dir.join("apt/var/lib/dpkg/status"), "")?;
-    std::fs::write(
-        dir.join("apt/etc/apt/sources.list.d/sid.sources"),
-        format!(
-            "Types: deb\nURIs: {}\nSuites: {SUITE}\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
-            mirror()?
-        ),
-    )?;
-    let mut updated = false;
-    for line in LOCK.lines().filter(|l| !l.starts_with('#') && !l.is_empty()) {
-        let [package, version, sha256] = line.split_whitespace().collect::<Vec<_>>()[..] else { bail!("packages.lock: {line:?}") };
-        let file = dir.join(format!("{package}_{}_all.deb", version.replace(':', "%3a")));
-        if !file.exists() {
-            if !updated {
-                run(apt(&dir).arg("update"))?;
-                updated = true;
-            }
-            run(apt(&dir).arg("download").arg(format!("{package}={version}")))
-                .with_context(|| format!("{package} {version} is not on the mirror any more; take the version that is (apt-cache policy) into packages.lock and compare the tables"))?;
-        }
-        let found = Sha256::digest(std::fs::read(&file).with_context(|| format!("read {}", file.display()))?);
-        let found: String = found.iter().map(|b| format!("{b:02x}")).collect();
-        if found != sha256 {
-            bail!("{}: its hash is {found}, packages.lock says {sha256}", file.display());
-        }
-        run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(dir.join("root")))?;
-    }
-    Ok(())
+    let source = format!(
+        "Types: deb\nURIs: {}\nSuites: {SUITE}\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
+        mirror()?
+    );
+    std::fs::write(dir.join("apt/etc/apt/sources.list.d/sid.sources"), source)?;
+    Ok(dir)
 }
 
 /// The Debian mirror of the host's apt configuration.
@@ -66,7 +107,11 @@ fn mirror() -> Result<String> {
 }
 
 fn apt(dir: &Path) -> Command {
-    let mut command = Command::new("apt-get");
+    apt_tool(dir, "apt-get")
+}
+
+fn apt_tool(dir: &Path, tool: &str) -> Command {
+    let mut command = Command::new(tool);
     command
         .current_dir(dir)
         .arg("-o")

@@ -4,6 +4,7 @@
 //! server validates fields, and merge and explain by the definitions. Texts for people are given by the caller
 //! ([`Descriptions`]); without them the documents are complete but silent.
 
+pub mod binary;
 mod definitions;
 mod paths;
 

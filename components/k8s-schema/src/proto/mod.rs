@@ -2,7 +2,7 @@
 
 mod decode;
 mod encode;
-mod wire;
+pub(crate) mod wire;
 
 pub use decode::{Envelope, open_envelope};
 pub use encode::write_envelope;
