@@ -178,7 +178,7 @@ pub fn remove(directory: &Path, name: &str) -> io::Result<()> {
     let snapshot = directory.join(name);
     let description = snapshot.with_extension("json");
     match fs::remove_file(&description) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => fs::remove_file(&snapshot),
     }
 }

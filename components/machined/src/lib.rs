@@ -13,6 +13,7 @@ mod join;
 mod kubeconfig;
 pub mod kubernetes;
 pub mod machine;
+mod metrics;
 pub mod pairing;
 pub mod paths;
 pub mod reconcilers;

@@ -107,15 +107,21 @@ async fn maintenance(machine: Arc<Machine>, mut network: Network, trouble: Optio
 }
 
 async fn running(machine: Arc<Machine>, network: Network, trouble: Option<String>, stop: CancellationToken) -> anyhow::Result<()> {
-    // Nobody trusts this one; the certificates' reconciler replaces it.
-    let unknown = self_signed("strake-machine-without-certificate")?;
-    let serving = ServingCertificate::new(&unknown.cert_pem, &unknown.key_pem)?;
+    let serving = match reconcilers::kept_certificate(&machine.state) {
+        Some((cert_pem, key_pem)) => ServingCertificate::new(&cert_pem, &key_pem)?,
+        None => {
+            // Nobody trusts this one; the certificates' reconciler replaces it.
+            let unknown = self_signed("strake-machine-without-certificate")?;
+            ServingCertificate::new(&unknown.cert_pem, &unknown.key_pem)?
+        }
+    };
     let loaded = machine.loaded().context("a running machine has a config")?;
     let tls = tls::with_client_ca(serving.clone(), machine_ca(&loaded.config))?;
     let board = reconcilers::spawn(reconcilers::registry(network), &machine, &serving, &stop);
     let console = Console { machine: machine.clone(), board: board.subscribe(), pairing: None, trouble: trouble.into_iter().collect() };
     tokio::spawn(console.run());
     tokio::spawn(remember_good_config(machine.clone(), board.subscribe()));
+    tokio::spawn(crate::metrics::serve(machine.clone()));
     let listener = listen().await?;
     tracing::info!(hostname = machine.hostname(), role = %loaded.config.machine.role, "running");
     Ok(api::serve(machine, Policy::Roles, tls, listener, stop).await?)

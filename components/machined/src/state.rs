@@ -79,7 +79,7 @@ impl StateDir {
         let removed = fs::remove_file(&temporary);
         match linked {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(StateError::HasClusterId(self.cluster_id()?.unwrap_or_default()));
+                Err(StateError::HasClusterId(self.cluster_id()?.unwrap_or_default()))
             }
             other => other.and(removed).and_then(|()| sync_dir(&self.dir)).map_err(failed),
         }

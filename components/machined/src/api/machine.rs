@@ -260,6 +260,11 @@ impl Handler {
                 );
                 return Err(Status::failed_precondition(text));
             }
+            let etcd = machine.disks.system_partition("ETCD").map_err(|error| super::internal(&error))?;
+            if config.is_control_plane() && etcd.is_none() {
+                let text = "this disk was laid out for a worker and has no ETCD partition: boot the ISO to install a control plane";
+                return Err(Status::failed_precondition(text));
+            }
             return Ok(Work::ConfigOnly { state, size, text: text.to_owned(), scratch });
         }
         let media = Media::at(&machine.paths.media(), &machine.boot.root_uuid);

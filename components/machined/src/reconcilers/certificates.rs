@@ -13,6 +13,7 @@ use serde_json::json;
 use super::{Context, Outcome, ReconcileError, Reconciler};
 use crate::join::{self, JoinAnswer};
 use crate::serving;
+use crate::state::StateDir;
 
 pub struct Certificates;
 
@@ -37,9 +38,9 @@ impl Reconciler for Certificates {
         let now = Timestamp::now();
         let (config, addresses) = (cx.config(), cx.addresses());
         let wanted = wanted(config, &cx.hostname(), &addresses);
-        let current = load(cx, MACHINE)?;
+        let current = load(&cx.machine.state, MACHINE)?;
         let due = current.as_ref().is_none_or(|current| is_due(&current.0, &wanted, config, now));
-        let kube_proxy = load(cx, KUBE_PROXY)?;
+        let kube_proxy = load(&cx.machine.state, KUBE_PROXY)?;
         if config.is_control_plane() {
             if due {
                 let authority = &config.secrets.authorities.machine;
@@ -54,12 +55,12 @@ impl Reconciler for Certificates {
             store(cx, KUBE_PROXY, &kube_proxy_certificate, &proxy_key.to_pem())?;
             store(cx, MACHINE, &machine_certificate, &machine_key.to_pem())?;
         }
-        let (certificate, cert_pem, key_pem) = load(cx, MACHINE)?.ok_or("the machine API's certificate is not there")?;
+        let (certificate, cert_pem, key_pem) = load(&cx.machine.state, MACHINE)?.ok_or("the machine API's certificate is not there")?;
         cx.serving.replace(&cert_pem, &key_pem)?;
         let spec = json!({"subject": certificate.common_name, "expires": certificate.not_after.to_string(),
             "names": certificate.dns_names, "addresses": certificate.addresses});
         cx.machine.store.set("certificates", "machine", spec);
-        if let Some((certificate, ..)) = load(cx, KUBE_PROXY)? {
+        if let Some((certificate, ..)) = load(&cx.machine.state, KUBE_PROXY)? {
             let spec = json!({"subject": certificate.common_name, "expires": certificate.not_after.to_string()});
             cx.machine.store.set("certificates", "kube-proxy", spec);
         }
@@ -94,8 +95,14 @@ fn lifetime_is_over(current: &Certificate, now: Timestamp) -> bool {
     !matches!(renewal(now, current.not_before, current.not_after), Renewal::Keep { .. })
 }
 
-fn load(cx: &Context, (cert, key): (&str, &str)) -> Result<Option<(Certificate, String, String)>, ReconcileError> {
-    let (Some(cert), Some(key)) = (cx.machine.state.text(cert)?, cx.machine.state.text(key)?) else { return Ok(None) };
+/// The machine API's certificate and key of the last boot, as PEM, when they fit together.
+pub fn kept_certificate(state: &StateDir) -> Option<(String, String)> {
+    // What can't be read now is reported by the reconciler, which reads it again.
+    load(state, MACHINE).ok().flatten().map(|(_, cert, key)| (cert, key))
+}
+
+fn load(state: &StateDir, (cert, key): (&str, &str)) -> Result<Option<(Certificate, String, String)>, ReconcileError> {
+    let (Some(cert), Some(key)) = (state.text(cert)?, state.text(key)?) else { return Ok(None) };
     // What can't be read, or is of different makes after a crash, is replaced like what is missing.
     let fits = pki::tls::certified_key(&cert, &key).is_ok();
     Ok(Certificate::from_pem(&cert).ok().filter(|_| fits).map(|certificate| (certificate, cert, key)))

@@ -29,6 +29,7 @@ use crate::api::chain;
 use crate::api::tls::ServingCertificate;
 use crate::machine::{Loaded, Machine};
 
+pub use certificates::kept_certificate;
 pub use console::Console;
 pub use network::Network;
 pub use observe::observe;
@@ -136,7 +137,7 @@ pub fn registry(network: Network) -> Vec<Box<dyn Reconciler>> {
         Box::new(crate::kubernetes::ContainerdConfig),
         Box::new(containerd::ContainerRuntime::default()),
         Box::new(images::Images::default()),
-        Box::new(services::Services::default()),
+        Box::new(services::Services),
         Box::new(crate::kubernetes::Manifests::default()),
         Box::new(crate::kubernetes::PodNetwork::default()),
         Box::new(etcd_snapshots::EtcdSnapshots),

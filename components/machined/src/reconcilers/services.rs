@@ -10,7 +10,6 @@ use super::{Context, Outcome, ReconcileError, Reconciler};
 use crate::service_words;
 
 /// Starts what the config wants.
-#[derive(Default)]
 pub struct Services;
 
 #[tonic::async_trait]

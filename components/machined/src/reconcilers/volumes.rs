@@ -1,7 +1,7 @@
 //! ETCD and DATA: found by their labels on the disk the system runs from, checked in a child process, mounted. STATE is
 //! mounted before there is a config, by the boot code, with the same functions.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use host::mount::{Flags, LinuxMounts, MountRequest, Mounts, usage};
@@ -105,7 +105,7 @@ fn directories(cx: &Context) -> std::io::Result<()> {
     Ok(())
 }
 
-fn show(cx: &Context, label: &str, target: &PathBuf) -> Result<(), ReconcileError> {
+fn show(cx: &Context, label: &str, target: &Path) -> Result<(), ReconcileError> {
     let usage = usage(target)?;
     let device = LinuxMounts.mounted_at(target)?.map(|entry| entry.source).unwrap_or_default();
     let spec = json!({

@@ -90,7 +90,7 @@ fn row(resource: &Resource) -> anyhow::Result<Value> {
     let mut row = output::row(json!({"kind": resource.kind, "id": resource.id, "version": resource.version}));
     match spec {
         Value::Object(fields) => {
-            let known = columns(&resource.kind).iter().any(|column| *column == "SPEC");
+            let known = columns(&resource.kind).contains(&"SPEC");
             if known {
                 row.insert("spec".to_owned(), Value::from(Value::Object(fields.clone()).to_string()));
             }
