@@ -3,6 +3,8 @@
 //! [`Schema`] is the table of types; [`Doc`] is a document of one of them. Decoding, encoding, patches, server-side apply,
 //! selectors, validation and OpenAPI all work on these two, for built-in kinds and custom resources alike.
 
+#![warn(missing_docs)]
+
 pub mod apply;
 pub mod defaults;
 pub mod doc;

@@ -1,7 +1,7 @@
 //! Sets of field paths, as `managedFields` keep them (`fieldsV1`).
 
 use crate::doc::MAX_DEPTH;
-use crate::json::decode::Cursor;
+use crate::json::cursor::Cursor;
 use serde_json::{Map, Number, Value};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};

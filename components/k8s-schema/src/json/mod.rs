@@ -1,5 +1,6 @@
 //! JSON in and out of documents, with the behaviour and the error texts of Go's decoder and encoder.
 
+pub(crate) mod cursor;
 pub(crate) mod decode;
 pub(crate) mod encode;
 pub(crate) mod peek;

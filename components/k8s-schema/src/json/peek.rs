@@ -1,6 +1,7 @@
 //! Which object a body says it is, before decoding it.
 
-use super::decode::{Cursor, DecodeError};
+use super::cursor::{Cursor, Stop};
+use super::decode::DecodeError;
 
 /// `apiVersion` and `kind` of a body, empty when absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub fn peek_type_meta(text: &[u8]) -> Result<TypeMeta, DecodeError> {
     }
 }
 
-fn read(text: &[u8]) -> Result<Result<TypeMeta, String>, super::decode::Stop> {
+fn read(text: &[u8]) -> Result<Result<TypeMeta, String>, Stop> {
     let mut cursor = Cursor::new(text);
     let mut meta = TypeMeta::default();
     let mut wrong = None;

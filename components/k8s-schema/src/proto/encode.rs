@@ -125,7 +125,7 @@ impl Encoder<'_> {
                 while let Some(node) = self.doc.node(entry).copied() {
                     let start = begin(self.out, number);
                     put_bytes(self.out, 1, self.doc.slice(&node));
-                    if !(elem.kind() == Kind::Bytes && !self.exists(entry + 1)) {
+                    if elem.kind() != Kind::Bytes || self.exists(entry + 1) {
                         self.value(2, elem, entry + 1);
                     }
                     end(self.out, start);

@@ -4,7 +4,7 @@
 //! allocates: a [`Type`] and a [`Field`] are a reference and a number. What the table says follows Go's types, because
 //! Go's encoders define the wire: field order, which zero values are written, protobuf numbers.
 
-pub mod compile;
+pub(crate) mod compile;
 
 use compile::{FIELD_WORDS, GROUP_WORDS, HEADER_WORDS, KIND_WORDS, MAGIC, POINTER, TYPE_WORDS, field_flags, type_flags};
 use std::fmt;
