@@ -123,11 +123,13 @@ fn text(known: &Known) -> Result<String, std::fmt::Error> {
             expiry.get_or_create(&vec![("certificate", resource.id.clone())]).set(expires.as_second());
         }
     }
-    let kept = gauge(&mut registry, "etcd_snapshots", "Kept etcd snapshots");
-    kept.get_or_create(&Vec::new()).set(i64::try_from(known.snapshots.len()).unwrap_or(i64::MAX));
+    let kept = Gauge::<i64>::default();
+    kept.set(i64::try_from(known.snapshots.len()).unwrap_or(i64::MAX));
+    registry.register("etcd_snapshots", "Kept etcd snapshots", kept);
     if let Some(newest) = known.snapshots.iter().max() {
-        let taken = gauge(&mut registry, "etcd_snapshot_newest_timestamp_seconds", "When the newest kept etcd snapshot was taken");
-        taken.get_or_create(&Vec::new()).set(*newest);
+        let taken = Gauge::<i64>::default();
+        taken.set(*newest);
+        registry.register("etcd_snapshot_newest_timestamp_seconds", "When the newest kept etcd snapshot was taken", taken);
     }
     let mut text = String::new();
     encode(&mut text, &registry)?;
