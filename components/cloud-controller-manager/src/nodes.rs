@@ -122,6 +122,7 @@ async fn sync(client: &Client, recorder: &EventRecorder, node: &Node) -> Result<
     if plan.provider_id.is_none() && plan.labels.is_empty() && !plan.remove_taint {
         return Ok(Action::Done);
     }
+    let mut initialised = false;
     client
         .update(&NODES, ("", name), &node.metadata.uid, "", |object| {
             if let Some(id) = &plan.provider_id {
@@ -131,11 +132,13 @@ async fn sync(client: &Client, recorder: &EventRecorder, node: &Node) -> Result<
                 object["metadata"]["labels"][key] = json!(value);
             }
             if let Some(taints) = object["spec"]["taints"].as_array_mut() {
+                let before = taints.len();
                 taints.retain(|taint| !(plan.remove_taint && taint["key"] == UNINITIALIZED));
+                initialised = taints.len() < before;
             }
         })
         .await?;
-    if plan.remove_taint {
+    if initialised {
         tracing::info!(node = name, "node initialised");
         recorder.event(&ObjectReference::to(&NODES, &node.metadata), EventType::Normal, "Synced", "Node synced successfully");
     }

@@ -13,6 +13,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::Error;
+
 /// How failed keys come back: exponentially per key, and not more than a rate overall.
 #[derive(Clone, Copy, Debug)]
 pub struct RateLimit {
@@ -254,7 +256,14 @@ where
                     }
                     Ok(Action::Retry) => queue.add_rate_limited(key.clone()),
                     Err(error) => {
-                        tracing::warn!(queue = queue.name(), key = ?key, failures = queue.failures(&key), error = &error as &dyn std::error::Error, "reconciling failed, trying again");
+                        let (name, failures) = (queue.name(), queue.failures(&key));
+                        // Someone else wrote first: the normal way of two writers, and no trouble.
+                        let conflict = (&error as &(dyn std::error::Error + 'static)).downcast_ref::<Error>().is_some_and(Error::is_conflict);
+                        if conflict && failures < 5 {
+                            tracing::debug!(queue = name, key = ?key, failures, error = &error as &dyn std::error::Error, "conflict, trying again");
+                        } else {
+                            tracing::warn!(queue = name, key = ?key, failures, error = &error as &dyn std::error::Error, "reconciling failed, trying again");
+                        }
                         queue.add_rate_limited(key.clone());
                     }
                 }

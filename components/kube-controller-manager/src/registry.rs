@@ -47,6 +47,13 @@ pub const CONTROLLERS: &[Controller] = &[
     controller!("taint-eviction-controller", [], true, "node-controller", c::taint_eviction::run),
     controller!("garbage-collector-controller", ["garbagecollector"], true, "generic-garbage-collector", c::garbage_collector::run),
     controller!("pod-garbage-collector-controller", ["podgc"], true, "pod-garbage-collector", c::pod_gc::run),
+    controller!(
+        "clusterrole-aggregation-controller",
+        ["clusterrole-aggregation"],
+        true,
+        "clusterrole-aggregation-controller",
+        c::cluster_role_aggregation::run
+    ),
     controller!("certificatesigningrequest-approving-controller", ["csrapproving"], true, "certificate-controller", c::csr_approving::run),
     controller!("certificatesigningrequest-signing-controller", ["csrsigning"], true, "certificate-controller", c::csr_signing::run),
 ];
@@ -60,7 +67,6 @@ const NOT_HERE: &[&str] = &[
     "persistentvolume-binder-controller",
     "persistentvolume-attach-detach-controller",
     "ttl-controller",
-    "clusterrole-aggregation-controller",
     "endpointslice-mirroring-controller",
 ];
 

@@ -158,6 +158,18 @@ pub async fn run(context: Context) {
             sink.add(change.object().metadata.key());
         }
     });
+    // A request that waits for its node, or for an address of it, goes on when the node changes.
+    let (sink, waiting) = (queue.clone(), requests.clone());
+    nodes.add_handler(move |change: Change<'_, Node>| {
+        let user = format!("{NODE_USER}{}", change.object().metadata.name);
+        let addressed = match change {
+            Change::Updated { old, new } => old.status.addresses != new.status.addresses,
+            _ => true,
+        };
+        if addressed {
+            waiting.list().iter().filter(|request| request.spec.username == user).for_each(|request| sink.add(request.metadata.key()));
+        }
+    });
     requests.wait_synced().await;
     nodes.wait_synced().await;
     run_workers(queue, 2, context.stop.clone(), move |key: ObjectKey| {
@@ -182,7 +194,7 @@ async fn sync(client: &Client, nodes: &Informer<Node>, request: &CertificateSign
         }
         Verdict::Wait { reason } => {
             tracing::info!(request = name, reason, "certificate request waits");
-            return Ok(Action::After(Duration::from_secs(5)));
+            return Ok(Action::After(Duration::from_secs(60)));
         }
         Verdict::Approve { message } => message,
         Verdict::IfAllowed { permission, message } => {

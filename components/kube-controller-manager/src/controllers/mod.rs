@@ -1,5 +1,6 @@
 //! The controllers, one module each; [`crate::registry`] names them all.
 
+pub mod cluster_role_aggregation;
 pub mod cron_job;
 mod csr;
 pub mod csr_approving;
