@@ -79,8 +79,8 @@ fn judge(name: &str, layer: Layer, wanted: &str, for_tests: bool) -> Option<&'st
     match (layer, below) {
         (Layer::Tool, Layer::Tool) => None,
         (_, Layer::Tool) | (Layer::Tool, _) => Some("building and testing is apart from the product"),
-        (_, Layer::Binary) => Some("binaries are never imported"),
         _ if for_tests => None,
+        (_, Layer::Binary) => Some("binaries are never imported"),
         (Layer::Pure, Layer::Pure) => None,
         (Layer::Pure, _) => Some("a pure crate depends on pure crates only"),
         (Layer::Io, Layer::Pure | Layer::Io) if PRODUCT.contains(&wanted) => Some("host and k8s-client know no product types"),
@@ -123,6 +123,8 @@ mod tests {
             ("xtask", "qemu-tests", "normal", true),
             ("xtask", "machined", "normal", false),
             ("init", "image", "dev", false),
+            ("machined", "strakectl", "normal", false),
+            ("machined", "strakectl", "dev", true),
         ] {
             let kind = if kind == "normal" { Value::Null } else { json!(kind) };
             let metadata = json!({

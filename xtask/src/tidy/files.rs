@@ -57,7 +57,8 @@ fn check_rust(path: &str, text: &str) -> Vec<String> {
         complaints.push(format!("{path} has {lines} lines; split it at the seam of its stories (at most {MAX_LINES})"));
     }
     let documented = text.lines().find(|line| !line.trim().is_empty()).is_some_and(|line| line.starts_with("//!"));
-    if path.contains("/src/") && !documented && !generated {
+    let test_module = path.ends_with("tests.rs");
+    if path.contains("/src/") && !documented && !generated && !test_module {
         complaints.push(format!("{path} does not begin with what it is for (`//!`)"));
     }
     complaints
@@ -75,6 +76,7 @@ mod tests {
             ("a/src/lib.rs", "//! Doc.\nfn f() {}\n", ""),
             ("a/src/lib.rs", "fn f() {}\n", "does not begin with"),
             ("a/build.rs", "fn main() {}\n", ""),
+            ("a/src/plan_tests.rs", "use super::*;\n", ""),
             ("a/src/lib.rs", long.as_str(), "has 801 lines"),
             ("docs/x.md", &format!("see {place}/x"), "docs/x.md:1: names"),
             ("Cargo.lock", &format!("see {place}/x"), ""),
