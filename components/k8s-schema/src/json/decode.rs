@@ -224,16 +224,10 @@ impl<'d> Decoder<'_, 'd> {
         let mut first = true;
         while self.cursor.next_key(&mut first)? {
             let key = self.cursor.key_text();
-            let field = match t.field_at(expected).filter(|f| f.name_bytes() == key.as_bytes()) {
-                Some(field) => field,
-                None => match t.field(&key) {
-                    Some(field) => field,
-                    None => {
-                        self.complain("unknown field", &key);
-                        self.cursor.skip()?;
-                        continue;
-                    }
-                },
+            let Some(field) = t.field_near(&key, expected) else {
+                self.complain("unknown field", &key);
+                self.cursor.skip()?;
+                continue;
             };
             let index = field.index();
             expected = index + 1;

@@ -5,12 +5,11 @@
 //! little-endian `u32` words unless said otherwise.
 //!
 //! ```text
-//! header   magic, then (offset, count) of: types, fields, by_name, wire, groups, kinds, names; offset of strings
+//! header   magic, then (offset, count) of: types, fields, wire, groups, kinds, names; offset of strings; two words of nothing
 //! type     kind u8, flags u8, list u8, 0 | name | go name | element | first field | fields u16, groups u16 | wire start | wire length
 //!          | first group | list keys | enum values | 0
-//! field    name | type | number u16, group u16 | flags | merge key | default | markers | 0
+//! field    name | type | number u16, group u16 | flags | merge key | default | markers | hash of the name
 //! group    number | type | parent (0: the struct itself) | go name         an embedded struct, flattened in JSON
-//! by_name  u16 per field: the struct's fields in the order of their names
 //! wire     u16: field index, 0x4000|group: the embedded message begins, 0x8000: it ends; in the order of the numbers
 //! kind     group | version | kind | type                                   sorted
 //! names    type, sorted by name: the named types
@@ -19,7 +18,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-pub const MAGIC: u32 = 0x4b38_5301;
+pub const MAGIC: u32 = 0x4b38_5302;
 pub const TYPE_WORDS: usize = 12;
 pub const FIELD_WORDS: usize = 8;
 pub const GROUP_WORDS: usize = 4;
@@ -108,6 +107,16 @@ struct Group {
     ty: u32,
     parent: u16,
     go_name: String,
+}
+
+/// Tells names of fields apart quickly: their length, their first and their last eight bytes.
+pub fn name_hash(name: &[u8]) -> u32 {
+    let (first, last) = match (name.first_chunk::<8>(), name.last_chunk::<8>()) {
+        (Some(first), Some(last)) => (u64::from_le_bytes(*first), u64::from_le_bytes(*last)),
+        _ => (name.iter().fold(0, |all, b| all << 8 | u64::from(*b)), 0),
+    };
+    let mixed = (first ^ last.rotate_left(29) ^ name.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 32) as u32
 }
 
 /// What is wrong with the text, with the line it is about.
@@ -360,8 +369,7 @@ impl Compiler {
 
     fn write(&self, kinds: &[(String, String, String, u32)]) -> Vec<u8> {
         let mut strings = Strings::default();
-        let (mut types, mut fields, mut by_name, mut wire, mut groups) =
-            (Vec::new(), Vec::new(), Vec::<u16>::new(), Vec::<u16>::new(), Vec::new());
+        let (mut types, mut fields, mut wire, mut groups) = (Vec::new(), Vec::new(), Vec::<u16>::new(), Vec::new());
         for ty in &self.types {
             let program = wire_program(ty);
             types.extend([
@@ -379,9 +387,6 @@ impl Compiler {
                 0,
             ]);
             wire.extend(program);
-            let mut order: Vec<u16> = (0..ty.fields.len() as u16).collect();
-            order.sort_by_key(|&i| &ty.fields[usize::from(i)].name);
-            by_name.extend(order);
             for f in &ty.fields {
                 let kind = self.types[f.ty as usize].kind;
                 // Bool, numbers, strings, bytes, lists, maps and interfaces can be empty in Go; structs cannot.
@@ -396,7 +401,7 @@ impl Compiler {
                     strings.add(&f.merge_key),
                     strings.add(&f.default),
                     strings.add(&f.markers),
-                    0,
+                    name_hash(f.name.as_bytes()),
                 ]);
             }
             for g in &ty.groups {
@@ -425,12 +430,11 @@ impl Compiler {
         let halves = |w: &[u16]| -> Vec<u8> { w.iter().flat_map(|w| w.to_le_bytes()).collect() };
         section(words(&types), types.len() / TYPE_WORDS, &mut body);
         section(words(&fields), fields.len() / FIELD_WORDS, &mut body);
-        section(halves(&by_name), by_name.len(), &mut body);
         section(halves(&wire), wire.len(), &mut body);
         section(words(&groups), groups.len() / GROUP_WORDS, &mut body);
         section(words(&kind_words), kind_words.len() / KIND_WORDS, &mut body);
         section(words(&names), names.len(), &mut body);
-        header.push((HEADER_WORDS * 4 + body.len()) as u32);
+        header.extend([(HEADER_WORDS * 4 + body.len()) as u32, 0, 0]);
         body.extend(strings.bytes);
         debug_assert_eq!(header.len(), HEADER_WORDS);
         out.extend(words(&header));

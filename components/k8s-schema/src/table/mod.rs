@@ -168,7 +168,6 @@ pub struct Table {
     types: usize,
     type_count: u32,
     fields: usize,
-    by_name: usize,
     wire: usize,
     groups: usize,
     kinds: usize,
@@ -274,7 +273,6 @@ impl Table {
             types: 0,
             type_count: 0,
             fields: 0,
-            by_name: 0,
             wire: 0,
             groups: 0,
             kinds: 0,
@@ -287,19 +285,24 @@ impl Table {
             return None;
         }
         let at = |i: usize| table.word(i * 4) as usize;
-        (
+        let header: [usize; 14] = std::array::from_fn(at);
+        [
+            _,
             table.types,
-            table.type_count,
+            _,
             table.fields,
-            table.by_name,
+            _,
             table.wire,
+            _,
             table.groups,
+            _,
             table.kinds,
             table.kind_count,
             table.names,
             table.name_count,
             table.strings,
-        ) = (at(1), at(2) as u32, at(3), at(5), at(7), at(9), at(11), at(12), at(13), at(14), at(15));
+        ] = header;
+        table.type_count = header[2] as u32;
         Some(table)
     }
 
@@ -473,19 +476,28 @@ impl<'a> Type<'a> {
 
     /// A struct's field by JSON name.
     pub fn field(&self, name: &str) -> Option<Field<'a>> {
-        let first = self.at(4);
-        let (mut low, mut high) = (0u32, u32::from(self.field_count()));
-        while low < high {
-            let mid = (low + high) / 2;
-            let index = self.table.half(self.table.by_name + (first + mid) as usize * 2);
-            let field = Field { table: self.table, row: first + u32::from(index), index, owner: self.id };
-            match field.name_bytes().cmp(name.as_bytes()) {
-                std::cmp::Ordering::Equal => return Some(field),
-                std::cmp::Ordering::Less => low = mid + 1,
-                std::cmp::Ordering::Greater => high = mid,
-            }
-        }
-        None
+        self.field_near(name, 0)
+    }
+
+    /// [`Self::field`], looking first from an index on, where it is when fields come in Go's order.
+    pub(crate) fn field_near(&self, name: &str, from: u16) -> Option<Field<'a>> {
+        let (first, count) = (self.at(4), usize::from(self.field_count()));
+        let start = self.table.fields + first as usize * FIELD_WORDS * 4;
+        let rows = self.table.bytes().get(start..start + count * FIELD_WORDS * 4)?;
+        let hash = compile::name_hash(name.as_bytes()).to_le_bytes();
+        let found = |range: std::ops::Range<usize>| {
+            let mut part = rows.get(range.start * FIELD_WORDS * 4..range.end * FIELD_WORDS * 4)?.chunks_exact(FIELD_WORDS * 4).enumerate();
+            part.find_map(|(i, row)| {
+                if row.last_chunk::<4>() != Some(&hash) {
+                    return None;
+                }
+                let index = (range.start + i) as u16;
+                let field = Field { table: self.table, row: first + u32::from(index), index, owner: self.id };
+                (field.name_bytes() == name.as_bytes()).then_some(field)
+            })
+        };
+        let from = usize::from(from).min(count);
+        found(from..count).or_else(|| found(0..from))
     }
 
     /// Whether this is a kind's struct: it embeds TypeMeta, and so has `kind` and `apiVersion` first.
