@@ -11,6 +11,7 @@ use crate::debian::ROOT;
 use crate::debian::store::{self, Versions};
 use crate::digest;
 use crate::error::{Error, FileContext};
+use crate::kmod;
 use crate::media::{self, IsoInputs, UkiInputs};
 use crate::oci::{self, ImageSpec};
 use crate::process::run;
@@ -24,8 +25,8 @@ pub const STUB_IMAGE: &str = "strake.dev/stub:v1";
 pub const HELLO_IMAGE: &str = "strake.dev/hello:v1";
 
 /// Raised when the builder changes so that equal inputs give another image.
-const BUILDER: &str = "1";
-const ZSTD_LEVEL: i32 = 19;
+const BUILDER: &str = "2";
+const ZSTD_LEVEL: i32 = 15;
 
 /// What an image is built from.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +89,7 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     let stub = oci::archive(&stub_spec, &root::stub_tree(&inputs.binaries.join("pause")))?;
     let configs = inputs.project.join("configs");
     let root_inputs = RootInputs {
+        tools,
         packages: &packages.dir,
         binaries: inputs.binaries,
         configs: &configs,
@@ -200,15 +202,9 @@ fn initramfs_tree(inputs: &Inputs<'_>, tools: &Tools, modules: &Modules, kernel:
     tree.copy("init", inputs.binaries.join("init"), 0o755);
     let mut list = String::new();
     for path in modules.load_order(&inputs.project.join("configs/modules/initramfs.list"))? {
-        let source = modules.dir.join(&path);
-        let plain = path.trim_end_matches(".xz");
-        let target = format!("/usr/lib/modules/{kernel}/{plain}");
-        if plain == path {
-            tree.copy(&target, source, 0o644);
-        } else {
-            // The initramfs is compressed as a whole, which a module that is compressed already would spoil.
-            tree.file(&target, run(tools.command("xz")?.arg("-dc").arg(&source))?, 0o644);
-        }
+        let target = format!("/usr/lib/modules/{kernel}/{}", kmod::plain_name(&path));
+        // The initramfs is compressed as a whole, which a module that is compressed already would spoil.
+        tree.file(&target, modules.plain(tools, &path)?, 0o644);
         list.push_str(&target);
         list.push('\n');
     }
@@ -218,7 +214,7 @@ fn initramfs_tree(inputs: &Inputs<'_>, tools: &Tools, modules: &Modules, kernel:
 
 fn command_line(arguments: &Path, root_uuid: &str) -> Result<String, Error> {
     let text = std::fs::read_to_string(arguments).on("read", arguments)?;
-    let mut words = crate::kmod::list_items(&text);
+    let mut words = kmod::list_items(&text);
     words.push(format!("strake.root={root_uuid}"));
     Ok(words.join(" "))
 }

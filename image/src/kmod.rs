@@ -125,6 +125,21 @@ pub fn filter_names(text: &str, field: usize, kept: &BTreeSet<String>) -> String
     filter(text, |line| line.split_whitespace().nth(field).is_some_and(|name| names.contains(&normal(name))))
 }
 
+/// A module's path once it is not compressed any more.
+pub fn plain_name(path: &str) -> &str {
+    path.trim_end_matches(".xz")
+}
+
+/// depmod's `modules.dep` with one module under another path.
+pub fn rename(text: &str, from: &str, to: &str) -> String {
+    let word = |word: &str| match word.strip_suffix(':') {
+        Some(path) if path == from => format!("{to}:"),
+        None if word == from => to.to_owned(),
+        _ => word.to_owned(),
+    };
+    text.lines().flat_map(|line| [line.split(' ').map(word).collect::<Vec<_>>().join(" "), "\n".to_owned()]).collect()
+}
+
 /// The lines of a list file: one item per line, `#` starts a comment.
 pub fn list_items(text: &str) -> Vec<String> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
@@ -183,6 +198,13 @@ mod tests {
         assert!(!kept.contains("kernel/sound/snd.ko.xz"));
         assert_eq!(filter_dep(FILES.dep, &kept).lines().count(), 7, "all but snd; the soft dependency keeps crc32c-intel");
         assert_eq!(filter_names(FILES.alias, 2, &kept).lines().count(), 2);
+    }
+
+    #[test]
+    fn a_renamed_module_is_renamed_wherever_it_stands() {
+        let text = "a/x.ko.xz: b/y.ko.xz a/xx.ko.xz\nb/y.ko.xz:\na/xx.ko.xz:\n";
+        assert_eq!(rename(text, "b/y.ko.xz", plain_name("b/y.ko.xz")), "a/x.ko.xz: b/y.ko a/xx.ko.xz\nb/y.ko:\na/xx.ko.xz:\n");
+        assert_eq!(rename(text, "a/x.ko.xz", "a/x.ko"), "a/x.ko: b/y.ko.xz a/xx.ko.xz\nb/y.ko.xz:\na/xx.ko.xz:\n");
     }
 
     #[test]

@@ -9,6 +9,8 @@ use serde_json::json;
 use crate::elf;
 use crate::error::{Error, FileContext};
 use crate::kmod::{self, DepmodFiles, ModuleIndex};
+use crate::process::run;
+use crate::tools::Tools;
 use crate::tree::Tree;
 
 /// Debian's programs: where the package has it, where the root has it.
@@ -51,6 +53,8 @@ const MOUNT_POINTS: &[(&str, u32)] = &[
 /// What the root is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct RootInputs<'a> {
+    /// The tools, for unpacking modules.
+    pub tools: &'a Tools,
     /// The unpacked Debian packages.
     pub packages: &'a Path,
     /// The directory with our static binaries.
@@ -114,6 +118,12 @@ impl Modules {
         let names = kmod::list_items(&std::fs::read_to_string(list).on("read", list)?);
         self.index.load_order(&names).map_err(|name| Error::malformed(list, format!("the kernel has no module {name}")))
     }
+
+    /// A module's content without compression.
+    pub fn plain(&self, tools: &Tools, path: &str) -> Result<Vec<u8>, Error> {
+        let file = self.dir.join(path);
+        if path.ends_with(".xz") { run(tools.command("xz")?.arg("-dc").arg(&file)) } else { std::fs::read(&file).on("read", &file) }
+    }
 }
 
 /// Plans the root.
@@ -172,15 +182,24 @@ fn add_modules(tree: &mut Tree, inputs: &RootInputs<'_>, modules: &Modules) -> R
     let load = modules.load_order(&inputs.configs.join("modules/load.list"))?;
     kept.extend(load.iter().cloned());
     let target = format!("usr/lib/modules/{}", inputs.release.kernel);
-    for path in &kept {
-        tree.copy(&format!("{target}/{path}"), modules.dir.join(path), 0o644);
-    }
     let [dep, softdep, alias, builtin] = &modules.texts;
-    tree.file(&format!("{target}/modules.dep"), kmod::filter_dep(dep, &kept), 0o644);
+    let mut dep = kmod::filter_dep(dep, &kept);
+    for path in &kept {
+        if load.contains(path) {
+            // Loaded at every boot: the file system's own compression costs a fraction of xz's time.
+            let plain = kmod::plain_name(path);
+            tree.file(&format!("{target}/{plain}"), modules.plain(inputs.tools, path)?, 0o644);
+            dep = kmod::rename(&dep, path, plain);
+        } else {
+            tree.copy(&format!("{target}/{path}"), modules.dir.join(path), 0o644);
+        }
+    }
+    tree.file(&format!("{target}/modules.dep"), dep, 0o644);
     tree.file(&format!("{target}/modules.softdep"), kmod::filter_names(softdep, 1, &kept), 0o644);
     tree.file(&format!("{target}/modules.alias"), kmod::filter_names(alias, 2, &kept), 0o644);
     tree.file(&format!("{target}/modules.builtin"), builtin.clone(), 0o644);
-    tree.file("usr/share/strake/modules.list", load.join("\n") + "\n", 0o644);
+    let list: String = load.iter().flat_map(|path| [kmod::plain_name(path), "\n"]).collect();
+    tree.file("usr/share/strake/modules.list", list, 0o644);
     Ok(())
 }
 
