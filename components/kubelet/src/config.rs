@@ -200,8 +200,6 @@ pub struct WebhookAuthorization {
 pub struct Config {
     pub static_pod_path: Option<PathBuf>,
     #[serde(skip)]
-    pub file_check_frequency: Duration,
-    #[serde(skip)]
     pub sync_frequency: Duration,
     pub address: IpAddr,
     pub port: u16,
@@ -358,10 +356,10 @@ impl Config {
             return Err(invalid("the machine has no host name and --hostname-override is not set".into()));
         }
         let pids = file.pod_pids_limit.unwrap_or(-1);
-        let eviction_defaults = [("memory.available", "100Mi"), ("nodefs.available", "10%"), ("nodefs.inodesFree", "5%"), ("imagefs.available", "15%")];
+        let eviction_defaults =
+            [("memory.available", "100Mi"), ("nodefs.available", "10%"), ("nodefs.inodesFree", "5%"), ("imagefs.available", "15%")];
         Ok(Config {
             static_pod_path: flags.pod_manifest_path.clone().or(some_path(file.static_pod_path)),
-            file_check_frequency: file.file_check_frequency.unwrap_or(Duration::from_secs(20)).max(Duration::from_secs(1)),
             sync_frequency: file.sync_frequency.unwrap_or(Duration::from_secs(60)).max(Duration::from_secs(1)),
             address: flags.address.or(file.address).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
             port: flags.port.or(file.port).unwrap_or(10250),
@@ -457,16 +455,18 @@ mod tests {
 
     #[test]
     fn bad_files_are_refused_with_the_reason() {
-        for (yaml, expected) in [
-            ("noSuchField: 1\n", "noSuchField"),
-            ("syncFrequency: soon\n", "soon"),
-            ("authentication: {x509: {caFile: a}}\n", "caFile"),
-        ] {
+        for (yaml, expected) in
+            [("noSuchField: 1\n", "noSuchField"), ("syncFrequency: soon\n", "soon"), ("authentication: {x509: {caFile: a}}\n", "caFile")]
+        {
             let error = file(yaml).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
         let flags = Flags::parse_from(["kubelet"]);
-        for (yaml, expected) in [("cgroupDriver: systemd\n", "cgroupfs"), ("authorization: {mode: Maybe}\n", "Maybe"), ("containerRuntimeEndpoint: tcp://x\n", "unix")] {
+        for (yaml, expected) in [
+            ("cgroupDriver: systemd\n", "cgroupfs"),
+            ("authorization: {mode: Maybe}\n", "Maybe"),
+            ("containerRuntimeEndpoint: tcp://x\n", "unix"),
+        ] {
             let error = Config::resolve(&flags, file(yaml).unwrap(), "host").unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }

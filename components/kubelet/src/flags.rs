@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn booleans_work_with_and_without_a_value() {
-        let f = Flags::try_parse_from(["kubelet", "--rotate-certificates", "--register-node=false", "--node-ip=10.0.0.1,fd00::1", "--v=4"]).unwrap();
+        let f = Flags::try_parse_from(["kubelet", "--rotate-certificates", "--register-node=false", "--node-ip=10.0.0.1,fd00::1", "--v=4"])
+            .unwrap();
         assert_eq!((f.rotate_certificates, f.register_node, f.node_ip.len(), f.verbosity), (Some(true), Some(false), 2, 4));
     }
 

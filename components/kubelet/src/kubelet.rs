@@ -171,8 +171,8 @@ impl Manager {
         for (uid, handle) in self.workers.iter().filter(|(uid, _)| !wanted.contains_key(*uid)) {
             let pod = handle.desired.borrow().pod.clone();
             let source_known = if pod.is_static() { statics.is_some() } else { api_synced };
-            if source_known {
-                tracing::debug!(uid, "pod is gone from its source");
+            if source_known && !handle.desired.borrow().removed {
+                tracing::info!(uid, pod = %pod.full_name(), "pod is gone from its source");
                 handle.update(&pod, true);
             }
         }
@@ -197,7 +197,7 @@ impl Manager {
         let finished: Vec<String> = self.workers.iter().filter(|(_, h)| h.is_finished()).map(|(uid, _)| uid.clone()).collect();
         for uid in finished {
             self.workers.remove(&uid);
-            self.shared.pleg.unregister(&uid);
+            self.shared.pleg.forget(&uid);
             // What was held back by it may start now.
             self.changed.notify_one();
         }
@@ -231,9 +231,8 @@ impl Manager {
 
     /// Removes directories and cgroups of pods that nobody knows any more.
     fn sweep(&self, wanted: &BTreeMap<String, Arc<Pod>>, in_runtime: Option<&HashMap<String, crate::pleg::RuntimePod>>) {
-        let known = |uid: &str| {
-            wanted.contains_key(uid) || self.workers.contains_key(uid) || in_runtime.is_some_and(|pods| pods.contains_key(uid))
-        };
+        let known =
+            |uid: &str| wanted.contains_key(uid) || self.workers.contains_key(uid) || in_runtime.is_some_and(|pods| pods.contains_key(uid));
         let dirs = std::fs::read_dir(self.shared.config.root_dir.join("pods")).into_iter().flatten().flatten();
         let mut orphans: HashSet<String> = dirs.filter_map(|e| e.file_name().into_string().ok()).collect();
         orphans.extend(self.shared.cgroups.pod_uids());

@@ -49,7 +49,9 @@ impl Pleg {
         self.wakers.lock().insert(uid.to_owned(), wake);
     }
 
-    pub fn unregister(&self, uid: &str) {
+    /// Forgets a pod whose worker removed the last of it, rather than seeing it until the next look.
+    pub fn forget(&self, uid: &str) {
+        self.pods.lock().remove(uid);
         self.wakers.lock().remove(uid);
     }
 

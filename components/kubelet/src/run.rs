@@ -1,7 +1,7 @@
 //! Start: flags and configuration, then everything that runs for as long as the kubelet does.
 
-use crate::api::credentials::{self, Purpose};
 use crate::api::Api;
+use crate::api::credentials::{self, Purpose};
 use crate::config::{Config, File};
 use crate::cri::Cri;
 use crate::flags::Flags;
@@ -164,7 +164,8 @@ async fn connect(shared: Arc<Shared>, kubeconfig: PathBuf, bootstrap: Option<Pat
     shared.api.node_event(EventType::Normal, "Starting", "Starting kubelet.");
 
     let selector = format!("spec.nodeName={}", shared.config.node_name);
-    let pods = spawn_reflector(client.clone(), ReflectorOptions { field_selector: selector, ..ReflectorOptions::of::<Pod>() }, stop.clone());
+    let pods =
+        spawn_reflector(client.clone(), ReflectorOptions { field_selector: selector, ..ReflectorOptions::of::<Pod>() }, stop.clone());
     let notify = changed.clone();
     pods.add_handler(move |_| notify.notify_one());
     let _ = shared.api.pods.set(pods);

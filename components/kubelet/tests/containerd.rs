@@ -54,7 +54,10 @@ fn find_programs() -> Result<PathBuf, String> {
             // Programs on PATH are collected under one directory for containerd to find.
             let path = std::env::var_os("PATH").unwrap_or_default();
             let dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
-            dirs.iter().find(|d| d.join("containerd").exists()).cloned().ok_or("no containerd on PATH and STRAKE_CONTAINERD_DIR is not set")?
+            dirs.iter()
+                .find(|d| d.join("containerd").exists())
+                .cloned()
+                .ok_or("no containerd on PATH and STRAKE_CONTAINERD_DIR is not set")?
         }
     };
     for program in PROGRAMS {
@@ -180,7 +183,10 @@ impl World {
 
     /// Text of the newest log of a container.
     fn log_of(&self, pod: &str, container: &str) -> Option<String> {
-        let dir = fs::read_dir(self.path("logs")).ok()?.flatten().find(|e| e.file_name().to_string_lossy().starts_with(&format!("kube-system_{pod}-node-1_")))?;
+        let dir = fs::read_dir(self.path("logs"))
+            .ok()?
+            .flatten()
+            .find(|e| e.file_name().to_string_lossy().starts_with(&format!("kube-system_{pod}-node-1_")))?;
         let mut files: Vec<PathBuf> = fs::read_dir(dir.path().join(container)).ok()?.flatten().map(|e| e.path()).collect();
         files.sort_by_key(|p| p.file_stem().and_then(|n| n.to_string_lossy().parse::<u32>().ok()));
         fs::read_to_string(files.last()?).ok()
@@ -190,7 +196,7 @@ impl World {
 /// A Docker archive with busybox as its only content.
 fn image_archive(busybox: &Path, target: &Path) {
     let mut layer = tar::Builder::new(Vec::new());
-    let mut add = |builder: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8], mode: u32| {
+    let add = |builder: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8], mode: u32| {
         let mut header = tar::Header::new_gnu();
         header.set_size(data.len() as u64);
         header.set_mode(mode);
@@ -278,7 +284,9 @@ fn static_pods_run_without_an_api_server(programs: &Path) {
     // One pod with everything a static pod uses, one that keeps failing.
     world.write("manifests/web.yaml", WEB.trim_start());
     world.write("manifests/crash.yaml", CRASH.trim_start());
-    world.until("the web pod serves what its init container wrote", Duration::from_secs(60), || get(8080, "/index.html").is_some_and(|t| t.contains("from-init")));
+    world.until("the web pod serves what its init container wrote", Duration::from_secs(60), || {
+        get(8080, "/index.html").is_some_and(|t| t.contains("from-init"))
+    });
     world.until("environment, user, volumes are as asked", Duration::from_secs(5), || {
         world.log_of("web", "web").is_some_and(|t| t.contains("host=node-1 uid=1234 labels=app=\"web\""))
     });
@@ -314,16 +322,18 @@ fn static_pods_run_without_an_api_server(programs: &Path) {
         get(8080, "/").is_none() && world.ctr(&["containers", "list", "-q"]).is_some_and(|t| t.trim().is_empty())
     });
     world.until("their directories are gone", Duration::from_secs(10), || {
-        fs::read_dir(world.path("kubelet/pods")).is_ok_and(|d| d.count() == 0) && fs::read_dir(world.path("logs")).is_ok_and(|d| d.count() == 0)
+        fs::read_dir(world.path("kubelet/pods")).is_ok_and(|d| d.count() == 0)
+            && fs::read_dir(world.path("logs")).is_ok_and(|d| d.count() == 0)
     });
     drop(kubelet);
     drop(containerd);
 }
 
 fn crash_restarts(world: &World) -> u32 {
-    let Some(dir) = fs::read_dir(world.path("logs")).ok().and_then(|d| {
-        d.flatten().find(|e| e.file_name().to_string_lossy().starts_with("kube-system_crash-node-1_"))
-    }) else {
+    let Some(dir) = fs::read_dir(world.path("logs"))
+        .ok()
+        .and_then(|d| d.flatten().find(|e| e.file_name().to_string_lossy().starts_with("kube-system_crash-node-1_")))
+    else {
         return 0;
     };
     let names = fs::read_dir(dir.path().join("crash")).into_iter().flatten().flatten();

@@ -70,8 +70,7 @@ pub fn current_path(dir: &Path, purpose: Purpose) -> PathBuf {
 }
 
 fn spec(purpose: Purpose, node: &str, addresses: &[IpAddr]) -> LeafSpec {
-    let mut spec =
-        LeafSpec { common_name: format!("system:node:{node}"), organization: Some("system:nodes".into()), ..Default::default() };
+    let mut spec = LeafSpec { common_name: format!("system:node:{node}"), organization: Some("system:nodes".into()), ..Default::default() };
     if purpose == Purpose::Serving {
         spec.dns_names = vec![node.to_owned()];
         spec.addresses = addresses.to_vec();
@@ -144,7 +143,8 @@ fn store(dir: &Path, purpose: Purpose, certificate: &str, key: &str) -> Result<(
     let stamp = Timestamp::now().strftime("%Y-%m-%d-%H-%M-%S").to_string();
     let name = format!("{}-{stamp}.pem", purpose.file_prefix());
     let path = dir.join(&name);
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(io("create", &path))?;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(io("create", &path))?;
     file.write_all(format!("{}\n{}", certificate.trim_end(), key).as_bytes()).and_then(|()| file.sync_all()).map_err(io("write", &path))?;
     let link = dir.join(format!("{}-updated.pem", purpose.file_prefix()));
     let _ = std::fs::remove_file(&link);

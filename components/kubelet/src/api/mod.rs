@@ -208,12 +208,7 @@ impl Api {
     /// A token for the pod's service account, renewed when 80 % of its life (at most a day) has passed.
     pub async fn service_account_token(&self, pod: &Pod, audience: &str, seconds: i64) -> Result<String, ApiError> {
         let account = if pod.spec.service_account_name.is_empty() { "default" } else { &pod.spec.service_account_name };
-        let key = TokenKey {
-            pod_uid: pod.metadata.uid.clone(),
-            account: account.to_owned(),
-            audience: audience.to_owned(),
-            seconds,
-        };
+        let key = TokenKey { pod_uid: pod.metadata.uid.clone(), account: account.to_owned(), audience: audience.to_owned(), seconds };
         let cached = self.tokens.lock().get(&key).cloned();
         if let Some(cached) = &cached
             && !needs_refresh(cached.issued.elapsed(), cached.lifetime)

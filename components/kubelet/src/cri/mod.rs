@@ -52,9 +52,7 @@ macro_rules! call {
         // The transport's own deadline only covers the server side, so the wait here is bounded as well.
         match tokio::time::timeout($timeout + Duration::from_secs(1), client.$method(request)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => {
-                Err(CriError { operation: stringify!($method), code: status.code(), message: status.message().to_owned() })
-            }
+            Ok(Err(status)) => Err(CriError { operation: stringify!($method), code: status.code(), message: status.message().to_owned() }),
             Err(_) => Err(CriError {
                 operation: stringify!($method),
                 code: tonic::Code::DeadlineExceeded,
@@ -186,11 +184,6 @@ impl Cri {
         Ok(call!(self, runtime, list_container_stats, self.timeout, v1::ListContainerStatsRequest { filter: None })?.stats)
     }
 
-    pub async fn update_runtime_config(&self, pod_cidr: String) -> Result<(), CriError> {
-        let config = v1::RuntimeConfig { network_config: Some(v1::NetworkConfig { pod_cidr }) };
-        call!(self, runtime, update_runtime_config, self.timeout, v1::UpdateRuntimeConfigRequest { runtime_config: Some(config) }).map(drop)
-    }
-
     pub async fn list_images(&self) -> Result<Vec<v1::Image>, CriError> {
         Ok(call!(self, image, list_images, self.timeout, v1::ListImagesRequest { filter: None })?.images)
     }
@@ -208,10 +201,6 @@ impl Cri {
     ) -> Result<String, CriError> {
         let request = v1::PullImageRequest { image: Some(image), auth, sandbox_config: Some(sandbox_config) };
         Ok(call!(self, image, pull_image, PULL_TIMEOUT, request)?.image_ref)
-    }
-
-    pub async fn image_fs_info(&self) -> Result<v1::ImageFsInfoResponse, CriError> {
-        call!(self, image, image_fs_info, self.timeout, v1::ImageFsInfoRequest {})
     }
 }
 

@@ -339,9 +339,7 @@ impl Container {
     pub fn resolve_port(&self, port: &IntOrString) -> Option<u16> {
         let number = match port {
             IntOrString::Int(n) => *n,
-            IntOrString::String(s) => {
-                s.parse().ok().or_else(|| self.ports.iter().find(|p| p.name == *s).map(|p| p.container_port))?
-            }
+            IntOrString::String(s) => s.parse().ok().or_else(|| self.ports.iter().find(|p| p.name == *s).map(|p| p.container_port))?,
         };
         u16::try_from(number).ok().filter(|p| *p != 0)
     }

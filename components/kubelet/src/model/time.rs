@@ -1,7 +1,7 @@
 //! Conversions between CRI's times and the API's, and Go durations as they appear in configuration files.
 
 use jiff::Timestamp;
-pub use k8s_client::{MicroTime, Time};
+pub use k8s_client::Time;
 use serde::{Deserialize, Deserializer, de};
 use std::time::Duration;
 

@@ -141,7 +141,10 @@ mod tests {
 
     #[test]
     fn an_external_provider_completes_the_node() {
-        let node = registration(&config(&["--cloud-provider=external", "--node-ip=10.5.0.11", "--node-labels=a=b", "--register-with-taints=x=y:NoExecute"]), json!({}));
+        let node = registration(
+            &config(&["--cloud-provider=external", "--node-ip=10.5.0.11", "--node-labels=a=b", "--register-with-taints=x=y:NoExecute"]),
+            json!({}),
+        );
         assert_eq!(node["metadata"]["labels"]["a"], "b");
         assert_eq!(node["metadata"]["labels"]["kubernetes.io/hostname"], "n1");
         assert_eq!(node["metadata"]["annotations"][PROVIDED_IP], "10.5.0.11");

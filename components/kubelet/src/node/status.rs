@@ -50,7 +50,8 @@ pub fn allocatable(config: &crate::config::Config, seen: &Observed) -> Allocatab
     Allocatable {
         cpu_milli: (seen.cpus * 1000 - reserved("cpu", true)).max(0),
         memory: (seen.memory.total - reserved("memory", false) - eviction("memory.available", total)).max(0),
-        ephemeral_storage: (signed(seen.disk.size) - reserved("ephemeral-storage", false) - eviction("nodefs.available", seen.disk.size)).max(0),
+        ephemeral_storage: (signed(seen.disk.size) - reserved("ephemeral-storage", false) - eviction("nodefs.available", seen.disk.size))
+            .max(0),
     }
 }
 
@@ -60,7 +61,8 @@ pub fn conditions(config: &crate::config::Config, seen: &Observed, previous: &[N
     let below = |available: u64, name: &str, total: u64| total > 0 && available < threshold(hard(name), total);
     let unsigned = |v: i64| u64::try_from(v).unwrap_or(0);
     let memory = below(unsigned(seen.memory.available), "memory.available", unsigned(seen.memory.total));
-    let disk = below(seen.disk.available, "nodefs.available", seen.disk.size) || below(seen.disk.inodes_free, "nodefs.inodesFree", seen.disk.inodes);
+    let disk = below(seen.disk.available, "nodefs.available", seen.disk.size)
+        || below(seen.disk.inodes_free, "nodefs.inodesFree", seen.disk.inodes);
     let pid = seen.pid_max > 0 && seen.pids * 10 > seen.pid_max * 9;
     let pressure = |on: bool, name: &'static str, bad: [&'static str; 2], good: [&'static str; 2]| {
         let [reason, message] = if on { bad } else { good };
@@ -145,7 +147,8 @@ pub async fn collect(shared: &Shared, node: Option<&Node>) -> (Value, Value) {
             let network = is("NetworkReady");
             shared.set_network_ready(network.is_none_or(|c| c.status));
             if let Some(c) = network.filter(|c| !c.status) {
-                not_ready.push(format!("container runtime network not ready: NetworkReady=false reason:{} message:{}", c.reason, c.message));
+                not_ready
+                    .push(format!("container runtime network not ready: NetworkReady=false reason:{} message:{}", c.reason, c.message));
             }
         }
         Err(error) => not_ready.push(format!("container runtime is down: {error}")),
@@ -154,7 +157,8 @@ pub async fn collect(shared: &Shared, node: Option<&Node>) -> (Value, Value) {
         not_ready.push("PLEG is not healthy: pleg has yet to be successful".into());
     }
     let (pid_max, pids) = facts::pids();
-    let seen = Observed { cpus: facts::cpus(), memory: facts::memory(), disk: facts::filesystem(&config.root_dir), pid_max, pids, not_ready };
+    let seen =
+        Observed { cpus: facts::cpus(), memory: facts::memory(), disk: facts::filesystem(&config.root_dir), pid_max, pids, not_ready };
     let limits = allocatable(config, &seen);
     shared.set_allocatable(limits);
     let previous = node.map(|n| n.status.conditions.as_slice()).unwrap_or_default();
@@ -221,9 +225,8 @@ pub async fn run(shared: Arc<Shared>) {
         }
         let known = shared.api.node.load_full();
         let (status, essence) = collect(&shared, known.as_deref()).await;
-        let is_true = |kind: &str| {
-            status["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == kind && c["status"] == "True")
-        };
+        let is_true =
+            |kind: &str| status["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == kind && c["status"] == "True");
         ready = is_true("Ready");
         let (Some(_), Ok(client)) = (known, shared.api.client()) else { continue };
         let unchanged = last.as_ref().is_some_and(|(sent, at)| *sent == essence && at.elapsed() < shared.config.status_report);
@@ -285,7 +288,11 @@ mod tests {
     #[test]
     fn allocatable_is_less_than_capacity() {
         let reserved = |c: &str, m: &str| BTreeMap::from([("cpu".to_owned(), c.to_owned()), ("memory".to_owned(), m.to_owned())]);
-        let c = config(crate::config::File { system_reserved: reserved("100m", "64Mi"), kube_reserved: reserved("200m", "0"), ..Default::default() });
+        let c = config(crate::config::File {
+            system_reserved: reserved("100m", "64Mi"),
+            kube_reserved: reserved("200m", "0"),
+            ..Default::default()
+        });
         let a = allocatable(&c, &seen());
         assert_eq!(a, Allocatable { cpu_milli: 1700, memory: (1024 - 64 - 100) << 20, ephemeral_storage: 900 });
         assert_eq!(resources(&seen(), 110, Some(a))["cpu"], "1700m");
@@ -295,9 +302,8 @@ mod tests {
     #[test]
     fn pressure_and_readiness() {
         let c = config(crate::config::File::default());
-        let status = |o: &Observed, kind: &str| {
-            conditions(&c, o, &[], from_seconds(5)).into_iter().find(|x| x.r#type == kind).unwrap().status
-        };
+        let status =
+            |o: &Observed, kind: &str| conditions(&c, o, &[], from_seconds(5)).into_iter().find(|x| x.r#type == kind).unwrap().status;
         for (kind, change) in [
             ("MemoryPressure", Observed { memory: Memory { total: 1 << 30, available: 50 << 20 }, ..seen() }),
             ("DiskPressure", Observed { disk: Filesystem { available: 99, ..seen().disk }, ..seen() }),

@@ -90,16 +90,14 @@ async fn start(
         let path = config.pod_dir(&pod.metadata.uid).join(dir);
         std::fs::create_dir_all(&path).map_err(|e| ("FailedToMakePodDataDirectories", format!("create {}: {e}", path.display())))?;
     }
-    let facts = volumes::content::Facts {
-        pod,
-        pod_ips: runtime.ips(),
-        host_ips: &shared.host_ips(),
-        allocatable: shared.allocatable(),
-    };
+    let facts = volumes::content::Facts { pod, pod_ips: runtime.ips(), host_ips: &shared.host_ips(), allocatable: shared.allocatable() };
     let mounted = volumes::setup(config, &shared.api, &facts).await.map_err(|e| ("FailedMount", e.to_string()))?;
 
     let host_resolver = std::fs::read_to_string(&config.resolv_conf).map(|t| dns::parse_resolv_conf(&t)).unwrap_or_default();
-    if config.cluster_dns.is_empty() && ["", "ClusterFirst", "ClusterFirstWithHostNet"].contains(&pod.spec.dns_policy.as_str()) && !pod.is_static() {
+    if config.cluster_dns.is_empty()
+        && ["", "ClusterFirst", "ClusterFirstWithHostNet"].contains(&pod.spec.dns_policy.as_str())
+        && !pod.is_static()
+    {
         shared.api.pod_event(pod, None, EventType::Warning, "MissingClusterDNS",
             "kubelet does not have ClusterDNS IP configured and cannot create Pod using \"ClusterFirst\" policy. Falling back to \"Default\" policy.");
     }
@@ -172,11 +170,7 @@ impl Launch<'_> {
             shared.api.pod_event(pod, Some(name), EventType::Warning, "Failed", format!("Error: {message}"));
             Waiting { name: name.clone(), reason, message }
         };
-        let image = shared
-            .images
-            .ensure(&shared.api, pod, container, self.sandbox_config)
-            .await
-            .map_err(|e| fail(e.reason, e.message))?;
+        let image = shared.images.ensure(&shared.api, pod, container, self.sandbox_config).await.map_err(|e| fail(e.reason, e.message))?;
         let env = self.environment(container).await.map_err(|m| failed("CreateContainerConfigError", m))?;
         let log_dir = Path::new(&self.sandbox_config.log_directory).join(name);
         std::fs::create_dir_all(&log_dir).map_err(|e| failed("CreateContainerError", format!("create {}: {e}", log_dir.display())))?;
@@ -238,7 +232,11 @@ impl Launch<'_> {
         let services: Vec<(String, String)> = match shared.api.services.get() {
             Some(informer) if informer.has_synced() => {
                 let list = informer.list();
-                env::service_variables(list.iter().map(AsRef::as_ref), &pod.metadata.namespace, pod.spec.enable_service_links != Some(false))
+                env::service_variables(
+                    list.iter().map(AsRef::as_ref),
+                    &pod.metadata.namespace,
+                    pod.spec.enable_service_links != Some(false),
+                )
             }
             // A static pod never waits for the API.
             _ if pod.is_static() => Vec::new(),

@@ -197,9 +197,12 @@ fn container_obs(status: &v1::ContainerStatus, sandbox_id: &str) -> ContainerObs
         exit_code: status.exit_code,
         reason: status.reason.clone(),
         message,
-        image: status.image.as_ref().map(|i| i.user_specified_image.clone()).filter(|i| !i.is_empty()).unwrap_or_else(|| {
-            status.image.as_ref().map(|i| i.image.clone()).unwrap_or_default()
-        }),
+        image: status
+            .image
+            .as_ref()
+            .map(|i| i.user_specified_image.clone())
+            .filter(|i| !i.is_empty())
+            .unwrap_or_else(|| status.image.as_ref().map(|i| i.image.clone()).unwrap_or_default()),
         image_ref: status.image_ref.clone(),
         log_path: status.log_path.clone(),
         grace_period: annotation(ANNOTATION_GRACE_PERIOD).parse().ok(),

@@ -157,10 +157,8 @@ fn sandbox_change(pod: &Pod, runtime: &PodRuntime, actions: &mut PodActions) -> 
     let ready = runtime.sandboxes.iter().filter(|s| s.ready).count();
     actions.attempt = newest.attempt;
     actions.sandbox_id = Some(newest.id.clone());
-    let usable = ready == 1
-        && newest.ready
-        && newest.host_network == pod.spec.host_network
-        && (newest.host_network || !newest.ips.is_empty());
+    let usable =
+        ready == 1 && newest.ready && newest.host_network == pod.spec.host_network && (newest.host_network || !newest.ips.is_empty());
     if !usable {
         actions.attempt = newest.attempt + 1;
     }
@@ -176,9 +174,7 @@ fn plan_init(input: &Input<'_>, sandbox: &str, actions: &mut PodActions) -> bool
     if init.is_empty() {
         return true;
     }
-    let begun = |c: &Container| {
-        runtime.newest_in(&c.name, sandbox).is_some_and(|o| o.state != RunState::Unknown)
-    };
+    let begun = |c: &Container| runtime.newest_in(&c.name, sandbox).is_some_and(|o| o.state != RunState::Unknown);
     let was_initialized = pod.spec.containers.iter().any(begun);
     // The furthest init container that has been created. Those before it are done; sidecars among them must be kept running.
     let furthest = (0..init.len()).rev().find(|i| runtime.newest_in(&init[*i].name, sandbox).is_some());

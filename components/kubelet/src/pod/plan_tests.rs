@@ -1,3 +1,5 @@
+//! Tables of the plan: what is done in which situation.
+
 use super::*;
 use crate::pod::observe::Sandbox;
 use serde_json::json;
@@ -105,7 +107,9 @@ fn restart_policies_after_exit() {
 
 #[test]
 fn a_dead_sandbox_is_not_recreated_for_a_pod_that_is_done() {
-    for (policy, code, create) in [("Never", 0, false), ("Never", 1, false), ("OnFailure", 0, false), ("OnFailure", 1, true), ("Always", 0, true)] {
+    for (policy, code, create) in
+        [("Never", 0, false), ("Never", 1, false), ("OnFailure", 0, false), ("OnFailure", 1, true), ("Always", 0, true)]
+    {
         let p = pod(json!({"restartPolicy": policy, "containers": [{"name": "a", "image": "i"}]}));
         let c = vec![obs(&p, "a", "s", RunState::Exited, code)];
         let plan = Case::new(p, vec![sandbox("s", 0, false)], c).plan();

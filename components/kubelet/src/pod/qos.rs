@@ -42,13 +42,7 @@ pub fn class_of(pod: &Pod) -> Qos {
 
 /// The request of one container in thousandths; a limit without a request is also the request.
 pub fn request_milli(container: &Container, resource: &str) -> i64 {
-    container
-        .resources
-        .requests
-        .get(resource)
-        .or_else(|| container.resources.limits.get(resource))
-        .and_then(|q| q.milli())
-        .unwrap_or(0)
+    container.resources.requests.get(resource).or_else(|| container.resources.limits.get(resource)).and_then(|q| q.milli()).unwrap_or(0)
 }
 
 /// The limit of one container in thousandths.

@@ -4,9 +4,7 @@ use super::observe::{ContainerObs, PodRuntime, RunState, time_of};
 use super::plan::{ProbeResults, Waiting};
 use super::qos;
 use crate::model::pod::{Container, Pod, RestartPolicy};
-use crate::model::status::{
-    ContainerState, ContainerStatus, Ip, PodCondition, PodStatus, StateRunning, StateTerminated, StateWaiting,
-};
+use crate::model::status::{ContainerState, ContainerStatus, Ip, PodCondition, PodStatus, StateRunning, StateTerminated, StateWaiting};
 use crate::model::time::Time;
 
 /// What the status is made from.
@@ -93,12 +91,8 @@ fn container_status(input: &Input<'_>, container: &Container, previous: &[Contai
     let Input { pod, runtime, waiting, .. } = input;
     let known: Vec<&ContainerObs> = runtime.containers.iter().filter(|c| c.name == container.name).collect();
     let old = previous.iter().find(|s| s.name == container.name);
-    let mut status = ContainerStatus {
-        name: container.name.clone(),
-        image: container.image.clone(),
-        started: Some(false),
-        ..Default::default()
-    };
+    let mut status =
+        ContainerStatus { name: container.name.clone(), image: container.image.clone(), started: Some(false), ..Default::default() };
     if !container.resources.limits.is_empty() || !container.resources.requests.is_empty() {
         status.resources = Some(container.resources.clone());
     }
@@ -207,9 +201,7 @@ fn set_readiness(input: &Input<'_>, status: &mut PodStatus) {
 
 /// Whether the pod's regular containers have begun to run at some time.
 fn has_begun(status: &PodStatus) -> bool {
-    status.container_statuses.iter().any(|s| {
-        s.state.running.is_some() || s.state.terminated.is_some() || s.last_state.terminated.is_some()
-    })
+    status.container_statuses.iter().any(|s| s.state.running.is_some() || s.state.terminated.is_some() || s.last_state.terminated.is_some())
 }
 
 fn phase(input: &Input<'_>, status: &PodStatus) -> &'static str {
@@ -343,7 +335,10 @@ fn conditions(input: &Input<'_>, status: &mut PodStatus) {
         if unknown.is_empty() {
             push("Ready", true, "", String::new());
         } else {
-            let missing: Vec<String> = unknown.iter().map(|g| format!("corresponding condition of pod readiness gate \"{g}\" does not exist or is not True.")).collect();
+            let missing: Vec<String> = unknown
+                .iter()
+                .map(|g| format!("corresponding condition of pod readiness gate \"{g}\" does not exist or is not True."))
+                .collect();
             push("Ready", false, "ReadinessGatesNotReady", missing.join(", "));
         }
         push("ContainersReady", true, "", String::new());

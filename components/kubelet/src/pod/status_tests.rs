@@ -1,3 +1,5 @@
+//! Tables of the status: phases, conditions, container states.
+
 use super::*;
 use crate::model::time::from_seconds;
 use crate::pod::observe::Sandbox;

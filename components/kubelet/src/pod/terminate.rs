@@ -25,7 +25,8 @@ pub async fn kill_container(shared: &Shared, pod: &Pod, observed: &ContainerObs,
         if let Some(hook) = hook {
             let limit = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
             let empty = Container::default();
-            let outcome = tokio::time::timeout(limit, run_hook(shared, pod, definition.unwrap_or(&empty), &observed.id, &hook, limit)).await;
+            let outcome =
+                tokio::time::timeout(limit, run_hook(shared, pod, definition.unwrap_or(&empty), &observed.id, &hook, limit)).await;
             if let Err(error) = outcome.unwrap_or_else(|_| Err("the grace period ended".into())) {
                 let text = format!("PreStopHook failed: {error}");
                 shared.api.pod_event(pod, Some(&observed.name), EventType::Warning, "FailedPreStopHook", text);

@@ -76,6 +76,8 @@ struct Worker {
     status: PodStatus,
     failure: Option<(String, String)>,
     volumes_refreshed: tokio::time::Instant,
+    /// Syncs in a row in which something failed.
+    failures: u32,
 }
 
 /// What to do after a sync.
@@ -97,6 +99,7 @@ impl Worker {
             observer: Observer::default(),
             waiting: Vec::new(),
             failure: None,
+            failures: 0,
             volumes_refreshed: tokio::time::Instant::now(),
             shared,
             wake,
@@ -174,6 +177,19 @@ impl Worker {
         // Old reasons hold while their container is still being tried.
         self.waiting.retain(|w| hopeful.contains(w.name.as_str()));
         self.waiting.retain(|w| !actions.waiting.iter().any(|a| a.name == w.name));
+        for waiting in &actions.waiting {
+            let known = self.status.init_container_statuses.iter().chain(&self.status.container_statuses).any(|s| {
+                s.name == waiting.name
+                    && s.state.waiting.as_ref().is_some_and(|w| w.reason == waiting.reason && w.message == waiting.message)
+            });
+            if !known {
+                let text = format!(
+                    "Back-off restarting failed container {} in pod {}_{}({})",
+                    waiting.name, pod.metadata.name, pod.metadata.namespace, self.uid
+                );
+                shared.api.pod_event(pod, Some(&waiting.name), k8s_client::EventType::Warning, "BackOff", text);
+            }
+        }
         self.waiting.extend(actions.waiting.iter().cloned());
         self.publish(pod, &runtime, false);
         if self.status.is_terminal() {
@@ -208,8 +224,10 @@ impl Worker {
             if let Ok(runtime) = self.observer.observe(&shared.cri, &self.uid).await {
                 self.publish(pod, &runtime, false);
             }
-            return Next::Wait(wait.min(RETRY));
+            self.failures = self.failures.saturating_add(1);
+            return Next::Wait(wait.min(retry_pause(self.failures)));
         }
+        self.failures = 0;
         Next::Wait(if outcome.progress { Duration::ZERO } else { wait })
     }
 
@@ -361,6 +379,12 @@ impl Worker {
     }
 }
 
+/// The pause after a number of failures in a row: what may come right by itself soon (a volume's object, the network) is tried soon, what
+/// does not is not tried all the time.
+fn retry_pause(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.clamp(1, 4)).min(Duration::from_secs(10))
+}
+
 /// The grace period of a pod that ends now. One that is only known from the runtime has it in its containers' annotations.
 fn grace_of(pod: &Pod, runtime: &PodRuntime) -> i64 {
     if pod.metadata.deletion_grace_period_seconds.is_none() && pod.spec.containers.is_empty() {
@@ -408,4 +432,37 @@ fn seed(status: &PodStatus) -> ProbeResults {
         }
     }
     results
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_ten_seconds() {
+        let pauses: Vec<u64> = (1..7).map(|n| retry_pause(n).as_secs()).collect();
+        assert_eq!(pauses, [2, 4, 8, 10, 10, 10]);
+    }
+
+    #[test]
+    fn what_was_ready_before_a_restart_stays_ready() {
+        let status: PodStatus = serde_json::from_value(serde_json::json!({"containerStatuses": [
+            {"name": "a", "containerID": "containerd://1", "ready": true, "started": true, "state": {"running": {}}},
+            {"name": "b", "containerID": "containerd://2", "ready": false, "started": true, "state": {"running": {}}},
+            {"name": "c", "containerID": "containerd://3", "ready": true, "started": true, "state": {"terminated": {"exitCode": 0}}}]}))
+        .unwrap();
+        let results = seed(&status);
+        assert_eq!(results.readiness.keys().collect::<Vec<_>>(), ["1"]);
+        assert_eq!(results.startup.len(), 2);
+    }
+
+    #[test]
+    fn a_pod_known_only_from_the_runtime_keeps_its_grace_period() {
+        let container = |grace| super::super::observe::ContainerObs { grace_period: grace, ..Default::default() };
+        let runtime = PodRuntime { containers: vec![container(Some(5)), container(Some(7)), container(None)], ..Default::default() };
+        assert_eq!(grace_of(&Pod::default(), &runtime), 7);
+        let mut deleting = Pod::default();
+        deleting.metadata.deletion_grace_period_seconds = Some(1);
+        assert_eq!(grace_of(&deleting, &runtime), 1);
+    }
 }

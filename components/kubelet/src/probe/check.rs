@@ -80,7 +80,11 @@ pub async fn http_get(container: &Container, action: &HttpGetAction, pod_ip: &st
         exchange(TokioIo::new(stream), request).await?
     };
     let (status, body) = response;
-    if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status} {body}").trim_end().to_owned()) }
+    if (200..400).contains(&status) {
+        Ok(())
+    } else {
+        Err(format!("HTTP probe failed with statuscode: {status} {body}").trim_end().to_owned())
+    }
 }
 
 async fn exchange<I>(io: I, request: http::Request<Empty<Bytes>>) -> Result<(u16, String), String>

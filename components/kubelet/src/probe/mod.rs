@@ -56,7 +56,13 @@ impl Counter {
             self.last = Some(success);
             self.run = 1;
         }
-        let threshold = if success { probe.success_threshold.max(1) } else if probe.failure_threshold > 0 { probe.failure_threshold } else { 3 };
+        let threshold = if success {
+            probe.success_threshold.max(1)
+        } else if probe.failure_threshold > 0 {
+            probe.failure_threshold
+        } else {
+            3
+        };
         (self.run >= threshold).then_some(success)
     }
 }
@@ -164,7 +170,10 @@ impl Task {
         loop {
             ticks.tick().await;
             // Liveness and readiness wait until the container has started up.
-            if self.kind != Kind::Startup && self.container.startup_probe.is_some() && self.results.lock().startup.get(&self.id) != Some(&true) {
+            if self.kind != Kind::Startup
+                && self.container.startup_probe.is_some()
+                && self.results.lock().startup.get(&self.id) != Some(&true)
+            {
                 continue;
             }
             let outcome = check::run(&self.cri, &self.id, &self.container, &probe, &self.pod_ip).await;

@@ -217,9 +217,14 @@ mod tests {
 
     #[test]
     fn numbers() {
-        for (milli, shares, quota, weight) in
-            [(0, 2, 1000, 1), (1, 2, 1000, 1), (100, 102, 10_000, 4), (250, 256, 25_000, 10), (1000, 1024, 100_000, 39), (256_000, 262_144, 25_600_000, 10_000)]
-        {
+        for (milli, shares, quota, weight) in [
+            (0, 2, 1000, 1),
+            (1, 2, 1000, 1),
+            (100, 102, 10_000, 4),
+            (250, 256, 25_000, 10),
+            (1000, 1024, 100_000, 39),
+            (256_000, 262_144, 25_600_000, 10_000),
+        ] {
             assert_eq!((cpu_shares(milli), cpu_quota(milli), cpu_weight(cpu_shares(milli))), (shares, quota, weight), "{milli}m");
         }
     }
@@ -238,7 +243,11 @@ mod tests {
     fn pods_lie_in_their_class() {
         for (resources, path, limits) in [
             (json!({}), "/kubepods/besteffort/podu1", Limits { cpu_weight: Some(1), pids: Some(100), ..Default::default() }),
-            (json!({"requests": {"cpu": "100m"}}), "/kubepods/burstable/podu1", Limits { cpu_weight: Some(4), pids: Some(100), ..Default::default() }),
+            (
+                json!({"requests": {"cpu": "100m"}}),
+                "/kubepods/burstable/podu1",
+                Limits { cpu_weight: Some(4), pids: Some(100), ..Default::default() },
+            ),
             (
                 json!({"limits": {"cpu": "1", "memory": "64Mi"}}),
                 "/kubepods/podu1",

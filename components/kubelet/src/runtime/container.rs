@@ -47,8 +47,7 @@ pub struct Inputs<'a> {
 pub fn config(inputs: Inputs<'_>) -> Result<v1::ContainerConfig, String> {
     let Inputs { config, machine, pod, container, image, image_user, env, mounts, restart_count } = inputs;
     let lookup: HashMap<&str, &str> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    let expand_all =
-        |list: &[String]| list.iter().map(|text| expand(text, |n| lookup.get(n).map(|v| (*v).to_owned()))).collect::<Vec<_>>();
+    let expand_all = |list: &[String]| list.iter().map(|text| expand(text, |n| lookup.get(n).map(|v| (*v).to_owned()))).collect::<Vec<_>>();
     let meta = &pod.metadata;
     let labels = HashMap::from([
         (LABEL_POD_NAME.to_owned(), meta.name.clone()),
@@ -143,8 +142,7 @@ pub fn volume_mounts(
             .get(&mount.name)
             .ok_or_else(|| format!("cannot find volume \"{}\" to mount into container \"{}\"", mount.name, container.name))?;
         let host_path = sub_path(index).unwrap_or_else(|| volume.host_path.clone());
-        let container_path =
-            if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
+        let container_path = if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
         mounts.push(v1::Mount {
             container_path,
             host_path: host_path.to_string_lossy().into_owned(),

@@ -113,7 +113,9 @@ mod tests {
         assert_eq!(dns(json!({"hostNetwork": true})).servers, ["10.5.0.2", "10.5.0.3"]);
         assert_eq!(dns(json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"})).servers, ["10.96.0.10"]);
         assert_eq!(dns(json!({"dnsPolicy": "Default"})).options, ["rotate", "timeout:1"]);
-        let none = dns(json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"], "searches": ["x", "x"], "options": [{"name": "ndots", "value": "2"}]}}));
+        let none = dns(
+            json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"], "searches": ["x", "x"], "options": [{"name": "ndots", "value": "2"}]}}),
+        );
         assert_eq!((none.servers, none.searches, none.options), (vec!["1.1.1.1".into()], vec!["x".into()], vec!["ndots:2".into()]));
         let merged = dns(json!({"dnsConfig": {"options": [{"name": "ndots", "value": "1"}, {"name": "edns0"}]}}));
         assert_eq!(merged.options, ["ndots:1", "edns0"]);

@@ -75,9 +75,7 @@ pub fn build(pod: &Pod, container: &Container, inputs: &Inputs<'_>) -> Result<Ve
     }
     for env in &container.env {
         let value = match &env.value_from {
-            None => {
-                expand(&env.value, |name| values.get(name).cloned().or_else(|| services.get(name).map(|v| (*v).to_owned())))
-            }
+            None => expand(&env.value, |name| values.get(name).cloned().or_else(|| services.get(name).map(|v| (*v).to_owned()))),
             Some(from) => {
                 if let Some(field) = &from.field_ref {
                     field_value(pod, field, inputs.pod_ips, inputs.host_ips)?
@@ -292,7 +290,16 @@ mod tests {
         let pairs: Vec<String> = env.iter().map(|(k, v)| format!("{k}={v}")).collect();
         assert_eq!(
             pairs,
-            ["X_K=v", "P=override", "A=v-10.96.0.1-$(NOPE)-$(A)", "B=v-10.96.0.1-$(NOPE)-$(A)", "IP=10.0.0.9", "L=1", "S=secret", "SVC=10.96.0.1"]
+            [
+                "X_K=v",
+                "P=override",
+                "A=v-10.96.0.1-$(NOPE)-$(A)",
+                "B=v-10.96.0.1-$(NOPE)-$(A)",
+                "IP=10.0.0.9",
+                "L=1",
+                "S=secret",
+                "SVC=10.96.0.1"
+            ]
         );
     }
 

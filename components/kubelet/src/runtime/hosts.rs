@@ -45,7 +45,12 @@ mod tests {
     #[test]
     fn pod_and_host_network() {
         let pod = |spec| -> Pod { serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": spec})).unwrap() };
-        let own = content(&pod(json!({"subdomain": "sub", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]})), &["10.0.0.1".into()], "", "cluster.local");
+        let own = content(
+            &pod(json!({"subdomain": "sub", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]})),
+            &["10.0.0.1".into()],
+            "",
+            "cluster.local",
+        );
         assert!(own.starts_with(HEADER) && own.contains("10.0.0.1\tp.sub.ns.svc.cluster.local\tp\n") && own.ends_with("1.2.3.4\ta\tb\n"));
         let host = content(&pod(json!({"hostNetwork": true})), &[], "127.0.0.1 localhost\n", "cluster.local");
         assert_eq!(host, format!("{HEADER_HOST}127.0.0.1 localhost\n"));

@@ -144,7 +144,9 @@ impl Images {
         }
         match self.cri.image_status(spec).await {
             Ok(Some(image)) => Ok(resolved(container, &image)),
-            Ok(None) => Err(ImageError { reason: "ErrImagePull", message: format!("image \"{}\" is gone after its pull", container.image) }),
+            Ok(None) => {
+                Err(ImageError { reason: "ErrImagePull", message: format!("image \"{}\" is gone after its pull", container.image) })
+            }
             Err(error) => Err(ImageError { reason: "ImageInspectError", message: error.to_string() }),
         }
     }
@@ -166,7 +168,10 @@ impl Images {
                     }
                 }
                 Ok(None) => {
-                    let message = format!("Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.", secret.name);
+                    let message = format!(
+                        "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                        secret.name
+                    );
                     api.pod_event(pod, None, EventType::Warning, "FailedToRetrieveImagePullSecret", message);
                 }
                 Err(error) => tracing::warn!(pod = %pod.full_name(), secret = %secret.name, error = %error, "image pull secret"),
@@ -187,11 +192,7 @@ impl Images {
 
 fn resolved(container: &Container, image: &v1::Image) -> Image {
     Image {
-        spec: v1::ImageSpec {
-            image: image.id.clone(),
-            user_specified_image: container.image.clone(),
-            ..Default::default()
-        },
+        spec: v1::ImageSpec { image: image.id.clone(), user_specified_image: container.image.clone(), ..Default::default() },
         user: ImageUser { uid: image.uid.as_ref().map(|u| u.value), name: image.username.clone() },
     }
 }
@@ -229,7 +230,13 @@ fn credentials_for(json: &[u8], image: &str) -> Vec<v1::AuthConfig> {
         {
             (username, password) = (user.to_owned(), pass.to_owned());
         }
-        found.push(v1::AuthConfig { username, password, identity_token: entry.identitytoken, server_address: server, ..Default::default() });
+        found.push(v1::AuthConfig {
+            username,
+            password,
+            identity_token: entry.identitytoken,
+            server_address: server,
+            ..Default::default()
+        });
     }
     found
 }
@@ -252,12 +259,18 @@ mod tests {
             let container = Container { image: image.into(), image_pull_policy: set.into(), ..Default::default() };
             assert_eq!(policy(&container), expected, "{image}");
         }
-        for (image, registry) in [("a", "docker.io"), ("lib/a", "docker.io"), ("r.io/a", "r.io"), ("h:5/a", "h:5"), ("localhost/a", "localhost")] {
+        for (image, registry) in
+            [("a", "docker.io"), ("lib/a", "docker.io"), ("r.io/a", "r.io"), ("h:5/a", "h:5"), ("localhost/a", "localhost")]
+        {
             assert_eq!(registry_of(image), registry);
         }
-        for (policy, present, expected) in
-            [("Always", true, Decision::Pull), ("IfNotPresent", true, Decision::Use), ("IfNotPresent", false, Decision::Pull), ("Never", true, Decision::Use), ("Never", false, Decision::Never)]
-        {
+        for (policy, present, expected) in [
+            ("Always", true, Decision::Pull),
+            ("IfNotPresent", true, Decision::Use),
+            ("IfNotPresent", false, Decision::Pull),
+            ("Never", true, Decision::Use),
+            ("Never", false, Decision::Never),
+        ] {
             assert_eq!(decide(policy, present), expected);
         }
     }

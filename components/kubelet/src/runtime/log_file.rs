@@ -93,7 +93,7 @@ impl Renderer {
 
 const BLOCK: u64 = 64 * 1024;
 
-/// The offset where the last `lines` complete lines begin (partial records belong to the line they are part of).
+/// The offset where the last `lines` records begin. As upstream, records are counted, also when several make one long line.
 pub fn tail_offset(file: &mut File, lines: u64) -> io::Result<u64> {
     let end = file.seek(SeekFrom::End(0))?;
     if lines == 0 {
@@ -165,7 +165,10 @@ mod tests {
         let since = Some("2026-11-22T20:00:01Z".parse().unwrap());
         for (options, expected) in [
             (Options::default(), "one\ntwo\n\n"),
-            (Options { timestamps: true, ..Default::default() }, "2026-11-22T20:00:00.000000001Z one\n2026-11-22T20:00:01Z two\n2026-11-22T20:00:03Z \n"),
+            (
+                Options { timestamps: true, ..Default::default() },
+                "2026-11-22T20:00:00.000000001Z one\n2026-11-22T20:00:01Z two\n2026-11-22T20:00:03Z \n",
+            ),
             (Options { since, ..Default::default() }, "two\n\n"),
             (Options { limit_bytes: Some(5), ..Default::default() }, "one\nt"),
             (Options { stderr_only: Some(true), ..Default::default() }, "two\n"),

@@ -60,7 +60,12 @@ fn profile(profile: &SecurityProfile, seccomp_root: &std::path::Path) -> v1::Sec
 }
 
 fn selinux(options: &crate::model::pod::SeLinuxOptions) -> v1::SeLinuxOption {
-    v1::SeLinuxOption { user: options.user.clone(), role: options.role.clone(), r#type: options.r#type.clone(), level: options.level.clone() }
+    v1::SeLinuxOption {
+        user: options.user.clone(),
+        role: options.role.clone(),
+        r#type: options.r#type.clone(),
+        level: options.level.clone(),
+    }
 }
 
 /// Which namespaces of the host or the pod a container shares.
@@ -208,8 +213,10 @@ mod tests {
 
     #[test]
     fn the_container_wins_over_the_pod() {
-        let p = pod(json!({"securityContext": {"runAsUser": 1, "runAsGroup": 2, "fsGroup": 3, "supplementalGroups": [4], "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [{"name": "c", "securityContext": {"runAsUser": 9, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}}}]}));
+        let p = pod(
+            json!({"securityContext": {"runAsUser": 1, "runAsGroup": 2, "fsGroup": 3, "supplementalGroups": [4], "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{"name": "c", "securityContext": {"runAsUser": 9, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}}}]}),
+        );
         let c = context(&p, &ImageUser::default()).unwrap();
         assert_eq!((c.run_as_user.unwrap().value, c.run_as_group.unwrap().value), (9, 2));
         assert_eq!(c.supplemental_groups, [4, 3]);
@@ -220,7 +227,9 @@ mod tests {
 
     #[test]
     fn privileged_containers_see_everything() {
-        let p = pod(json!({"containers": [{"name": "c", "securityContext": {"privileged": true, "seccompProfile": {"type": "RuntimeDefault"}}}]}));
+        let p = pod(
+            json!({"containers": [{"name": "c", "securityContext": {"privileged": true, "seccompProfile": {"type": "RuntimeDefault"}}}]}),
+        );
         let c = context(&p, &ImageUser::default()).unwrap();
         assert!(c.privileged && c.masked_paths.is_empty());
         assert_eq!(c.seccomp.unwrap().profile_type, v1::security_profile::ProfileType::Unconfined as i32);
@@ -238,14 +247,18 @@ mod tests {
             (json!(null), image(None, "app"), false),
             (json!(null), image(None, ""), false),
         ] {
-            let p = pod(json!({"securityContext": {"runAsNonRoot": true}, "containers": [{"name": "c", "securityContext": {"runAsUser": user}}]}));
+            let p = pod(
+                json!({"securityContext": {"runAsNonRoot": true}, "containers": [{"name": "c", "securityContext": {"runAsUser": user}}]}),
+            );
             assert_eq!(context(&p, &image).is_ok(), ok, "{user} {image:?}");
         }
     }
 
     #[test]
     fn unsafe_sysctls_need_the_nodes_consent() {
-        let p = pod(json!({"securityContext": {"sysctls": [{"name": "net.ipv4.tcp_syncookies", "value": "1"}, {"name": "kernel.msgmax", "value": "1"}]}}));
+        let p = pod(
+            json!({"securityContext": {"sysctls": [{"name": "net.ipv4.tcp_syncookies", "value": "1"}, {"name": "kernel.msgmax", "value": "1"}]}}),
+        );
         assert_eq!(forbidden_sysctl(&p, &[]), Some("kernel.msgmax"));
         assert_eq!(forbidden_sysctl(&p, &["kernel.msg*".into()]), None);
     }

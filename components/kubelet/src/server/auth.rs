@@ -143,7 +143,10 @@ impl Access {
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(error = %error, "authorization review");
-                    return Err((StatusCode::INTERNAL_SERVER_ERROR, format!("Authorization error (user={}, verb={verb}, resource=nodes, subresource(s)={subresources:?})", user.name)));
+                    return Err((
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        format!("Authorization error (user={}, verb={verb}, resource=nodes, subresource(s)={subresources:?})", user.name),
+                    ));
                 }
             }
         }
@@ -214,7 +217,13 @@ mod tests {
         let day = Duration::from_secs(86_400);
         let ca = pki::Authority::generate("ca", now, day).unwrap();
         let ca = pki::Authority::from_pem(&ca.cert_pem, &ca.key_pem).unwrap();
-        let mut spec = pki::LeafSpec { common_name: "alice".into(), organization: Some("ops".into()), client: true, lifetime: day, ..Default::default() };
+        let mut spec = pki::LeafSpec {
+            common_name: "alice".into(),
+            organization: Some("ops".into()),
+            client: true,
+            lifetime: day,
+            ..Default::default()
+        };
         let der = |spec: &pki::LeafSpec| pki::pem::certificates(&ca.issue(spec, now).unwrap().cert_pem).unwrap()[0].to_vec();
         let user = user_of_certificate(&der(&spec)).unwrap();
         assert_eq!((user.name.as_str(), user.groups), ("alice", vec!["ops".to_owned(), "system:authenticated".to_owned()]));

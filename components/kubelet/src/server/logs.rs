@@ -205,7 +205,10 @@ impl Follower {
     async fn is_running(&self) -> bool {
         match self.shared.cri.container_status(&self.id).await {
             Ok(Some(status)) => {
-                matches!(status.state(), crate::cri::v1::ContainerState::ContainerRunning | crate::cri::v1::ContainerState::ContainerCreated)
+                matches!(
+                    status.state(),
+                    crate::cri::v1::ContainerState::ContainerRunning | crate::cri::v1::ContainerState::ContainerCreated
+                )
             }
             Ok(None) => false,
             // The runtime restarts: the container has not ended because of that.
@@ -221,7 +224,8 @@ mod tests {
 
     #[test]
     fn request_options() {
-        let o = options(&Query::parse("tailLines=3&timestamps=true&limitBytes=7&sinceTime=2026-01-01T00%3A00%3A00Z&stream=Stderr")).unwrap();
+        let o =
+            options(&Query::parse("tailLines=3&timestamps=true&limitBytes=7&sinceTime=2026-01-01T00%3A00%3A00Z&stream=Stderr")).unwrap();
         assert_eq!((o.tail, o.limit_bytes, o.timestamps, o.stderr_only), (Some(3), Some(7), true, Some(true)));
         assert_eq!(o.since.unwrap().to_string(), "2026-01-01T00:00:00Z");
         for text in ["tailLines=-1", "limitBytes=0", "sinceTime=x", "sinceSeconds=x", "stream=other"] {

@@ -179,8 +179,16 @@ mod tests {
                 labels: labels.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
                 ..Default::default()
             }),
-            cpu: Some(v1::CpuUsage { timestamp: 5_000_000, usage_core_nano_seconds: Some(v1::UInt64Value { value: 1_500_000_000 }), ..Default::default() }),
-            memory: Some(v1::MemoryUsage { timestamp: 5_000_000, working_set_bytes: Some(v1::UInt64Value { value: 7 }), ..Default::default() }),
+            cpu: Some(v1::CpuUsage {
+                timestamp: 5_000_000,
+                usage_core_nano_seconds: Some(v1::UInt64Value { value: 1_500_000_000 }),
+                ..Default::default()
+            }),
+            memory: Some(v1::MemoryUsage {
+                timestamp: 5_000_000,
+                working_set_bytes: Some(v1::UInt64Value { value: 7 }),
+                ..Default::default()
+            }),
             ..Default::default()
         };
         let text = render(&[stats], 2_000_000_000, 9);

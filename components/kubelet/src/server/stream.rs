@@ -11,6 +11,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Namespace, name and perhaps UID of a pod.
@@ -23,7 +24,8 @@ fn error(status: StatusCode, message: impl Into<String>) -> Response<Body> {
 /// The running container of that name.
 async fn container_id(shared: &Shared, pod: PodRef<'_>, container: &str) -> Result<String, Response<Body>> {
     let (namespace, name, uid) = pod;
-    let found = shared.pod(namespace, name, uid).ok_or_else(|| error(StatusCode::NOT_FOUND, format!("pod does not exist: {namespace}/{name}")))?;
+    let found =
+        shared.pod(namespace, name, uid).ok_or_else(|| error(StatusCode::NOT_FOUND, format!("pod does not exist: {namespace}/{name}")))?;
     let runtime = Observer::default()
         .observe(&shared.cri, &found.metadata.uid)
         .await
@@ -62,7 +64,8 @@ pub async fn exec(shared: &Arc<Shared>, pod: PodRef<'_>, container: &str, query:
             return Err(error(StatusCode::BAD_REQUEST, "no command"));
         }
         let id = container_id(shared, pod, container).await?;
-        let ask = v1::ExecRequest { container_id: id, cmd, tty: wanted.tty, stdin: wanted.stdin, stdout: wanted.stdout, stderr: wanted.stderr };
+        let ask =
+            v1::ExecRequest { container_id: id, cmd, tty: wanted.tty, stdin: wanted.stdin, stdout: wanted.stdout, stderr: wanted.stderr };
         shared.cri.exec(ask).await.map_err(|e| error(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
     };
     match url.await {
@@ -75,7 +78,8 @@ pub async fn attach(shared: &Arc<Shared>, pod: PodRef<'_>, container: &str, quer
     let url = async {
         let wanted = streams(query)?;
         let id = container_id(shared, pod, container).await?;
-        let ask = v1::AttachRequest { container_id: id, stdin: wanted.stdin, tty: wanted.tty, stdout: wanted.stdout, stderr: wanted.stderr };
+        let ask =
+            v1::AttachRequest { container_id: id, stdin: wanted.stdin, tty: wanted.tty, stdout: wanted.stdout, stderr: wanted.stderr };
         shared.cri.attach(ask).await.map_err(|e| error(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
     };
     match url.await {
@@ -87,14 +91,20 @@ pub async fn attach(shared: &Arc<Shared>, pod: PodRef<'_>, container: &str, quer
 pub async fn port_forward(shared: &Arc<Shared>, pod: PodRef<'_>, query: &Query, request: Request<Incoming>) -> Response<Body> {
     let url = async {
         let (namespace, name, uid) = pod;
-        let found =
-            shared.pod(namespace, name, uid).ok_or_else(|| error(StatusCode::NOT_FOUND, format!("pod does not exist: {namespace}/{name}")))?;
+        let found = shared
+            .pod(namespace, name, uid)
+            .ok_or_else(|| error(StatusCode::NOT_FOUND, format!("pod does not exist: {namespace}/{name}")))?;
         let internal = |e: crate::cri::CriError| error(StatusCode::INTERNAL_SERVER_ERROR, e.to_string());
         let runtime = Observer::default().observe(&shared.cri, &found.metadata.uid).await.map_err(internal)?;
-        let sandbox = runtime.sandbox().filter(|s| s.ready).ok_or_else(|| error(StatusCode::INTERNAL_SERVER_ERROR, "the pod is not running"))?;
+        let sandbox =
+            runtime.sandbox().filter(|s| s.ready).ok_or_else(|| error(StatusCode::INTERNAL_SERVER_ERROR, "the pod is not running"))?;
         let mut port = Vec::new();
         for text in query.all("port").iter().chain(&query.all("ports")).flat_map(|t| t.split(',')).filter(|t| !t.is_empty()) {
-            port.push(text.parse::<u16>().map(i32::from).map_err(|_| error(StatusCode::BAD_REQUEST, format!("port {text:?} is not a port number")))?);
+            port.push(
+                text.parse::<u16>()
+                    .map(i32::from)
+                    .map_err(|_| error(StatusCode::BAD_REQUEST, format!("port {text:?} is not a port number")))?,
+            );
         }
         shared.cri.port_forward(v1::PortForwardRequest { pod_sandbox_id: sandbox.id.clone(), port }).await.map_err(internal)
     };
@@ -187,10 +197,7 @@ async fn try_tunnel(url: &str, request: &mut Request<Incoming>) -> Result<Respon
                 return;
             }
         };
-        let (mut caller, mut runtime) = (TokioIo::new(caller), TokioIo::new(runtime));
-        if let Err(error) = tokio::io::copy_bidirectional(&mut caller, &mut runtime).await {
-            tracing::debug!(error = %error, "stream ended");
-        }
+        join(TokioIo::new(caller), TokioIo::new(runtime)).await;
     });
     let mut response = Response::new(full(Bytes::new()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -200,9 +207,41 @@ async fn try_tunnel(url: &str, request: &mut Request<Incoming>) -> Result<Respon
     Ok(response)
 }
 
+/// Copies both ways until one side has no more to say, then lets both go: neither of the protocols uses half-closed connections, and a
+/// caller may wait for the end of the connection to know that a container has ended.
+async fn join(caller: impl AsyncRead + AsyncWrite, runtime: impl AsyncRead + AsyncWrite) {
+    let (mut from_caller, mut to_caller) = tokio::io::split(caller);
+    let (mut from_runtime, mut to_runtime) = tokio::io::split(runtime);
+    let result = tokio::select! {
+        result = tokio::io::copy(&mut from_caller, &mut to_runtime) => result,
+        result = tokio::io::copy(&mut from_runtime, &mut to_caller) => {
+            let _ = to_caller.flush().await;
+            result
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(error = %error, "stream ended");
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(1), async { tokio::join!(to_caller.shutdown(), to_runtime.shutdown()) }).await;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_one_side_ends_both() {
+        use tokio::io::AsyncReadExt;
+        let (mut kubectl, caller) = tokio::io::duplex(64);
+        let (mut containerd, runtime) = tokio::io::duplex(64);
+        let tunnel = tokio::spawn(join(caller, runtime));
+        containerd.write_all(b"last words").await.unwrap();
+        drop(containerd);
+        let mut text = String::new();
+        kubectl.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "last words");
+        tunnel.await.unwrap();
+    }
 
     #[test]
     fn urls_and_streams() {

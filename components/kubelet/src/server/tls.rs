@@ -39,7 +39,9 @@ pub fn acceptor(config: &Config) -> Result<tokio_rustls::TlsAcceptor, ServerErro
         }
     };
     let resolver = ServingCertificate { files, issued: Mutex::new((None, None)), fallback: Arc::new(self_signed(config)?) };
-    let builder = rustls::ServerConfig::builder_with_provider(pki::tls::provider()).with_safe_default_protocol_versions().map_err(ServerError::Tls)?;
+    let builder = rustls::ServerConfig::builder_with_provider(pki::tls::provider())
+        .with_safe_default_protocol_versions()
+        .map_err(ServerError::Tls)?;
     let builder = match &config.client_ca_file {
         Some(path) => {
             let pem = std::fs::read_to_string(path).map_err(|source| ServerError::Read { path: path.clone(), source })?;

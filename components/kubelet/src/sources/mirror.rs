@@ -35,7 +35,8 @@ pub fn plan(statics: &[StaticPod], api_pods: &[Arc<Pod>]) -> Vec<Step> {
         }
     }
     for (index, fixed) in statics.iter().enumerate() {
-        let taken = api_pods.iter().any(|p| p.metadata.name == fixed.pod.metadata.name && p.metadata.namespace == fixed.pod.metadata.namespace);
+        let taken =
+            api_pods.iter().any(|p| p.metadata.name == fixed.pod.metadata.name && p.metadata.namespace == fixed.pod.metadata.namespace);
         if !taken {
             steps.push(Step::Create(index));
         }

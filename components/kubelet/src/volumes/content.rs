@@ -3,9 +3,7 @@
 use super::VolumeError;
 use super::atomic_writer::{FileContent, Payload};
 use crate::api::{Api, Data};
-use crate::model::pod::{
-    DownwardApiVolumeSource, ObjectVolumeSource, Pod, ProjectedVolumeSource, ServiceAccountTokenProjection,
-};
+use crate::model::pod::{DownwardApiVolumeSource, ObjectVolumeSource, Pod, ProjectedVolumeSource, ServiceAccountTokenProjection};
 use crate::runtime::env::{Allocatable, field_value, resource_value};
 use std::sync::Arc;
 
@@ -50,11 +48,7 @@ pub fn object_payload(
 ) -> Result<Payload, VolumeError> {
     let optional = source.optional == Some(true);
     let Some(data) = data else {
-        return if optional {
-            Ok(Payload::new())
-        } else {
-            Err(VolumeError::Content(format!("{} \"{name}\" not found", kind.name())))
-        };
+        return if optional { Ok(Payload::new()) } else { Err(VolumeError::Content(format!("{} \"{name}\" not found", kind.name()))) };
     };
     let file = |bytes: &Vec<u8>, mode| FileContent { data: bytes.clone(), mode, uid: None };
     if source.items.is_empty() {
@@ -188,6 +182,11 @@ mod tests {
         let user = |spec: serde_json::Value| common_user(&serde_json::from_value(json!({"spec": spec})).unwrap());
         assert_eq!(user(json!({"containers": [{"name": "a"}]})), None);
         assert_eq!(user(json!({"securityContext": {"runAsUser": 7}, "containers": [{"name": "a"}, {"name": "b"}]})), Some(7));
-        assert_eq!(user(json!({"securityContext": {"runAsUser": 7}, "containers": [{"name": "a"}, {"name": "b", "securityContext": {"runAsUser": 8}}]})), None);
+        assert_eq!(
+            user(
+                json!({"securityContext": {"runAsUser": 7}, "containers": [{"name": "a"}, {"name": "b", "securityContext": {"runAsUser": 8}}]})
+            ),
+            None
+        );
     }
 }

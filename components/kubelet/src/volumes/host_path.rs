@@ -20,12 +20,9 @@ pub fn prepare(source: &HostPathVolumeSource) -> Result<(), VolumeError> {
             std::fs::create_dir_all(path).map_err(|e| VolumeError::io("create", path, e))?;
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).map_err(|e| VolumeError::io("set the mode of", path, e))
         }
-        ("FileOrCreate", Err(_)) => std::fs::OpenOptions::new()
-            .create_new(true)
-            .write(true)
-            .open(path)
-            .map(drop)
-            .map_err(|e| VolumeError::io("create", path, e)),
+        ("FileOrCreate", Err(_)) => {
+            std::fs::OpenOptions::new().create_new(true).write(true).open(path).map(drop).map_err(|e| VolumeError::io("create", path, e))
+        }
         ("Directory" | "DirectoryOrCreate", Ok(m)) if m.is_dir() => Ok(()),
         ("File" | "FileOrCreate", Ok(m)) if m.is_file() => Ok(()),
         ("Socket", Ok(m)) if m.file_type().is_socket() => Ok(()),

@@ -83,7 +83,8 @@ async fn setup_one(config: &Config, api: &Api, facts: &Facts<'_>, volume: &Volum
             // Any user of the pod may write here.
             let mode = if fs_group.is_some() { 0o2777 } else { 0o777 };
             std::os::unix::fs::chown(&path, None, fs_group).map_err(|e| VolumeError::io("set the owner of", &path, e))?;
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).map_err(|e| VolumeError::io("set the mode of", &path, e))?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
+                .map_err(|e| VolumeError::io("set the mode of", &path, e))?;
         }
         return Ok(MountedVolume { host_path: path, read_only: false });
     }
@@ -132,12 +133,8 @@ pub fn sub_paths(
             text
         };
         let Some(volume) = volumes.get(&mount.name).filter(|_| !sub.is_empty()) else { continue };
-        let target = config
-            .pod_dir(&pod.metadata.uid)
-            .join("volume-subpaths")
-            .join(&mount.name)
-            .join(&container.name)
-            .join(index.to_string());
+        let target =
+            config.pod_dir(&pod.metadata.uid).join("volume-subpaths").join(&mount.name).join(&container.name).join(index.to_string());
         sub_path::bind(&volume.host_path, &sub, &target)?;
         resolved.insert(index, target);
     }

@@ -67,8 +67,9 @@ pub fn unmount_below(dir: &Path) -> Result<(), VolumeError> {
         match rustix::mount::unmount(&point, UnmountFlags::empty()) {
             Ok(()) | Err(rustix::io::Errno::INVAL) => {}
             // Still in use by someone who looks at it: it goes when they are done.
-            Err(rustix::io::Errno::BUSY) => rustix::mount::unmount(&point, UnmountFlags::DETACH)
-                .map_err(|e| VolumeError::io("unmount", &point, e.into()))?,
+            Err(rustix::io::Errno::BUSY) => {
+                rustix::mount::unmount(&point, UnmountFlags::DETACH).map_err(|e| VolumeError::io("unmount", &point, e.into()))?
+            }
             Err(e) => return Err(VolumeError::io("unmount", &point, e.into())),
         }
     }
