@@ -236,7 +236,13 @@ impl Doc {
 
     /// The child of a struct with a field index.
     pub(crate) fn child_of_field(&self, parent: u32, field: u16) -> Option<u32> {
-        let mut at = self.nodes[parent as usize].a;
+        let Node { a: mut at, b: last, .. } = self.nodes[parent as usize];
+        // Decoders ask for what comes next.
+        match self.node(last) {
+            Some(node) if node.field > field => {}
+            Some(node) => return (node.field == field).then_some(last),
+            None => return None,
+        }
         while let Some(node) = self.node(at) {
             if node.field >= field {
                 return (node.field == field).then_some(at);

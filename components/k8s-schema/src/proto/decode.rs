@@ -130,7 +130,11 @@ impl<'a> Decoder<'a> {
         let mut hint = from;
         while !r.done() {
             let (number, wire) = r.tag()?;
-            match find(ty, from, &mut hint, number) {
+            let found = ty.wire_find(from, hint, number).map(|(at, step)| {
+                hint = at;
+                step
+            });
+            match found {
                 None => r.skip(wire)?,
                 Some(Wire::Begin(_)) => {
                     expect(wire, BYTES, number)?;
@@ -446,34 +450,4 @@ impl<'a> Decoder<'a> {
 
 fn expect(wire: u32, want: u32, number: u32) -> Result<(), String> {
     if wire == want { Ok(()) } else { Err(format!("proto: wrong wireType = {wire} for field {number}")) }
-}
-
-/// The instruction of a number within a level of the wire order. Fields mostly come in order, so the search begins where
-/// the last one ended.
-fn find(ty: Type<'_>, from: usize, hint: &mut usize, number: u32) -> Option<Wire> {
-    for start in [*hint, from] {
-        let mut at = start;
-        let mut nested = 0usize;
-        while at < ty.wire_len() {
-            let step = ty.wire_nth(at);
-            let found = match step {
-                Wire::End if nested == 0 => break,
-                Wire::End => {
-                    nested -= 1;
-                    false
-                }
-                Wire::Begin(n) => {
-                    nested += 1;
-                    nested == 1 && n == number
-                }
-                Wire::Field(index) => nested == 0 && ty.field_at(index).is_some_and(|f| f.proto_number() == number),
-            };
-            if found {
-                *hint = at;
-                return Some(step);
-            }
-            at += 1;
-        }
-    }
-    None
 }

@@ -10,7 +10,7 @@
 //!          | first group | list keys | enum values | 0
 //! field    name | type | number u16, group u16 | flags | merge key | default | markers | hash of the name
 //! group    number | type | parent (0: the struct itself) | go name         an embedded struct, flattened in JSON
-//! wire     u16: field index, 0x4000|group: the embedded message begins, 0x8000: it ends; in the order of the numbers
+//! wire     number << 16 | what: field index, 0x4000|group: the embedded message begins, 0x8000: it ends; sorted by number
 //! kind     group | version | kind | type                                   sorted
 //! names    type, sorted by name: the named types
 //! string   u16 length, bytes
@@ -369,7 +369,7 @@ impl Compiler {
 
     fn write(&self, kinds: &[(String, String, String, u32)]) -> Vec<u8> {
         let mut strings = Strings::default();
-        let (mut types, mut fields, mut wire, mut groups) = (Vec::new(), Vec::new(), Vec::<u16>::new(), Vec::new());
+        let (mut types, mut fields, mut wire, mut groups) = (Vec::new(), Vec::new(), Vec::<u32>::new(), Vec::new());
         for ty in &self.types {
             let program = wire_program(ty);
             types.extend([
@@ -427,10 +427,9 @@ impl Compiler {
             }
         };
         let words = |w: &[u32]| -> Vec<u8> { w.iter().flat_map(|w| w.to_le_bytes()).collect() };
-        let halves = |w: &[u16]| -> Vec<u8> { w.iter().flat_map(|w| w.to_le_bytes()).collect() };
         section(words(&types), types.len() / TYPE_WORDS, &mut body);
         section(words(&fields), fields.len() / FIELD_WORDS, &mut body);
-        section(halves(&wire), wire.len(), &mut body);
+        section(words(&wire), wire.len(), &mut body);
         section(words(&groups), groups.len() / GROUP_WORDS, &mut body);
         section(words(&kind_words), kind_words.len() / KIND_WORDS, &mut body);
         section(words(&names), names.len(), &mut body);
@@ -483,14 +482,14 @@ fn inline(
     Ok(())
 }
 
-fn wire_program(ty: &Type) -> Vec<u16> {
-    fn level(ty: &Type, group: u16, out: &mut Vec<u16>) {
+fn wire_program(ty: &Type) -> Vec<u32> {
+    fn level(ty: &Type, group: u16, out: &mut Vec<u32>) {
         let mut entries: Vec<(u16, u16)> =
             ty.fields.iter().enumerate().filter(|(_, f)| f.group == group && f.number != 0).map(|(i, f)| (f.number, i as u16)).collect();
         entries.extend(ty.groups.iter().enumerate().filter(|(_, g)| g.parent == group).map(|(i, g)| (g.number, 0x4000 | i as u16)));
         entries.sort_unstable();
-        for (_, entry) in entries {
-            out.push(entry);
+        for (number, entry) in entries {
+            out.push(u32::from(number) << 16 | u32::from(entry));
             if entry & 0x4000 != 0 {
                 level(ty, (entry & 0x3fff) + 1, out);
                 out.push(0x8000);

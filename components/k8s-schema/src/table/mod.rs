@@ -514,23 +514,38 @@ impl<'a> Type<'a> {
         (0..this.at(7) as usize).map(move |i| this.wire_at(start + i))
     }
 
-    pub(crate) fn wire_len(&self) -> usize {
-        self.at(7) as usize
-    }
-
-    /// The instruction at a position of [`Self::wire`].
-    pub(crate) fn wire_nth(&self, i: usize) -> Wire {
-        self.wire_at(self.at(6) as usize + i)
+    /// Finds a number in the level of the wire order that begins at `from`, looking first at `hint` and after it: where it
+    /// is and what. Numbers come in order, so that is where it mostly is.
+    pub(crate) fn wire_find(&self, from: usize, hint: usize, number: u32) -> Option<(usize, Wire)> {
+        let (start, len) = (self.at(6) as usize, self.at(7) as usize);
+        let words = self.table.bytes().get(self.table.wire + start * 4..self.table.wire + (start + len) * 4)?;
+        for begin in [hint, from] {
+            let mut nested = 0usize;
+            for (i, word) in words.get(begin * 4..)?.chunks_exact(4).enumerate() {
+                let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+                if nested == 0 && word >> 16 == number && word & 0x8000 == 0 {
+                    return Some((begin + i, self.decode_wire(word)));
+                }
+                match word & 0xc000 {
+                    0x8000 if nested == 0 => break,
+                    0x8000 => nested -= 1,
+                    0x4000 => nested += 1,
+                    _ => {}
+                }
+            }
+        }
+        None
     }
 
     fn wire_at(&self, at: usize) -> Wire {
-        match self.table.half(self.table.wire + at * 2) {
-            w if w & 0x8000 != 0 => Wire::End,
-            w if w & 0x4000 != 0 => {
-                let row = self.at(8) as usize + usize::from(w & 0x3fff);
-                Wire::Begin(self.table.word(self.table.groups + row * GROUP_WORDS * 4))
-            }
-            w => Wire::Field(w),
+        self.decode_wire(self.table.word(self.table.wire + at * 4))
+    }
+
+    fn decode_wire(&self, word: u32) -> Wire {
+        match word & 0xc000 {
+            0x8000 => Wire::End,
+            0x4000 => Wire::Begin(word >> 16),
+            _ => Wire::Field(word as u16),
         }
     }
 }
