@@ -64,4 +64,10 @@ impl Disks for LinuxDisks {
         let partition = own.and_then(|disk| disk.partitions.iter().find(|partition| partition.label == label));
         Ok(partition.map(|partition| (partition.path.clone(), partition.size_bytes)))
     }
+
+    fn installations(&self) -> io::Result<Vec<String>> {
+        let has = |disk: &host::block::Disk, label: &str| disk.partitions.iter().any(|partition| partition.label == label);
+        let disks = self.list()?.into_iter().filter(|disk| has(disk, "ROOT-A") && has(disk, "STATE"));
+        Ok(disks.map(|disk| disk.name).collect())
+    }
 }

@@ -61,6 +61,9 @@ pub trait Disks: Send + Sync {
 
     /// The node and size of the partition with this label on the disk that the system was booted from.
     fn system_partition(&self, label: &str) -> io::Result<Option<(PathBuf, u64)>>;
+
+    /// Names of the disks that carry an installed system, whichever was booted.
+    fn installations(&self) -> io::Result<Vec<String>>;
 }
 
 /// The config in force: its text, and what it says.
@@ -84,6 +87,8 @@ pub struct Machine {
     pub boot: BootInfo,
     /// The kernel's id of this boot.
     pub boot_id: String,
+    /// What the machine's name is made of when the config gives none; always the same on one installation.
+    pub name_seed: String,
     /// The observed state.
     pub store: Store,
     /// init.
@@ -115,7 +120,7 @@ impl Machine {
 
     /// The machine's name.
     pub fn hostname(&self) -> String {
-        self.loaded().map(|loaded| hostname(&loaded.config, &self.boot_id)).unwrap_or_default()
+        self.loaded().map(|loaded| hostname(&loaded.config, &self.name_seed)).unwrap_or_default()
     }
 
     /// Makes reconcilers look again.
@@ -124,8 +129,8 @@ impl Machine {
     }
 }
 
-/// The name that a config gives, or one that is derived from something that does not change while the machine runs.
-pub fn hostname(config: &Config, seed: &str) -> String {
+/// The name that a config gives, or one made of the seed.
+fn hostname(config: &Config, seed: &str) -> String {
     match &config.hostname {
         Some(document) => document.hostname.clone(),
         None => {

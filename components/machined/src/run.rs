@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use machine_api::PORT;
 use machine_config::Config;
-use node_ipc::init::BootInfo;
+use node_ipc::init::{BootInfo, BootSource};
 use pki::{Issued, LeafSpec};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -46,15 +46,21 @@ pub async fn run() -> anyhow::Result<()> {
         Found::NoConfig { trouble } => (Mode::Maintenance, None, trouble),
         Found::Config { loaded, trouble } => (Mode::Running, Some(Arc::new(*loaded)), trouble),
     };
+    let state = StateDir::new(paths.state());
+    let name_seed = match mode {
+        Mode::Maintenance => String::new(),
+        Mode::Running => name_seed(&state, &paths).context("find what the machine's name is made of")?,
+    };
     let network = Network::connect().context("connect to the kernel's network")?;
     let machine = Arc::new(Machine {
         mode,
         release,
         boot,
         boot_id,
+        name_seed,
         store: Store::default(),
         init: InitHandle::new(paths.init_socket()),
-        state: StateDir::new(paths.state()),
+        state,
         config: watch::Sender::new(loaded),
         wake: watch::Sender::new(0),
         changing: Arc::new(Mutex::new(())),
@@ -79,12 +85,28 @@ pub async fn run() -> anyhow::Result<()> {
     }
 }
 
+/// The hardware address of the first link at the first boot, kept, so that another card does not give another name.
+fn name_seed(state: &StateDir, paths: &Paths) -> anyhow::Result<String> {
+    const KEPT: &str = "name-seed";
+    if let Some(seed) = state.text(KEPT)? {
+        return Ok(seed);
+    }
+    let links = std::fs::read_dir(paths.at("/sys/class/net")).context("list the links")?;
+    let mut links: Vec<_> = links.filter_map(Result::ok).map(|entry| entry.path()).filter(|link| link.join("device").exists()).collect();
+    links.sort();
+    let address = links.first().and_then(|link| std::fs::read_to_string(link.join("address")).ok());
+    let seed = address.map(|address| address.trim().to_owned()).unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    state.write(KEPT, seed.as_bytes())?;
+    Ok(seed)
+}
+
 async fn maintenance(machine: Arc<Machine>, mut network: Network, trouble: Option<String>, stop: CancellationToken) -> anyhow::Result<()> {
     let certificate = self_signed("strake-maintenance")?;
     let der = pki::pem::certificates(&certificate.cert_pem)?;
     let fingerprint = Sha256::digest(der.first().context("the certificate that was just made is empty")?).into();
     let gate = Arc::new(Gate::new(fingerprint));
     let board = Board::default();
+    let trouble = trouble.or_else(|| installed_elsewhere(&machine));
     let console =
         Console { machine: machine.clone(), board: board.subscribe(), pairing: Some(gate.shown()), trouble: trouble.into_iter().collect() };
     tokio::spawn(console.run());
@@ -104,6 +126,15 @@ async fn maintenance(machine: Arc<Machine>, mut network: Network, trouble: Optio
     let listener = listen().await?;
     tracing::info!("maintenance mode");
     Ok(api::serve(machine, Policy::Pairing(gate), tls::without_client_certificates(serving), listener, stop).await?)
+}
+
+/// A medium that is still in a machine that was installed should say so, and not look like the installed system.
+fn installed_elsewhere(machine: &Machine) -> Option<String> {
+    let disks = machine.disks.installations().unwrap_or_default();
+    (machine.boot.source == BootSource::Media && !disks.is_empty()).then(|| {
+        let disks = disks.join(", ");
+        format!("booted from the medium, but a system is installed on {disks}: remove the medium to start it; installing again needs install.wipe")
+    })
 }
 
 async fn running(machine: Arc<Machine>, network: Network, trouble: Option<String>, stop: CancellationToken) -> anyhow::Result<()> {

@@ -52,6 +52,10 @@ impl Disks for FileDisks {
     fn system_partition(&self, _label: &str) -> std::io::Result<Option<(PathBuf, u64)>> {
         Ok(None)
     }
+
+    fn installations(&self) -> std::io::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
 }
 
 /// A machine that serves its API, and how to reach it.
@@ -153,6 +157,7 @@ impl World {
             release: Release { name: "strake".into(), version: "0.1.0".into(), ..Release::default() },
             boot: BootInfo { source: BootSource::Media, device: "/dev/sr0".into(), root_uuid: ROOT_UUID.into() },
             boot_id: "boot".into(),
+            name_seed: "52:54:00:05:00:0b".into(),
             store: Store::default(),
             init: InitHandle::new(paths.init_socket()),
             state: StateDir::new(paths.state()),

@@ -127,7 +127,7 @@ pub type Board = watch::Sender<BTreeMap<&'static str, Standing>>;
 /// The registry: every reconciler of a running machine, in the order in which a machine comes up.
 pub fn registry(network: Network) -> Vec<Box<dyn Reconciler>> {
     vec![
-        Box::new(volumes::Volumes),
+        Box::new(volumes::Volumes::default()),
         Box::new(logs::Logs),
         Box::new(hostname::Hostname),
         Box::new(network),

@@ -13,19 +13,26 @@ use super::{Context, Outcome, ReconcileError, Reconciler};
 const CHECK: Duration = Duration::from_secs(270);
 const E2FSCK: &str = "/usr/sbin/e2fsck";
 
-pub struct Volumes;
+/// Mounts what is not mounted.
+#[derive(Default)]
+pub struct Volumes {
+    /// Whether uploads that a crash left behind were removed in this boot.
+    cleaned: bool,
+}
 
 /// What is mounted where on which role.
 fn wanted(control_plane: bool) -> &'static [(&'static str, &'static str)] {
     if control_plane { &[("ETCD", "/system/etcd"), ("DATA", "/var")] } else { &[("DATA", "/var")] }
 }
 
+const UPLOADS: &str = "/var/lib/strake/uploads";
+
 /// Directories that every part of the system expects on DATA.
 const DIRECTORIES: &[(&str, u32)] = &[
     ("/var/lib/containerd", 0o711),
     ("/var/lib/kubelet", 0o700),
     ("/var/lib/strake/snapshots", 0o700),
-    ("/var/lib/strake/uploads", 0o700),
+    (UPLOADS, 0o700),
     ("/var/lib/cni", 0o755),
     ("/var/log/strake", 0o755),
     ("/var/log/pods", 0o755),
@@ -53,6 +60,10 @@ impl Reconciler for Volumes {
             };
             mount(&device, &target).await?;
             mounted.push((label, target));
+        }
+        if !self.cleaned {
+            remove_content(&machine.paths.at(UPLOADS))?;
+            self.cleaned = true;
         }
         directories(cx)?;
         for (label, target) in &mounted {
@@ -87,6 +98,13 @@ pub async fn mount(device: &Path, target: &Path) -> Result<(), ReconcileError> {
         options: String::new(),
     };
     Ok(tokio::task::spawn_blocking(move || LinuxMounts.mount(&request)).await??)
+}
+
+fn remove_content(directory: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn directories(cx: &Context) -> std::io::Result<()> {
