@@ -84,8 +84,18 @@ impl Cluster {
         let etcd = Command::new(etcd)
             .args(["--name", "dev", "--data-dir"])
             .arg(dir.join("etcd"))
-            .args(["--listen-client-urls", &format!("http://127.0.0.1:{client}"), "--advertise-client-urls", &format!("http://127.0.0.1:{client}")])
-            .args(["--listen-peer-urls", &format!("http://127.0.0.1:{peer}"), "--initial-advertise-peer-urls", &format!("http://127.0.0.1:{peer}")])
+            .args([
+                "--listen-client-urls",
+                &format!("http://127.0.0.1:{client}"),
+                "--advertise-client-urls",
+                &format!("http://127.0.0.1:{client}"),
+            ])
+            .args([
+                "--listen-peer-urls",
+                &format!("http://127.0.0.1:{peer}"),
+                "--initial-advertise-peer-urls",
+                &format!("http://127.0.0.1:{peer}"),
+            ])
             .args(["--initial-cluster", &format!("dev=http://127.0.0.1:{peer}"), "--unsafe-no-fsync", "--log-level", "warn"])
             .stdout(Stdio::null())
             .stderr(log)

@@ -211,13 +211,11 @@ pub fn verify(token: &str, keys: &[VerifyingKey]) -> Result<Value, &'static str>
 
 #[cfg(test)]
 mod tests {
-    use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
-
     use super::*;
 
     fn ec_key() -> SigningKey {
         let k = EcdsaKeyPair::generate(&signature::ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
-        let der: Pkcs8V1Der<'_> = k.to_pkcs8v1().map(|d| Pkcs8V1Der::from(d.as_ref().to_vec())).unwrap();
+        let der = k.to_pkcs8v1().unwrap();
         let pem = format!(
             "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
             base64::engine::general_purpose::STANDARD.encode(der.as_ref())

@@ -70,7 +70,11 @@ impl NodeAuthorizer {
                 ("", "nodes") if a.subresource.is_empty() || a.subresource == "status" => {
                     let own = a.verb == "create" || a.name == node || (matches!(a.verb.as_str(), "list" | "watch") && a.name == node);
                     if matches!(a.verb.as_str(), "get" | "list" | "watch" | "update" | "patch") && !own {
-                        return no("node '{}' cannot read '{}', only its own Node object").replace(node, &a.name);
+                        return if a.name.is_empty() {
+                            no("node '{}' cannot read all nodes, only its own Node object").replace(node, "")
+                        } else {
+                            no("node '{}' cannot read '{}', only its own Node object").replace(node, &a.name)
+                        };
                     }
                 }
                 ("", "pods") if matches!(a.verb.as_str(), "get" | "list" | "watch") && a.subresource.is_empty() => {

@@ -72,7 +72,7 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
         Media::Json => body,
     };
     let meta = peek_type_meta(&body).map_err(|e| {
-        ApiError::bad_request(format!("the object provided is unrecognized (must be of type {}): {e} ({})", want.kind, quoted(&body)))
+        unrecognized_json(want, &e.to_string(), &body)
     })?;
     check_type(ctx, &meta.api_version, &meta.kind, want)?;
     let decoded = Doc::from_json(schema, want.ty, body).map_err(|e| unhandled(e.to_string()))?;
@@ -89,6 +89,15 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
     // What the path says counts when the body says nothing.
     doc.set_type_meta(&want.api_version(), want.kind);
     Ok(doc)
+}
+
+fn unrecognized_json(want: Expected<'_>, why: &str, body: &[u8]) -> ApiError {
+    let why = why.strip_prefix("couldn't get version/kind; json parse error: ").unwrap_or(why);
+    ApiError::bad_request(format!(
+        "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: {why} ({})",
+        want.kind,
+        quoted(body)
+    ))
 }
 
 const SCHEME: &str = "pkg/api/legacyscheme/scheme.go:30";

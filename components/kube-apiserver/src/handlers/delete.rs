@@ -116,13 +116,17 @@ async fn attempt(ctx: &Ctx, res: &Resource, stored: &Arc<Stored>, o: &DeleteOpti
     let doc = load(&ctx.server, res, stored)?;
     let uid = doc.at("metadata.uid").str();
     if let Some(want) = o.uid.as_deref().filter(|u| *u != uid) {
-        let why = format!("Precondition failed: UID in precondition: {want}, UID in object meta: {uid}");
-        return Err(ApiError::conflict(plural, name, why));
+        let why = format!(
+            "the UID in the precondition ({want}) does not match the UID in record ({uid}). The object might have been deleted and then recreated"
+        );
+        return Err(ApiError::conflict(Group(&res.group, &res.kind), name, why));
     }
     if let Some(want) = o.resource_version.as_deref().filter(|v| v.parse::<i64>() != Ok(stored.rev)) {
-        let why =
-            format!("Precondition failed: ResourceVersion in precondition: {want}, ResourceVersion in object meta: {}", stored.rev);
-        return Err(ApiError::conflict(plural, name, why));
+        let why = format!(
+            "the ResourceVersion in the precondition ({want}) does not match the ResourceVersion in record ({}). The object might have been modified",
+            stored.rev
+        );
+        return Err(ApiError::conflict(Group(&res.group, &res.kind), name, why));
     }
     admission::validate(ctx, res, "", Operation::Delete, None, Some(&doc)).await?;
     if let Some(w) = strategy.delete_warning.filter(|_| o.propagation.is_none() && o.orphan.is_none()) {

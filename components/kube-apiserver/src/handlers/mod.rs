@@ -147,6 +147,8 @@ pub fn encode_doc(ctx: &Ctx, code: u16, res: &Resource, doc: &Doc, wanted: Wante
 pub fn load(server: &Server, res: &Resource, stored: &Stored) -> Result<Doc, ApiError> {
     let doc = crate::objects::decode(&server.objects.schema, &stored.body).map_err(ApiError::internal)?;
     let mut doc = crate::kinds::convert::to_version(&server.objects.schema, doc, res).map_err(ApiError::internal)?;
+    // Objects of older versions, and what the protobuf form leaves out, get their defaults when they are read.
+    crate::kinds::defaults::apply(res, &mut doc);
     doc.set("metadata.resourceVersion", stored.rev.to_string()).map_err(ApiError::internal)?;
     Ok(doc)
 }

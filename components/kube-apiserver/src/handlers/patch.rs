@@ -81,7 +81,9 @@ fn error(ctx: &Ctx, e: PatchError) -> ApiError {
         PatchError::Internal(m) => ApiError::new(500, "", m),
         PatchError::Unprocessable(m) => {
             tracing::debug!(reason = m, "a patch cannot be applied");
-            ApiError::new(422, "Invalid", "the server rejected our request due to an error in our request")
+            let mut e = ApiError::new(422, "Invalid", "the server rejected our request due to an error in our request");
+            e.details = Some(Box::default());
+            e
         }
         PatchError::Invalid { value, detail } => {
             let _ = ctx;
@@ -98,6 +100,9 @@ async fn merge(ctx: &Arc<Ctx>, res: &Arc<Resource>, kind: PatchKind, body: &Byte
     let strategy = kinds::strategy(&res.group, &res.kind);
     write::change(ctx, res, options.dry_run, |old| {
         let mut new = patched(ctx, old, kind, body, options.validation)?;
+        if new.at("metadata.namespace").str().is_empty() && res.namespaced {
+            write::set(&mut new, "metadata.namespace", ctx.info.namespace.as_str())?;
+        }
         check_identity(ctx, &new, old)?;
         kinds::defaults::apply(res, &mut new);
         meta::dedup_owners(&mut new, &mut |w| ctx.warn(w));

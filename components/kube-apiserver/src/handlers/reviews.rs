@@ -11,6 +11,7 @@ use crate::{
     authn::User,
     authz::{Attributes, Decision, rbac::Rule},
     http::{Answer, ApiError, Offers, body},
+    kinds::meta,
     registry::Resource,
 };
 
@@ -28,6 +29,9 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -
     let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
     let body = body::read(incoming, &ctx.headers).await?;
     let mut doc = decode::decode(ctx, body, write::expected(ctx, res)?, options.validation)?;
+    let mut empty = Doc::new(&ctx.server.objects.schema, doc.type_id());
+    empty.set_type_meta(&res.api_version(), &res.kind);
+    meta::track(&mut doc, &empty, &ctx.manager(&options.manager), "", &[]);
     match res.plural.as_str() {
         "selfsubjectreviews" => {
             let info = user_info(&ctx.user);

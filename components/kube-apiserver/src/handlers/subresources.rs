@@ -51,7 +51,7 @@ pub async fn bind(ctx: &Arc<Ctx>, incoming: Incoming) -> Result<Answer, ApiError
     let binding = decode::decode(ctx, body, expected(ctx, "", "v1", "Binding")?, options.validation)?;
     let name = binding.at("metadata.name").str().to_owned();
     if !ctx.info.name.is_empty() && !name.is_empty() && name != ctx.info.name {
-        return Err(ApiError::bad_request(format!("name in URL does not match name in Binding object: {:?} != {name:?}", ctx.info.name)));
+        return Err(ApiError::bad_request("name in URL does not match name in Binding object"));
     }
     let mut errors = ErrorList::new();
     let kind = binding.at("target.kind").str();
@@ -65,7 +65,9 @@ pub async fn bind(ctx: &Arc<Ctx>, incoming: Incoming) -> Result<Answer, ApiError
     let pods = ctx.server.registry.resource("", "v1", "pods").cloned().ok_or_else(ApiError::no_resource)?;
     let pod_name = if ctx.info.name.is_empty() { name.clone() } else { ctx.info.name.clone() };
     if !errors.is_empty() {
-        return Err(ApiError::invalid(Group("", "Binding"), &name, &errors));
+        // Upstream does not wrap these.
+        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        return Err(ApiError::new(500, "", all.join(", ")));
     }
     let uid = binding.at("metadata.uid").str().to_owned();
     let annotations: Vec<(String, String)> =
@@ -75,8 +77,12 @@ pub async fn bind(ctx: &Arc<Ctx>, incoming: Incoming) -> Result<Answer, ApiError
         let stored = write::current(ctx, &pods, &pod_name, true).await?;
         let old = load(&ctx.server, &pods, &stored)?;
         if !uid.is_empty() && uid != old.at("metadata.uid").str() {
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", old.at("metadata.uid").str());
-            return Err(ApiError::conflict(plural, &pod_name, why));
+            let why = format!(
+                "StorageError: invalid object, Code: 4, Key: {}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                write::etcd_key(ctx, &pods, &pod_name),
+                old.at("metadata.uid").str()
+            );
+            return Err(ApiError::conflict(Group("", "pods"), &pod_name, why));
         }
         if old.at("metadata.deletionTimestamp").exists() {
             return Err(ApiError::conflict(plural, &pod_name, format!("pod {pod_name} is being deleted, cannot be assigned to a host")));
@@ -92,6 +98,12 @@ pub async fn bind(ctx: &Arc<Ctx>, incoming: Incoming) -> Result<Answer, ApiError
         write::set(&mut new, "spec.nodeName", node.as_str())?;
         for (k, v) in &annotations {
             write::set(&mut new, &format!("metadata.annotations[{k}]"), v.as_str())?;
+        }
+        for label in ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"] {
+            let value = ctx.server.objects.get("minions", &node).map(|n| n.at("metadata.labels").get(label).str().to_owned()).unwrap_or_default();
+            if !value.is_empty() {
+                write::set(&mut new, &format!("metadata.labels[{label}]"), value)?;
+            }
         }
         scheduled(&mut new)?;
         let status = encode_value(201, &success(201), wanted);

@@ -26,7 +26,11 @@ impl Include {
 
 /// The metadata of a table of one object.
 pub fn list_meta(doc: &Doc) -> Value {
-    json!({"resourceVersion": doc.at("metadata.resourceVersion").str()})
+    // A dry run has no revision.
+    match doc.at("metadata.resourceVersion").str() {
+        "" => json!({}),
+        rv => json!({"resourceVersion": rv}),
+    }
 }
 
 pub fn partial(doc: &Doc) -> Value {

@@ -878,7 +878,7 @@ mod tests {
     fn every_row_has_as_many_cells_as_columns() {
         let schema = k8s_schema::Schema::builtin();
         for (group, kind, _) in ROWS {
-            let Some((_, ty)) = schema.kinds().find(|(g, _)| g.group == *group && g.kind == *kind) else { continue };
+            let Some((.., ty)) = schema.kinds().find(|(g, _, k, _)| g == group && k == kind) else { continue };
             let doc = Doc::new(&schema, ty);
             let p = of(group, kind);
             assert_eq!((p.row)(&doc).cells.len(), p.columns.len(), "{group}/{kind}");

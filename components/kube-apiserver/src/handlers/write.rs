@@ -304,7 +304,10 @@ async fn attempt(
         return Err(ApiError::conflict(
             plural,
             name,
-            format!("Precondition failed: UID in precondition: {new_uid}, UID in object meta: {old_uid}"),
+            format!(
+                "StorageError: invalid object, Code: 4, Key: {}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {new_uid}, UID in object meta: {old_uid}",
+                etcd_key(ctx, res, name)
+            ),
         ));
     }
     admission::mutate(ctx, res, sub, Operation::Update, &mut new, Some(old))?;

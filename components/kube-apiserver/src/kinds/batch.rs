@@ -3,11 +3,12 @@
 use k8s_schema::Doc;
 use serde_json::json;
 
-use super::{Action, SPEC_AND_STATUS, Strategy, pod_spec};
+use super::{Action, SPEC_AND_STATUS, Strategy, pod_spec, warnings};
 use crate::validation::{ErrorList, FieldError, values};
 
 pub const JOB: Strategy = Strategy {
     prepare_create,
+    warnings: warnings::templated,
     validate_create: validate,
     validate_update,
     orphans_by_default: true,

@@ -11,6 +11,7 @@ use crate::{
 
 pub const CERTIFICATE_SIGNING_REQUEST: Strategy = Strategy {
     status: true,
+    unmanaged_spec: true,
     prepare_update,
     validate_create: validate,
     validate_update: |_, n, o, e| {

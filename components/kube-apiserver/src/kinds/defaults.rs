@@ -110,6 +110,9 @@ fn pod_spec(mut s: Mut<'_>) -> Done {
     set(&mut s, "restartPolicy", "Always")?;
     set(&mut s, "securityContext", json!({}))?;
     set(&mut s, "terminationGracePeriodSeconds", 30)?;
+    if s.get("terminationGracePeriodSeconds").int() < 0 {
+        s.set("terminationGracePeriodSeconds", 1)?;
+    }
     set(&mut s, "schedulerName", "default-scheduler")?;
     let account = s.get("serviceAccountName").str().to_owned();
     let old = s.get("serviceAccount").str().to_owned();

@@ -5,7 +5,11 @@ use k8s_schema::Doc;
 use super::{Action, PLAIN, Strategy, immutable};
 use crate::validation::{ErrorList, FieldError, child, index, names, values};
 
-pub const ENDPOINTS: Strategy = Strategy { create_on_update: true, ..PLAIN };
+pub const ENDPOINTS: Strategy = Strategy {
+    create_on_update: true,
+    warnings: |_, _| vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()],
+    ..PLAIN
+};
 pub const ENDPOINT_SLICE: Strategy = Strategy {
     generation: true,
     prepare_create: |d| {

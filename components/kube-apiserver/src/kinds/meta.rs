@@ -98,7 +98,7 @@ fn owners(doc: &Doc, e: &mut ErrorList) {
         }
         for field in ["kind", "name", "uid"] {
             if r.get(field).str().is_empty() {
-                e.push(FieldError::invalid(child(&p, field), "", format!("{field} must not be empty")));
+                e.push(FieldError::invalid(child(&p, field), "", "must not be empty"));
             }
         }
         if (av, r.get("kind").str()) == ("v1", "Event") {

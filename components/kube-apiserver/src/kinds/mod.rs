@@ -21,6 +21,7 @@ mod selectors;
 mod service;
 mod service_account;
 mod storage;
+mod warnings;
 mod workloads;
 
 use k8s_schema::Doc;
@@ -65,6 +66,10 @@ pub struct Strategy {
     pub status: bool,
     /// `metadata.generation` counts changes of the spec.
     pub generation: bool,
+    /// It counts changes of the annotations too.
+    pub annotations_count: bool,
+    /// Nothing but metadata comes to be managed by who creates or updates it.
+    pub unmanaged_spec: bool,
     pub prepare_create: fn(&mut Doc),
     /// After the generic part, which keeps the status (or, for the status subresource, everything else).
     pub prepare_update: fn(Action, &mut Doc, &Doc),
@@ -86,6 +91,8 @@ pub const PLAIN: Strategy = Strategy {
     name: names::subdomain_name,
     status: false,
     generation: false,
+    annotations_count: false,
+    unmanaged_spec: false,
     prepare_create: |_| {},
     prepare_update: |_, _, _| {},
     validate_create: |_, _| {},
@@ -193,11 +200,18 @@ impl Strategy {
 
     /// Fields that a create cannot set, so that nobody comes to manage them.
     pub fn reset_on_create(&self) -> &'static [&'static str] {
-        if self.status { &["status"] } else { &[] }
+        if self.unmanaged_spec {
+            &["spec", "status"]
+        } else if self.status {
+            &["status"]
+        } else {
+            &[]
+        }
     }
 
     pub fn reset_on_update(&self, subresource: &str) -> &'static [&'static str] {
         match (Action::of(subresource), self.status) {
+            (Action::Main, _) if self.unmanaged_spec => &["spec", "status"],
             (Action::Main, true) => &["status"],
             (Action::Status, _) => &["spec"],
             _ => &[],
@@ -227,7 +241,8 @@ impl Strategy {
             _ => {}
         }
         (self.prepare_update)(action, new, old);
-        if self.generation && action != Action::Status && !same_spec(new, old) {
+        let noted = self.annotations_count && !new.at("metadata.annotations").semantic_eq(old.at("metadata.annotations"));
+        if self.generation && action != Action::Status && (noted || !same_spec(new, old)) {
             // A number in a field of every kind: this cannot fail.
             let _ = new.set("metadata.generation", old.at("metadata.generation").int() + 1);
         }

@@ -3,7 +3,7 @@
 use k8s_schema::Doc;
 use serde_json::{Value, json};
 
-use super::{Action, SPEC_AND_STATUS, Strategy, pod_spec, restore};
+use super::{Action, SPEC_AND_STATUS, Strategy, pod_spec, restore, warnings};
 use crate::validation::{ErrorList, FieldError};
 
 pub const POD: Strategy = Strategy {
@@ -11,6 +11,7 @@ pub const POD: Strategy = Strategy {
     prepare_update,
     validate_create: |d, e| pod_spec::validate(d.at("spec"), d.at("metadata"), "spec", e),
     validate_update,
+    warnings: warnings::pod,
     graceful: Some(grace),
     returns_deleted: true,
     ..SPEC_AND_STATUS

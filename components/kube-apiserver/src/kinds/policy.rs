@@ -2,7 +2,7 @@
 
 use k8s_schema::Doc;
 
-use super::{Action, GENERATION, SPEC_AND_STATUS, Strategy};
+use super::{Action, GENERATION, SPEC_AND_STATUS, Strategy, warnings};
 use crate::validation::{ErrorList, FieldError, values};
 
 pub const POD_DISRUPTION_BUDGET: Strategy = Strategy {
@@ -17,7 +17,7 @@ pub const POD_DISRUPTION_BUDGET: Strategy = Strategy {
 };
 pub const NETWORK_POLICY: Strategy =
     Strategy { validate_create: network_policy, validate_update: |_, n, _, e| network_policy(n, e), ..GENERATION };
-pub const INGRESS: Strategy = SPEC_AND_STATUS;
+pub const INGRESS: Strategy = Strategy { warnings: warnings::ingress, ..SPEC_AND_STATUS };
 pub const INGRESS_CLASS: Strategy = GENERATION;
 pub const HORIZONTAL_POD_AUTOSCALER: Strategy = Strategy { generation: false, ..SPEC_AND_STATUS };
 

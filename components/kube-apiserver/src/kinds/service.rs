@@ -2,7 +2,7 @@
 
 use k8s_schema::Doc;
 
-use super::{Action, PLAIN, Strategy};
+use super::{Action, PLAIN, Strategy, warnings};
 use crate::validation::{ErrorList, FieldError, child, index, names, values};
 
 pub const SERVICE: Strategy = Strategy {
@@ -14,6 +14,7 @@ pub const SERVICE: Strategy = Strategy {
     },
     validate_create: validate,
     validate_update,
+    warnings: warnings::service,
     returns_deleted: true,
     ..PLAIN
 };

@@ -2,7 +2,7 @@
 
 use k8s_schema::Doc;
 
-use super::{Action, PLAIN, Strategy, immutable};
+use super::{Action, PLAIN, Strategy, immutable, warnings};
 use crate::validation::{ErrorList, FieldError, index, names};
 
 pub const PERSISTENT_VOLUME: Strategy = Strategy {
@@ -12,6 +12,7 @@ pub const PERSISTENT_VOLUME: Strategy = Strategy {
         // A constant that fits the type: this cannot fail.
         let _ = d.set("status.phase", "Pending");
     },
+    warnings: warnings::volume,
     validate_create: volume,
     validate_update: |a, n, o, e| {
         if a == Action::Main {
@@ -28,6 +29,7 @@ pub const PERSISTENT_VOLUME_CLAIM: Strategy = Strategy {
         // A constant that fits the type: this cannot fail.
         let _ = d.set("status.phase", "Pending");
     },
+    warnings: warnings::claim,
     validate_create: claim,
     validate_update: claim_update,
     ..PLAIN

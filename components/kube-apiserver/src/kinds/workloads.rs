@@ -2,10 +2,12 @@
 
 use k8s_schema::{Doc, Ref, selector::LabelSelector};
 
-use super::{Action, PLAIN, SPEC_AND_STATUS, Strategy, immutable, pod_spec};
+use super::{Action, PLAIN, SPEC_AND_STATUS, Strategy, immutable, pod_spec, warnings};
 use crate::validation::{ErrorList, FieldError, names, values};
 
 pub const DEPLOYMENT: Strategy = Strategy {
+    annotations_count: true,
+    warnings: warnings::templated,
     prepare_update: |a, n, o| {
         if a == Action::Status {
             super::restore(n, o, "metadata.labels");
@@ -21,6 +23,7 @@ pub const DEPLOYMENT: Strategy = Strategy {
     ..SPEC_AND_STATUS
 };
 pub const REPLICA_SET: Strategy = Strategy {
+    warnings: warnings::templated,
     validate_create: replica_set,
     validate_update: |a, n, o, e| {
         if a == Action::Main {
@@ -31,6 +34,7 @@ pub const REPLICA_SET: Strategy = Strategy {
     ..SPEC_AND_STATUS
 };
 pub const DAEMON_SET: Strategy = Strategy {
+    warnings: warnings::templated,
     prepare_create: |d| {
         let g = template_generation(d).max(1);
         // A string among annotations: this cannot fail.
@@ -52,11 +56,13 @@ pub const DAEMON_SET: Strategy = Strategy {
     ..SPEC_AND_STATUS
 };
 pub const STATEFUL_SET: Strategy = Strategy {
+    warnings: warnings::templated,
     validate_create: stateful_set,
     validate_update: stateful_set_update,
     ..SPEC_AND_STATUS
 };
 pub const REPLICATION_CONTROLLER: Strategy = Strategy {
+    warnings: warnings::templated,
     orphans_by_default: true,
     validate_create: replication_controller,
     validate_update: |a, n, _, e| {

@@ -179,6 +179,11 @@ pub async fn claim_for_update<'a>(ctx: &'a Ctx, res: &Resource, new: &mut Doc, o
                 super::kinds::restore(new, old, f);
             }
         }
+        // A client that changes only the single field means the first of the list.
+        let first = |d: &Doc| d.at("spec.clusterIP").str().to_owned();
+        if first(new) != first(old) && new.at("spec.clusterIPs").semantic_eq(old.at("spec.clusterIPs")) {
+            return Err(invalid(new, FieldError::invalid("spec.clusterIPs[0]", json!([first(new)]), "may not change once set")));
+        }
         let needs = |t: &str| matches!(t, "NodePort" | "LoadBalancer");
         if needs(&was) && needs(&is) {
             keep_node_ports(new, old);
