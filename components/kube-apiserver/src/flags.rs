@@ -173,7 +173,12 @@ impl Flags {
             None => bail!("--advertise-address is required when --bind-address is {}", self.bind_address),
         };
         let api_audiences = if self.api_audiences.is_empty() { self.service_account_issuer[..1].to_vec() } else { self.api_audiences };
-        let max = self.service_account_max_token_expiration.as_deref().map(go_seconds).transpose().context("--service-account-max-token-expiration")?;
+        let max = self
+            .service_account_max_token_expiration
+            .as_deref()
+            .map(go_seconds)
+            .transpose()
+            .context("--service-account-max-token-expiration")?;
         let request_header = self.requestheader_client_ca_file.map(|ca| {
             (
                 ca,

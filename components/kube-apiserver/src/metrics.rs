@@ -1,16 +1,13 @@
 //! Metrics under upstream's stable names, in the Prometheus text format.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write,
-        time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
 use parking_lot::Mutex;
 
 use crate::server::Server;
 
-const BUCKETS: &[f64] = &[0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0];
+const BUCKETS: &[f64] =
+    &[0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0];
 /// Series are labelled by resource; paths of nobody's resource must not make more of them.
 const MAX_SERIES: usize = 4000;
 
@@ -51,14 +48,20 @@ impl Metrics {
         let mut out = String::new();
         let w = &mut out;
         // Writing to a String cannot fail.
-        let _ = writeln!(w, "# HELP apiserver_request_total [STABLE] Requests by verb, resource and code.\n# TYPE apiserver_request_total counter");
+        let _ = writeln!(
+            w,
+            "# HELP apiserver_request_total [STABLE] Requests by verb, resource and code.\n# TYPE apiserver_request_total counter"
+        );
         let all = self.requests.lock();
         for ((verb, resource), s) in all.iter() {
             for (code, n) in &s.codes {
                 let _ = writeln!(w, "apiserver_request_total{{code=\"{code}\",resource={resource:?},verb=\"{verb}\"}} {n}");
             }
         }
-        let _ = writeln!(w, "# HELP apiserver_request_duration_seconds [STABLE] Time to answer.\n# TYPE apiserver_request_duration_seconds histogram");
+        let _ = writeln!(
+            w,
+            "# HELP apiserver_request_duration_seconds [STABLE] Time to answer.\n# TYPE apiserver_request_duration_seconds histogram"
+        );
         for ((verb, resource), s) in all.iter() {
             let labels = format!("resource={resource:?},verb=\"{verb}\"");
             for (b, n) in BUCKETS.iter().zip(&s.buckets) {
@@ -69,7 +72,8 @@ impl Metrics {
             let _ = writeln!(w, "apiserver_request_duration_seconds_count{{{labels}}} {}", s.count);
         }
         drop(all);
-        let _ = writeln!(w, "# HELP apiserver_storage_objects [STABLE] Stored objects by resource.\n# TYPE apiserver_storage_objects gauge");
+        let _ =
+            writeln!(w, "# HELP apiserver_storage_objects [STABLE] Stored objects by resource.\n# TYPE apiserver_storage_objects gauge");
         for res in server.registry.all() {
             if res.group == res.storage_group && res.version == res.storage_version {
                 if let Some(c) = server.objects.reflector.cache(&res.prefix) {

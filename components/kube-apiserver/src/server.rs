@@ -175,7 +175,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let server = build(&config, stop.clone()).await?;
     let cert = tls::ServingCert::load(config.tls_cert.clone(), config.tls_key.clone())?;
     let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&cert))?));
-    let listener = TcpListener::bind((config.bind, config.port)).await.with_context(|| format!("cannot listen on {}:{}", config.bind, config.port))?;
+    let listener =
+        TcpListener::bind((config.bind, config.port)).await.with_context(|| format!("cannot listen on {}:{}", config.bind, config.port))?;
     watch_files(&server, &cert);
     tokio::spawn(Arc::clone(&server.objects.reflector).run());
     let accepting = CancellationToken::new();

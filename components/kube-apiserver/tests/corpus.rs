@@ -109,11 +109,8 @@ fn text(v: &Value) -> String {
 }
 
 fn substitute(v: &Value, env: &Env, variable: &Regex) -> Value {
-    let replace = |s: &str| {
-        variable
-            .replace_all(s, |c: &regex::Captures<'_>| env.get(&c[1]).map_or_else(|| c[0].to_owned(), text))
-            .into_owned()
-    };
+    let replace =
+        |s: &str| variable.replace_all(s, |c: &regex::Captures<'_>| env.get(&c[1]).map_or_else(|| c[0].to_owned(), text)).into_owned();
     match v {
         Value::String(s) => replace(s).into(),
         Value::Array(a) => a.iter().map(|x| substitute(x, env, variable)).collect(),
@@ -214,11 +211,15 @@ async fn replay(client: &Client, scenario: &Value) -> (usize, usize, Vec<String>
     let normalizer = Normalizer::new();
     let ns = random_namespace();
     let mut env: Env = Env::from([("ns".to_owned(), json!(ns))]);
-    let json_headers = vec![("accept".to_owned(), "application/json".to_owned()), ("content-type".to_owned(), "application/json".to_owned())];
+    let json_headers =
+        vec![("accept".to_owned(), "application/json".to_owned()), ("content-type".to_owned(), "application/json".to_owned())];
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": ns}});
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
     client.call("POST", "/api/v1/namespaces", &json_headers, Some(namespace.to_string().into())).await.unwrap();
-    client.call("POST", &format!("/api/v1/namespaces/{ns}/serviceaccounts"), &json_headers, Some(account.to_string().into())).await.unwrap();
+    client
+        .call("POST", &format!("/api/v1/namespaces/{ns}/serviceaccounts"), &json_headers, Some(account.to_string().into()))
+        .await
+        .unwrap();
     let (mut good, mut total, mut report) = (0, 0, Vec::new());
     for step in scenario["steps"].as_array().unwrap() {
         let body = substitute(&step["body"], &env, &variable);

@@ -64,7 +64,10 @@ fn kubectl_creates_applies_watches_explains_and_deletes() {
 
     // What a new cluster has.
     assert!(k.ok(&["get", "namespaces"], "").contains("kube-node-lease"));
-    assert!(k.ok(&["get", "clusterrole", "admin", "-o", "jsonpath={.rules[*].resources}"], "").contains("deployments"), "admin is aggregated");
+    assert!(
+        k.ok(&["get", "clusterrole", "admin", "-o", "jsonpath={.rules[*].resources}"], "").contains("deployments"),
+        "admin is aggregated"
+    );
     assert!(k.ok(&["get", "service", "kubernetes"], "").contains("10.96.0.1"));
     assert!(k.ok(&["get", "priorityclasses"], "").contains("2000001000"));
 

@@ -55,6 +55,7 @@ pub const CONTROLLERS: &[Controller] = &[
         c::cluster_role_aggregation::run
     ),
     controller!("certificatesigningrequest-approving-controller", ["csrapproving"], true, "certificate-controller", c::csr_approving::run),
+    controller!("certificatesigningrequest-cleaner-controller", ["csrcleaner"], true, "certificate-controller", c::csr_cleaner::run),
     controller!("certificatesigningrequest-signing-controller", ["csrsigning"], true, "certificate-controller", c::csr_signing::run),
 ];
 

@@ -87,7 +87,13 @@ fn allowed(a: &Attributes<'_>, verb: &str, resource: &str, name: &str) -> bool {
 fn compact(r: &Rule) -> String {
     let list = |l: &[String]| serde_json::to_string(l).unwrap_or_default();
     let mut parts = Vec::new();
-    for (name, l) in [("APIGroups", &r.groups), ("Resources", &r.resources), ("ResourceNames", &r.names), ("NonResourceURLs", &r.urls), ("Verbs", &r.verbs)] {
+    for (name, l) in [
+        ("APIGroups", &r.groups),
+        ("Resources", &r.resources),
+        ("ResourceNames", &r.names),
+        ("NonResourceURLs", &r.urls),
+        ("Verbs", &r.verbs),
+    ] {
         if !l.is_empty() {
             parts.push(format!("{name}:{}", list(l)));
         }

@@ -63,18 +63,48 @@ pub fn known(name: &str) -> bool {
 }
 
 const UPSTREAM: &[&str] = &[
-    "LimitRanger", "PodSecurity", "PodGroupProtection", "PersistentVolumeClaimResize", "RuntimeClass", "CertificateSigning", "ClusterTrustBundleAttest",
-    "DefaultIngressClass", "PodTopologyLabels", "NodeDeclaredFeatureValidator", "PodResizeValidator", "MutatingAdmissionPolicy",
-    "MutatingAdmissionWebhook", "ValidatingAdmissionPolicy", "ValidatingAdmissionWebhook", "ResourceQuota", "PodTolerationRestriction", "AlwaysPullImages",
-    "EventRateLimit", "ImagePolicyWebhook", "PodNodeSelector", "OwnerReferencesPermissionEnforcement", "NamespaceAutoProvision", "NamespaceExists",
-    "ExtendedResourceToleration", "LimitPodHardAntiAffinityTopology", "DenyServiceExternalIPs", "AlwaysAdmit", "AlwaysDeny",
+    "LimitRanger",
+    "PodSecurity",
+    "PodGroupProtection",
+    "PersistentVolumeClaimResize",
+    "RuntimeClass",
+    "CertificateSigning",
+    "ClusterTrustBundleAttest",
+    "DefaultIngressClass",
+    "PodTopologyLabels",
+    "NodeDeclaredFeatureValidator",
+    "PodResizeValidator",
+    "MutatingAdmissionPolicy",
+    "MutatingAdmissionWebhook",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionWebhook",
+    "ResourceQuota",
+    "PodTolerationRestriction",
+    "AlwaysPullImages",
+    "EventRateLimit",
+    "ImagePolicyWebhook",
+    "PodNodeSelector",
+    "OwnerReferencesPermissionEnforcement",
+    "NamespaceAutoProvision",
+    "NamespaceExists",
+    "ExtendedResourceToleration",
+    "LimitPodHardAntiAffinityTopology",
+    "DenyServiceExternalIPs",
+    "AlwaysAdmit",
+    "AlwaysDeny",
 ];
 
-pub fn mutate(ctx: &Ctx, res: &Resource, subresource: &str, operation: Operation, doc: &mut Doc, old: Option<&Doc>) -> Result<(), ApiError> {
+pub fn mutate(
+    ctx: &Ctx,
+    res: &Resource,
+    subresource: &str,
+    operation: Operation,
+    doc: &mut Doc,
+    old: Option<&Doc>,
+) -> Result<(), ApiError> {
     let a = Attributes { ctx, res, subresource, operation };
     PLUGINS.iter().filter_map(|p| p.mutate).try_for_each(|m| m(&a, doc, old))
 }
-
 
 pub async fn validate(
     ctx: &Ctx,

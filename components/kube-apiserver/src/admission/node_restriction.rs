@@ -39,7 +39,10 @@ pub fn admit(a: &Attributes<'_>, new: &mut Doc, old: Option<&Doc>) -> Result<(),
 fn pods(a: &Attributes<'_>, node: &str, new: &Doc, old: Option<&Doc>) -> Result<(), ApiError> {
     if a.operation == Operation::Create && a.subresource.is_empty() {
         if !new.at("metadata.annotations").get("kubernetes.io/config.mirror").exists() {
-            return Err(refuse(a, format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods")));
+            return Err(refuse(
+                a,
+                format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"),
+            ));
         }
         if new.at("spec.nodeName").str() != node {
             return Err(refuse(a, format!("node {node:?} can only create pods with spec.nodeName set to itself")));
@@ -89,7 +92,10 @@ fn own_label(key: &str) -> bool {
     let domain = key.split_once('/').map_or("", |(d, _)| d);
     let ours = ["kubernetes.io", "k8s.io"].iter().any(|d| domain == *d || domain.ends_with(&format!(".{d}")));
     let kubelet = |d: &str| domain == d || domain.ends_with(&format!(".{d}"));
-    !ours || EXACT.contains(&key) || kubelet("kubelet.kubernetes.io") || (kubelet("node.kubernetes.io") && !kubelet("node-restriction.kubernetes.io"))
+    !ours
+        || EXACT.contains(&key)
+        || kubelet("kubelet.kubernetes.io")
+        || (kubelet("node.kubernetes.io") && !kubelet("node-restriction.kubernetes.io"))
 }
 
 fn nodes(a: &Attributes<'_>, node: &str, new: &Doc, old: Option<&Doc>) -> Result<(), ApiError> {
@@ -111,7 +117,8 @@ fn nodes(a: &Attributes<'_>, node: &str, new: &Doc, old: Option<&Doc>) -> Result
                 return Err(refuse(a, format!("node {node:?} is not allowed to modify taints")));
             }
             let (n, o) = (labels(new), labels(old));
-            let mut changed: Vec<String> = n.iter().filter(|l| !o.contains(l)).chain(o.iter().filter(|l| !n.contains(l))).map(|(k, _)| k.clone()).collect();
+            let mut changed: Vec<String> =
+                n.iter().filter(|l| !o.contains(l)).chain(o.iter().filter(|l| !n.contains(l))).map(|(k, _)| k.clone()).collect();
             changed.retain(|k| !own_label(k));
             changed.sort();
             changed.dedup();

@@ -14,7 +14,10 @@ pub fn admit(a: &Attributes<'_>, pod: &mut Doc, old: Option<&Doc>) -> Result<(),
         // A client that does not know the field must not take it away.
         if let Some(old) = old {
             for f in ["spec.priority", "spec.preemptionPolicy"] {
-                if !pod.at(f).exists() && old.at(f).exists() && pod.at("spec.priorityClassName").str() == old.at("spec.priorityClassName").str() {
+                if !pod.at(f).exists()
+                    && old.at(f).exists()
+                    && pod.at("spec.priorityClassName").str() == old.at("spec.priorityClassName").str()
+                {
                     pod.copy_from(f, old.at(f)).map_err(internal)?;
                 }
             }

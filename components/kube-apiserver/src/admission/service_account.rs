@@ -21,7 +21,10 @@ pub fn admit(a: &Attributes<'_>, pod: &mut Doc, _: Option<&Doc>) -> Result<(), A
         if !pod.at("spec.serviceAccountName").str().is_empty() {
             return forbidden("a mirror pod may not reference service accounts".into());
         }
-        let secrets = pod.at("spec.volumes").iter().any(|v| v.get("secret").exists() || v.get("projected").get("sources").iter().any(|s| s.get("serviceAccountToken").exists()));
+        let secrets = pod
+            .at("spec.volumes")
+            .iter()
+            .any(|v| v.get("secret").exists() || v.get("projected").get("sources").iter().any(|s| s.get("serviceAccountToken").exists()));
         if secrets {
             return forbidden("a mirror pod may not reference secrets".into());
         }
@@ -40,7 +43,8 @@ pub fn admit(a: &Attributes<'_>, pod: &mut Doc, _: Option<&Doc>) -> Result<(), A
             format!("error looking up service account {ns}/{account_name}: serviceaccount {account_name:?} not found"),
         ));
     };
-    let wanted = pod.at("spec.automountServiceAccountToken").as_bool().or(account.at("automountServiceAccountToken").as_bool()).unwrap_or(true);
+    let wanted =
+        pod.at("spec.automountServiceAccountToken").as_bool().or(account.at("automountServiceAccountToken").as_bool()).unwrap_or(true);
     if wanted {
         mount(pod).map_err(internal)?;
     }

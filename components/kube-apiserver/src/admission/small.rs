@@ -43,7 +43,8 @@ pub fn default_storage_class(a: &Attributes<'_>, claim: &mut Doc, _: Option<&Doc
     if a.operation != Operation::Create || !a.is("", "persistentvolumeclaims") {
         return Ok(());
     }
-    let named = claim.at("spec.storageClassName").exists() || claim.at("metadata.annotations").get("volume.beta.kubernetes.io/storage-class").exists();
+    let named = claim.at("spec.storageClassName").exists()
+        || claim.at("metadata.annotations").get("volume.beta.kubernetes.io/storage-class").exists();
     if named {
         return Ok(());
     }
@@ -121,9 +122,8 @@ pub fn certificate_subject(a: &Attributes<'_>, new: Option<&Doc>, _: Option<&Doc
     let Some(csr) = new.filter(|d| d.at("spec.signerName").str() == "kubernetes.io/kube-apiserver-client") else { return Ok(()) };
     use x509_parser::prelude::{FromDer, X509CertificationRequest};
     let masters = x509_parser::pem::parse_x509_pem(csr.at("spec.request").bytes()).ok().is_some_and(|(_, pem)| {
-        X509CertificationRequest::from_der(&pem.contents).is_ok_and(|(_, r)| {
-            r.certification_request_info.subject.iter_organization().any(|o| o.as_str() == Ok(crate::authn::MASTERS))
-        })
+        X509CertificationRequest::from_der(&pem.contents)
+            .is_ok_and(|(_, r)| r.certification_request_info.subject.iter_organization().any(|o| o.as_str() == Ok(crate::authn::MASTERS)))
     });
     if masters {
         let why = "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed";

@@ -16,9 +16,7 @@ pub(super) fn authenticate(objects: &Objects, token: &str) -> Result<User, Rejec
         return Err(reject("not of the form id.secret"));
     }
     let doc = objects.get("secrets", &format!("kube-system/bootstrap-token-{id}")).ok_or_else(|| reject("unknown id"))?;
-    let data = |k: &str| -> String {
-        String::from_utf8_lossy(doc.at("data").get(k).bytes()).into_owned()
-    };
+    let data = |k: &str| -> String { String::from_utf8_lossy(doc.at("data").get(k).bytes()).into_owned() };
     if doc.at("metadata.deletionTimestamp").exists() {
         return Err(reject("deleted"));
     }

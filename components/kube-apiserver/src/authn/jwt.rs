@@ -199,10 +199,7 @@ pub fn verify(token: &str, keys: &[VerifyingKey]) -> Result<Value, &'static str>
     let sig = B64.decode(sig).map_err(|_| "the signature cannot be read")?;
     let alg = head["alg"].as_str().unwrap_or("");
     let kid = head["kid"].as_str().unwrap_or("");
-    let good = keys
-        .iter()
-        .filter(|k| k.alg.name() == alg && (kid.is_empty() || k.kid == kid))
-        .any(|k| k.verify(signed.as_bytes(), &sig));
+    let good = keys.iter().filter(|k| k.alg.name() == alg && (kid.is_empty() || k.kid == kid)).any(|k| k.verify(signed.as_bytes(), &sig));
     if !good {
         return Err("no key fits the signature");
     }

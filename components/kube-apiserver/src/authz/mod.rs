@@ -85,11 +85,7 @@ pub fn refusal(user: &User, a: &Attributes, reason: &str) -> String {
             resource = format!("{resource}/{}", a.subresource);
         }
         let what = format!("{who} resource {resource:?} in API group {:?}", a.group);
-        if a.namespace.is_empty() {
-            format!("{what} at the cluster scope")
-        } else {
-            format!("{what} in the namespace {:?}", a.namespace)
-        }
+        if a.namespace.is_empty() { format!("{what} at the cluster scope") } else { format!("{what} in the namespace {:?}", a.namespace) }
     };
     if !reason.is_empty() {
         message = format!("{message}: {reason}");

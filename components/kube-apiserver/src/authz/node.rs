@@ -140,11 +140,8 @@ impl NodeAuthorizer {
             return Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"));
         };
         let claim = pv.at("spec.claimRef");
-        let of_claim = Attributes {
-            namespace: claim.get("namespace").str().to_owned(),
-            name: claim.get("name").str().to_owned(),
-            ..a.clone()
-        };
+        let of_claim =
+            Attributes { namespace: claim.get("namespace").str().to_owned(), name: claim.get("name").str().to_owned(), ..a.clone() };
         self.related(node, &of_claim, uses_claim)
     }
 

@@ -119,7 +119,9 @@ impl Rbac {
     }
 
     fn build(&self, revs: [i64; 4]) -> Index {
-        let docs = |prefix: &str| self.objects.list(prefix, "").into_iter().filter_map(|s| self.objects.doc(&s).map(|d| (s, d))).collect::<Vec<_>>();
+        let docs = |prefix: &str| {
+            self.objects.list(prefix, "").into_iter().filter_map(|s| self.objects.doc(&s).map(|d| (s, d))).collect::<Vec<_>>()
+        };
         let rules = |prefix: &str| {
             docs(prefix)
                 .into_iter()
@@ -175,7 +177,8 @@ impl Rbac {
             for b in index.bindings.get(*ns).into_iter().flatten() {
                 let Some((_, shown)) = b.subjects.iter().find(|(s, _)| s.is(user)) else { continue };
                 if b.rules.iter().any(|r| r.allows(a)) {
-                    let binding = if ns.is_empty() { format!("ClusterRoleBinding {:?}", b.name) } else { format!("RoleBinding \"{}/{ns}\"", b.name) };
+                    let binding =
+                        if ns.is_empty() { format!("ClusterRoleBinding {:?}", b.name) } else { format!("RoleBinding \"{}/{ns}\"", b.name) };
                     return Decision::Allow(format!("RBAC: allowed by {binding} of {} {:?} to {shown}", b.role_kind, b.role));
                 }
             }

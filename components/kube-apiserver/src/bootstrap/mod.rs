@@ -9,15 +9,7 @@ use bytes::Bytes;
 use k8s_schema::Doc;
 use serde_json::{Value, json};
 
-use crate::{
-    handlers::write,
-    http::ApiError,
-    kinds,
-    registry::Resource,
-    server::Server,
-    services,
-    storage::StoreError,
-};
+use crate::{handlers::write, http::ApiError, kinds, registry::Resource, server::Server, services, storage::StoreError};
 
 /// Objects of the bootstrap data, by resource, as upstream has them.
 static DATA: &str = include_str!("../../data/bootstrap.json");

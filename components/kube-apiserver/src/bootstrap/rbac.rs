@@ -68,7 +68,8 @@ mod tests {
     use crate::authz::Attributes;
 
     fn may(role: &str, verb: &str, group: &str, resource: &str) -> bool {
-        let a = Attributes { verb: verb.into(), is_resource: true, group: group.into(), resource: resource.into(), ..Attributes::default() };
+        let a =
+            Attributes { verb: verb.into(), is_resource: true, group: group.into(), resource: resource.into(), ..Attributes::default() };
         rules_of(role).iter().any(|r| r.allows(&a))
     }
 

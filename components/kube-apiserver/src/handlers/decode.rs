@@ -53,9 +53,8 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
     let unrecognized = |e: String| {
         ApiError::bad_request(format!("the object provided is unrecognized (must be of type {}): {e} ({})", want.kind, quoted(&body)))
     };
-    let unhandled = |e: String| {
-        ApiError::bad_request(format!("{} in version {:?} cannot be handled as a {}: {e}", want.kind, want.version, want.kind))
-    };
+    let unhandled =
+        |e: String| ApiError::bad_request(format!("{} in version {:?} cannot be handled as a {}: {e}", want.kind, want.version, want.kind));
     let body = match media {
         Media::Protobuf => {
             if !body.starts_with(crate::objects::PROTOBUF_MAGIC) {
@@ -71,9 +70,7 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
         Media::Yaml => yaml_to_json(&body).map_err(unrecognized)?,
         Media::Json => body,
     };
-    let meta = peek_type_meta(&body).map_err(|e| {
-        unrecognized_json(want, &e.to_string(), &body)
-    })?;
+    let meta = peek_type_meta(&body).map_err(|e| unrecognized_json(want, &e.to_string(), &body))?;
     check_type(ctx, &meta.api_version, &meta.kind, want)?;
     let decoded = Doc::from_json(schema, want.ty, body).map_err(|e| unhandled(e.to_string()))?;
     if !decoded.strict.is_empty() {
@@ -114,7 +111,9 @@ fn check_type(ctx: &Ctx, api_version: &str, kind: &str, want: Expected<'_>) -> R
     let why = if !known {
         format!("no kind {kind:?} is registered for version {av:?} in scheme {SCHEME:?}")
     } else if group != want.group || version != want.version {
-        return Err(ApiError::bad_request(format!("the API version in the data ({av}) does not match the expected API version ({expected})")));
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({av}) does not match the expected API version ({expected})"
+        )));
     } else {
         let internal = if want.group.is_empty() { "core" } else { want.group.split('.').next().unwrap_or(want.group) };
         format!("converting ({version}.{kind}) to ({internal}.{}): unknown conversion", want.kind)

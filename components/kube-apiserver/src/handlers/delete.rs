@@ -7,11 +7,7 @@ use jiff::Timestamp;
 use k8s_schema::Doc;
 use serde_json::{Value, json};
 
-use super::{
-    Ctx, DeleteOptions, Propagation, decode, encode_doc, encode_value, load,
-    options::ListOptions,
-    read, write,
-};
+use super::{Ctx, DeleteOptions, Propagation, decode, encode_doc, encode_value, load, options::ListOptions, read, write};
 use crate::{
     admission::{self, Operation},
     http::{Answer, ApiError, Group, Media, Offers, negotiate},
@@ -37,7 +33,8 @@ fn body_options(ctx: &Ctx, body: &Bytes) -> Result<Option<Value>, ApiError> {
             return Ok(Some(doc.to_value()));
         }
     };
-    let v: Value = serde_json::from_slice(&json).map_err(|e| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {e}")))?;
+    let v: Value =
+        serde_json::from_slice(&json).map_err(|e| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {e}")))?;
     if let Some(kind) = v["kind"].as_str() {
         if kind != "DeleteOptions" && !kind.is_empty() {
             let av = v["apiVersion"].as_str().unwrap_or("");
@@ -66,7 +63,11 @@ pub async fn delete(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<
             if !res.group.is_empty() {
                 details["group"] = res.group.as_str().into();
             }
-            Ok(encode_value(200, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}), wanted))
+            Ok(encode_value(
+                200,
+                &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}),
+                wanted,
+            ))
         }
         Outcome::Gone(doc) | Outcome::Marked(doc) => Ok(encode_doc(ctx, 200, res, &doc, wanted)),
         Outcome::Retry => Err(ApiError::modified(Group(&res.group, &res.plural), &name)),
@@ -171,7 +172,11 @@ async fn attempt(ctx: &Ctx, res: &Resource, stored: &Arc<Stored>, o: &DeleteOpti
         Some(seconds) if seconds > 0 => {
             if deleting && old_grace.is_some_and(|g| g <= seconds) {
                 // Longer or equal grace changes nothing.
-                return if kept == had { Ok(Outcome::Marked(doc)) } else { store(ctx, res, stored, new, &doc, o.dry_run).await.map(wrap_marked) };
+                return if kept == had {
+                    Ok(Outcome::Marked(doc))
+                } else {
+                    store(ctx, res, stored, new, &doc, o.dry_run).await.map(wrap_marked)
+                };
             }
             if deleting {
                 let began = doc.at("metadata.deletionTimestamp").time_seconds().unwrap_or(now) - old_grace.unwrap_or(0);

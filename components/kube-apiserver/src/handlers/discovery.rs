@@ -147,10 +147,8 @@ fn aggregated(ctx: &Ctx, groups: &[(String, Vec<String>)], wanted: Wanted) -> Re
         body::answer(304, "", Body::Full(bytes::Bytes::new()))
     } else {
         let mut a = encode_value(200, &v, wanted);
-        a.headers_mut().insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"),
-        );
+        a.headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"));
         a
     };
     a.headers_mut().insert(header::ETAG, etag);
@@ -172,7 +170,24 @@ pub fn version(ctx: &Ctx) -> Result<Answer, ApiError> {
 }
 
 pub fn root(ctx: &Ctx) -> Result<Answer, ApiError> {
-    let mut paths: Vec<String> = ["/api", "/api/v1", "/apis", "/apis/", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openapi/v3/", "/openid/v1/jwks", "/.well-known/openid-configuration", "/readyz", "/version"].map(str::to_owned).to_vec();
+    let mut paths: Vec<String> = [
+        "/api",
+        "/api/v1",
+        "/apis",
+        "/apis/",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openapi/v3/",
+        "/openid/v1/jwks",
+        "/.well-known/openid-configuration",
+        "/readyz",
+        "/version",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     for (g, versions) in ctx.server.registry.groups() {
         paths.push(format!("/apis/{g}"));
         paths.extend(versions.iter().map(|v| format!("/apis/{g}/{v}")));
@@ -195,7 +210,8 @@ pub fn openid(ctx: &Ctx) -> Result<Answer, ApiError> {
         "/openid/v1/jwks" => {
             let accept = ctx.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("");
             if !accept.is_empty() && !accept.contains("application/jwk-set+json") && !accept.contains("*/*") {
-                let mut e = ApiError::new(406, "NotAcceptable", "406: Not Acceptable\n\nAvailable representations: application/jwk-set+json");
+                let mut e =
+                    ApiError::new(406, "NotAcceptable", "406: Not Acceptable\n\nAvailable representations: application/jwk-set+json");
                 e.details = Some(Box::default());
                 return Err(e);
             }

@@ -125,9 +125,7 @@ fn sorted(v: &Value) -> Value {
 /// An object in the encoding and shape asked for.
 pub fn encode_doc(ctx: &Ctx, code: u16, res: &Resource, doc: &Doc, wanted: Wanted) -> Answer {
     match (wanted.shape, wanted.media) {
-        (As::Object | As::Discovery, Media::Protobuf) => {
-            answer(code, Media::Protobuf.content_type(), Body::Full(doc.to_protobuf().into()))
-        }
+        (As::Object | As::Discovery, Media::Protobuf) => answer(code, Media::Protobuf.content_type(), Body::Full(doc.to_protobuf().into())),
         (As::Object | As::Discovery, Media::Json) if !wanted.pretty => {
             let mut bytes = doc.to_json();
             bytes.push(b'\n');

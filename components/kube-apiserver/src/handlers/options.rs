@@ -79,7 +79,10 @@ impl ListOptions {
             }
             if !m.is_empty() {
                 if sie.is_none() {
-                    errors.push(FieldError::forbidden(path, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"));
+                    errors.push(FieldError::forbidden(
+                        path,
+                        "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                    ));
                 }
                 if m != "NotOlderThan" {
                     errors.push(FieldError::not_supported(path, m, &["NotOlderThan"]));

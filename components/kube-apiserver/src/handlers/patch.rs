@@ -31,8 +31,12 @@ pub enum PatchKind {
     Apply,
 }
 
-const ACCEPTED: &[&str] =
-    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", "application/apply-patch+yaml"];
+const ACCEPTED: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+];
 
 pub fn kind_of(ctx: &Ctx) -> Result<PatchKind, ApiError> {
     let ct = ctx.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
@@ -50,8 +54,11 @@ pub async fn patch(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<A
     let kind = kind_of(ctx)?;
     let wanted = ctx.wanted(Offers::Objects, false)?;
     let options = WriteOptions::parse(&ctx.query, "PatchOptions", kind == PatchKind::Apply)?;
-    let (code, doc) =
-        if kind == PatchKind::Apply { apply(ctx, res, &body, &options).await? } else { (200, merge(ctx, res, kind, &body, &options).await?) };
+    let (code, doc) = if kind == PatchKind::Apply {
+        apply(ctx, res, &body, &options).await?
+    } else {
+        (200, merge(ctx, res, kind, &body, &options).await?)
+    };
     Ok(encode_doc(ctx, code, res, &doc, wanted))
 }
 
@@ -115,7 +122,10 @@ async fn merge(ctx: &Arc<Ctx>, res: &Arc<Resource>, kind: PatchKind, body: &Byte
 fn check_identity(ctx: &Ctx, new: &Doc, old: &Doc) -> Result<(), ApiError> {
     let name = new.at("metadata.name").str();
     if name != ctx.info.name {
-        return Err(ApiError::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({})", ctx.info.name)));
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            ctx.info.name
+        )));
     }
     if new.at("metadata.namespace").str() != old.at("metadata.namespace").str() {
         return Err(ApiError::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
@@ -134,7 +144,10 @@ async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &Writ
     if name.is_empty() {
         write::set(&mut applied, "metadata.name", ctx.info.name.as_str())?;
     } else if name != ctx.info.name {
-        return Err(ApiError::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({})", ctx.info.name)));
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            ctx.info.name
+        )));
     }
     if res.namespaced {
         write::set(&mut applied, "metadata.namespace", ctx.info.namespace.as_str())?;

@@ -210,7 +210,11 @@ async fn log(ctx: &Arc<Ctx>, res: &Resource, incoming: Incoming, extensions: Ext
 
 fn service_endpoint(ctx: &Ctx, name: &str, port: Option<&str>, tls: bool) -> Result<Target, ApiError> {
     let ns = &ctx.info.namespace;
-    let svc = ctx.server.objects.get("services/specs", &format!("{ns}/{name}")).ok_or_else(|| ApiError::not_found(Group("", "services"), name))?;
+    let svc = ctx
+        .server
+        .objects
+        .get("services/specs", &format!("{ns}/{name}"))
+        .ok_or_else(|| ApiError::not_found(Group("", "services"), name))?;
     let ports: Vec<_> = svc.at("spec.ports").iter().collect();
     let wanted = match port {
         None => ports.first(),
@@ -226,7 +230,9 @@ fn service_endpoint(ctx: &Ctx, name: &str, port: Option<&str>, tls: bool) -> Res
             continue;
         }
         let Some(d) = ctx.server.objects.doc(&slice) else { continue };
-        let Some(p) = d.at("ports").iter().find(|p| p.get("name").str() == port_name).and_then(|p| p.get("port").as_i64()) else { continue };
+        let Some(p) = d.at("ports").iter().find(|p| p.get("name").str() == port_name).and_then(|p| p.get("port").as_i64()) else {
+            continue;
+        };
         for e in d.at("endpoints").iter() {
             if e.get("conditions").get("ready").as_bool() == Some(false) {
                 continue;
@@ -240,7 +246,8 @@ fn service_endpoint(ctx: &Ctx, name: &str, port: Option<&str>, tls: bool) -> Res
 }
 
 /// Headers that are about one connection and not the request.
-const HOP: &[&str] = &["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"];
+const HOP: &[&str] =
+    &["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"];
 
 fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
     let connection = headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
@@ -250,9 +257,12 @@ fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
 
 async fn forward(ctx: &Arc<Ctx>, target: Target, path: &str, incoming: Incoming, extensions: Extensions) -> Result<Answer, ApiError> {
     let failed = |e: String| ApiError::new(502, "", format!("error trying to reach service: {e}"));
-    let stream: Stream = ctx.server.kubelet.connect(&target).await.map_err(|e| {
-        if target.kubelet { ApiError::internal(format!("error dialing backend: {e}")) } else { failed(e) }
-    })?;
+    let stream: Stream = ctx
+        .server
+        .kubelet
+        .connect(&target)
+        .await
+        .map_err(|e| if target.kubelet { ApiError::internal(format!("error dialing backend: {e}")) } else { failed(e) })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(e.to_string()))?;
     tokio::spawn(async move {
         if let Err(e) = connection.with_upgrades().await {
@@ -268,7 +278,8 @@ async fn forward(ctx: &Arc<Ctx>, target: Target, path: &str, incoming: Incoming,
         headers.insert(header::UPGRADE, u.clone());
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     }
-    let host = if target.host.contains(':') { format!("[{}]:{}", target.host, target.port) } else { format!("{}:{}", target.host, target.port) };
+    let host =
+        if target.host.contains(':') { format!("[{}]:{}", target.host, target.port) } else { format!("{}:{}", target.host, target.port) };
     headers.insert(header::HOST, HeaderValue::from_str(&host).map_err(|e| failed(e.to_string()))?);
     let method = if ctx.info.subresource == "log" { Method::GET } else { ctx.method.clone() };
     let mut request = Request::new(Body::Incoming(incoming));

@@ -155,7 +155,14 @@ fn page(all: impl Iterator<Item = Arc<Stored>>, o: &ListOptions, rev: i64) -> Se
 }
 
 /// Reads at an older revision; the objects pass through and are not kept.
-async fn from_etcd(ctx: &Ctx, res: &Resource, o: &ListOptions, prefix: &str, start: Option<String>, at: i64) -> Result<Selection, ApiError> {
+async fn from_etcd(
+    ctx: &Ctx,
+    res: &Resource,
+    o: &ListOptions,
+    prefix: &str,
+    start: Option<String>,
+    at: i64,
+) -> Result<Selection, ApiError> {
     let reflector = &ctx.server.objects.reflector;
     let root = format!("{}{}/", ctx.server.root, res.prefix);
     let end = prefix_end(&format!("{root}{prefix}"));

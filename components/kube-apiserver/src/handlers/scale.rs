@@ -8,7 +8,11 @@ use k8s_schema::{Doc, selector::LabelSelector};
 use serde_json::json;
 
 use super::{
-    Ctx, WriteOptions, decode::{self, Expected}, encode_doc, load, patch::{self, PatchKind}, write,
+    Ctx, WriteOptions,
+    decode::{self, Expected},
+    encode_doc, load,
+    patch::{self, PatchKind},
+    write,
 };
 use crate::{
     http::{Answer, ApiError, Group, Offers, body},
@@ -70,7 +74,8 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -
 
 async fn change(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes, kind: Option<PatchKind>) -> Result<Answer, ApiError> {
     let wanted = ctx.wanted(Offers::Objects, false)?;
-    let options = WriteOptions::parse(&ctx.query, if kind.is_some() { "PatchOptions" } else { "UpdateOptions" }, kind == Some(PatchKind::Apply))?;
+    let options =
+        WriteOptions::parse(&ctx.query, if kind.is_some() { "PatchOptions" } else { "UpdateOptions" }, kind == Some(PatchKind::Apply))?;
     let schema = &ctx.server.objects.schema;
     let ty = schema.kind("autoscaling", "v1", "Scale").ok_or_else(|| ApiError::internal("no type Scale"))?;
     let want = Expected { group: "autoscaling", version: "v1", kind: "Scale", ty };
@@ -117,4 +122,3 @@ async fn change(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes, kind: Option<P
     let scale = scale_of(ctx, &doc)?;
     Ok(encode_doc(ctx, 200, res, &scale, wanted))
 }
-

@@ -9,7 +9,9 @@ use k8s_schema::{Doc, selector::LabelSelector};
 use serde_json::{Value, json};
 
 use super::{
-    Ctx, DeleteOptions, WriteOptions, decode::{self, Expected}, encode_doc, encode_value, load, patch, proxy, read, scale, write,
+    Ctx, DeleteOptions, WriteOptions,
+    decode::{self, Expected},
+    encode_doc, encode_value, load, patch, proxy, read, scale, write,
 };
 use crate::{
     authn::Bound,
@@ -100,7 +102,8 @@ pub async fn bind(ctx: &Arc<Ctx>, incoming: Incoming) -> Result<Answer, ApiError
             write::set(&mut new, &format!("metadata.annotations[{k}]"), v.as_str())?;
         }
         for label in ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"] {
-            let value = ctx.server.objects.get("minions", &node).map(|n| n.at("metadata.labels").get(label).str().to_owned()).unwrap_or_default();
+            let value =
+                ctx.server.objects.get("minions", &node).map(|n| n.at("metadata.labels").get(label).str().to_owned()).unwrap_or_default();
             if !value.is_empty() {
                 write::set(&mut new, &format!("metadata.labels[{label}]"), value)?;
             }
@@ -177,7 +180,13 @@ async fn ask_budgets(ctx: &Arc<Ctx>, pod: &Doc, dry_run: bool) -> Result<(), Api
     let budget = match budgets.as_slice() {
         [] => return Ok(()),
         [one] => one,
-        _ => return Err(ApiError::new(500, "", "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.")),
+        _ => {
+            return Err(ApiError::new(
+                500,
+                "",
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+            ));
+        }
     };
     let name = budget.at("metadata.name").str().to_owned();
     let ready = pod.at("status.conditions").find("type", "Ready").get("status").str() == "True";
@@ -207,7 +216,8 @@ async fn ask_budgets(ctx: &Arc<Ctx>, pod: &Doc, dry_run: bool) -> Result<(), Api
         return Ok(());
     }
     let pdbs = ctx.server.registry.resource("policy", "v1", "poddisruptionbudgets").cloned().ok_or_else(ApiError::no_resource)?;
-    let stored = ctx.server.objects.reflector.cache(&pdbs.prefix).and_then(|c| c.get(&format!("{ns}/{name}"))).ok_or_else(ApiError::no_resource)?;
+    let stored =
+        ctx.server.objects.reflector.cache(&pdbs.prefix).and_then(|c| c.get(&format!("{ns}/{name}"))).ok_or_else(ApiError::no_resource)?;
     let mut new = budget.clone();
     new.set("status.disruptionsAllowed", allowed - 1).map_err(ApiError::internal)?;
     let pod_name = pod.at("metadata.name").str();
@@ -291,7 +301,9 @@ fn bound_object(ctx: &Ctx, req: &Doc, ns: &str, account: &Doc) -> Result<Option<
     let object = objects.get(prefix, &key).ok_or_else(|| ApiError::not_found(Group("", plural), name))?;
     let real = object.at("metadata.uid").str().to_owned();
     if !uid.is_empty() && uid != real {
-        let why = format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated");
+        let why = format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
         return Err(ApiError::conflict(Group("", plural), name, why));
     }
     let mut node = None;

@@ -59,7 +59,12 @@ static ROWS: &[(&str, &str, RowFn)] = &[
     ("", "PersistentVolume", volume),
     ("", "PodTemplate", |d| {
         let t = d.at("template");
-        vec![name(d), json!(containers(t.get("spec"), "name")), json!(containers(t.get("spec"), "image")), json!(labels(t.get("metadata").get("labels")))]
+        vec![
+            name(d),
+            json!(containers(t.get("spec"), "name")),
+            json!(containers(t.get("spec"), "image")),
+            json!(labels(t.get("metadata").get("labels"))),
+        ]
     }),
     ("", "ResourceQuota", quota),
     ("", "ReplicationController", replicas),
@@ -72,7 +77,13 @@ static ROWS: &[(&str, &str, RowFn)] = &[
     ("batch", "CronJob", cron_job),
     ("autoscaling", "HorizontalPodAutoscaler", autoscaler),
     ("policy", "PodDisruptionBudget", |d| {
-        vec![name(d), or(d.at("spec.minAvailable"), "N/A"), or(d.at("spec.maxUnavailable"), "N/A"), count(d.at("status.disruptionsAllowed").int()), age(d)]
+        vec![
+            name(d),
+            or(d.at("spec.minAvailable"), "N/A"),
+            or(d.at("spec.maxUnavailable"), "N/A"),
+            count(d.at("status.disruptionsAllowed").int()),
+            age(d),
+        ]
     }),
     ("networking.k8s.io", "Ingress", ingress),
     ("networking.k8s.io", "IngressClass", |d| {
@@ -90,7 +101,8 @@ static ROWS: &[(&str, &str, RowFn)] = &[
     ("networking.k8s.io", "NetworkPolicy", |d| vec![name(d), json!(selector(d.at("spec.podSelector"))), age(d)]),
     ("networking.k8s.io", "IPAddress", |d| {
         let p = d.at("spec.parentRef");
-        let parts: Vec<&str> = ["group", "resource", "namespace", "name"].iter().map(|f| p.get(f).str()).filter(|s| !s.is_empty()).collect();
+        let parts: Vec<&str> =
+            ["group", "resource", "namespace", "name"].iter().map(|f| p.get(f).str()).filter(|s| !s.is_empty()).collect();
         vec![name(d), json!(parts.join("/"))]
     }),
     ("networking.k8s.io", "ServiceCIDR", |d| vec![name(d), json!(strings(d.at("spec.cidrs")).join(",")), age(d)]),
@@ -102,7 +114,14 @@ static ROWS: &[(&str, &str, RowFn)] = &[
     ("storage.k8s.io", "CSIDriver", csi_driver),
     ("storage.k8s.io", "CSINode", |d| vec![name(d), count(d.at("spec.drivers").len()), age(d)]),
     ("storage.k8s.io", "VolumeAttachment", |d| {
-        vec![name(d), text(d.at("spec.attacher")), text(d.at("spec.source.persistentVolumeName")), text(d.at("spec.nodeName")), json!(d.at("status.attached").bool()), age(d)]
+        vec![
+            name(d),
+            text(d.at("spec.attacher")),
+            text(d.at("spec.source.persistentVolumeName")),
+            text(d.at("spec.nodeName")),
+            json!(d.at("status.attached").bool()),
+            age(d),
+        ]
     }),
     ("scheduling.k8s.io", "PriorityClass", |d| {
         vec![name(d), count(d.at("value").int()), json!(d.at("globalDefault").bool()), age(d), text(d.at("preemptionPolicy"))]
@@ -141,9 +160,21 @@ static ROWS: &[(&str, &str, RowFn)] = &[
     }),
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", |d| {
         let l = d.at("spec.limited");
-        let shares = if l.exists() { l.get("nominalConcurrencyShares").to_value() } else { or(d.at("spec.exempt.nominalConcurrencyShares"), "<none>") };
+        let shares = if l.exists() {
+            l.get("nominalConcurrencyShares").to_value()
+        } else {
+            or(d.at("spec.exempt.nominalConcurrencyShares"), "<none>")
+        };
         let q = l.get("limitResponse").get("queuing");
-        vec![name(d), text(d.at("spec.type")), shares, or(q.get("queues"), "<none>"), or(q.get("handSize"), "<none>"), or(q.get("queueLengthLimit"), "<none>"), age(d)]
+        vec![
+            name(d),
+            text(d.at("spec.type")),
+            shares,
+            or(q.get("queues"), "<none>"),
+            or(q.get("handSize"), "<none>"),
+            or(q.get("queueLengthLimit"), "<none>"),
+            age(d),
+        ]
     }),
     ("certificates.k8s.io", "CertificateSigningRequest", csr),
     ("apiregistration.k8s.io", "APIService", |d| {
@@ -273,10 +304,9 @@ fn containers(spec: Ref<'_>, field: &str) -> String {
 
 fn controller(d: &Doc) -> String {
     let group = |av: &str| av.split_once('/').map(|(g, _)| format!(".{g}")).unwrap_or_default();
-    d.at("metadata.ownerReferences")
-        .iter()
-        .find(|o| o.get("controller").bool())
-        .map_or("<none>".into(), |o| format!("{}{}/{}", o.get("kind").str().to_lowercase(), group(o.get("apiVersion").str()), o.get("name").str()))
+    d.at("metadata.ownerReferences").iter().find(|o| o.get("controller").bool()).map_or("<none>".into(), |o| {
+        format!("{}{}/{}", o.get("kind").str().to_lowercase(), group(o.get("apiVersion").str()), o.get("name").str())
+    })
 }
 
 fn pod_row(d: &Doc) -> Row {
@@ -285,7 +315,8 @@ fn pod_row(d: &Doc) -> Row {
         "" => s.get("phase").str().to_owned(),
         r => r.to_owned(),
     };
-    let gated = d.at("status.conditions").iter().any(|c| c.get("type").str() == "PodScheduled" && c.get("reason").str() == "SchedulingGated");
+    let gated =
+        d.at("status.conditions").iter().any(|c| c.get("type").str() == "PodScheduled" && c.get("reason").str() == "SchedulingGated");
     if gated {
         reason = "SchedulingGated".into();
     }
@@ -373,16 +404,16 @@ fn pod_row(d: &Doc) -> Row {
     let gates = if gates.len() == 0 {
         "<none>".to_owned()
     } else {
-        let met = gates.iter().filter(|g| d.at("status.conditions").find("type", g.get("conditionType").str()).get("status").str() == "True").count();
+        let met = gates
+            .iter()
+            .filter(|g| d.at("status.conditions").find("type", g.get("conditionType").str()).get("status").str() == "True")
+            .count();
         format!("{met}/{}", gates.len())
     };
     let phase = s.get("phase").str();
     let conditions = if matches!(phase, "Succeeded" | "Failed") {
-        let (reason, message) = if phase == "Succeeded" {
-            ("Succeeded", "The pod has completed successfully.")
-        } else {
-            ("Failed", "The pod failed.")
-        };
+        let (reason, message) =
+            if phase == "Succeeded" { ("Succeeded", "The pod has completed successfully.") } else { ("Failed", "The pod failed.") };
         vec![json!({"type": "Completed", "status": "True", "reason": reason, "message": message})]
     } else {
         Vec::new()
@@ -457,7 +488,12 @@ fn node(d: &Doc) -> Vec<Value> {
         .collect();
     roles.sort();
     let roles = if roles.is_empty() { "<none>".into() } else { roles.join(",") };
-    let address = |t: &str| d.at("status.addresses").iter().find(|a| a.get("type").str() == t).map_or("<none>".to_owned(), |a| a.get("address").str().to_owned());
+    let address = |t: &str| {
+        d.at("status.addresses")
+            .iter()
+            .find(|a| a.get("type").str() == t)
+            .map_or("<none>".to_owned(), |a| a.get("address").str().to_owned())
+    };
     let info = d.at("status.nodeInfo");
     vec![
         name(d),
@@ -545,7 +581,12 @@ fn access_modes(r: Ref<'_>) -> String {
         _ => "",
     };
     let there = strings(r);
-    ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"].iter().filter(|m| there.contains(*m)).map(|m| short(m)).collect::<Vec<_>>().join(",")
+    ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]
+        .iter()
+        .filter(|m| there.contains(*m))
+        .map(|m| short(m))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn claim(d: &Doc) -> Vec<Value> {
@@ -784,7 +825,13 @@ fn binding(d: &Doc) -> Vec<Value> {
             .at("subjects")
             .iter()
             .filter(|s| s.get("kind").str() == kind)
-            .map(|s| if kind == "ServiceAccount" { format!("{}/{}", s.get("namespace").str(), s.get("name").str()) } else { s.get("name").str().to_owned() })
+            .map(|s| {
+                if kind == "ServiceAccount" {
+                    format!("{}/{}", s.get("namespace").str(), s.get("name").str())
+                } else {
+                    s.get("name").str().to_owned()
+                }
+            })
             .collect();
         l.join(", ")
     };
@@ -834,11 +881,7 @@ fn some(all: &[String], absent: &str) -> String {
 }
 
 fn endpoint_slice(d: &Doc) -> Vec<Value> {
-    let ports: Vec<String> = d
-        .at("ports")
-        .iter()
-        .map(|p| p.get("port").as_i64().map_or("*".into(), |n| n.to_string()))
-        .collect();
+    let ports: Vec<String> = d.at("ports").iter().map(|p| p.get("port").as_i64().map_or("*".into(), |n| n.to_string())).collect();
     let addresses: Vec<String> = d.at("endpoints").iter().flat_map(|e| e.get("addresses").iter()).map(|a| a.str().to_owned()).collect();
     vec![name(d), text(d.at("addressType")), json!(some(&ports, "<unset>")), json!(some(&addresses, "<unset>")), age(d)]
 }
@@ -869,7 +912,9 @@ mod tests {
 
     #[test]
     fn ages_are_short() {
-        for (s, want) in [(5, "5s"), (119, "119s"), (125, "2m5s"), (3600, "60m"), (11000, "3h3m"), (90_000, "25h"), (180_000, "2d2h"), (700_000, "8d")] {
+        for (s, want) in
+            [(5, "5s"), (119, "119s"), (125, "2m5s"), (3600, "60m"), (11000, "3h3m"), (90_000, "25h"), (180_000, "2d2h"), (700_000, "8d")]
+        {
             assert_eq!(duration(s), want, "{s}");
         }
     }

@@ -243,7 +243,9 @@ impl Watcher {
             protobuf_frame("BOOKMARK", &d.to_protobuf())
         } else {
             let object = match self.wanted.shape {
-                As::Table => json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "columnDefinitions": null, "rows": []}),
+                As::Table => {
+                    json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "columnDefinitions": null, "rows": []})
+                }
                 As::PartialMetadata | As::PartialMetadataList => {
                     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta})
                 }
@@ -275,11 +277,8 @@ impl Watcher {
             (true, true) => Some(("MODIFIED", Arc::clone(&e.object))),
             // An object that left the selector is shown as it was, at the revision at which it left.
             (true, false) => {
-                let last = if e.kind == EventKind::Delete {
-                    Arc::clone(&e.object)
-                } else {
-                    Arc::new(e.previous.as_ref()?.at_revision(e.rev()))
-                };
+                let last =
+                    if e.kind == EventKind::Delete { Arc::clone(&e.object) } else { Arc::new(e.previous.as_ref()?.at_revision(e.rev())) };
                 Some(("DELETED", last))
             }
             (false, false) => None,

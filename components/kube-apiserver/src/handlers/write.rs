@@ -249,7 +249,12 @@ pub async fn current(ctx: &Ctx, res: &Resource, name: &str, fresh: bool) -> Resu
 
 /// Changes the object of the request's path: `make` computes the new object from the one that is there, again when someone was faster.
 /// When the last finalizer of a deleted object goes, the object goes.
-pub async fn change(ctx: &Ctx, res: &Resource, dry_run: bool, mut make: impl FnMut(&Doc) -> Result<Doc, ApiError>) -> Result<Doc, ApiError> {
+pub async fn change(
+    ctx: &Ctx,
+    res: &Resource,
+    dry_run: bool,
+    mut make: impl FnMut(&Doc) -> Result<Doc, ApiError>,
+) -> Result<Doc, ApiError> {
     let strategy = kinds::strategy(&res.group, &res.kind);
     let name = ctx.info.name.clone();
     let sub = ctx.info.subresource.as_str();
@@ -311,10 +316,20 @@ async fn attempt(
         ));
     }
     admission::mutate(ctx, res, sub, Operation::Update, &mut new, Some(old))?;
-    for kept in ["metadata.creationTimestamp", "metadata.uid", "metadata.namespace", "metadata.deletionTimestamp", "metadata.deletionGracePeriodSeconds", "metadata.generation", "metadata.selfLink"] {
+    for kept in [
+        "metadata.creationTimestamp",
+        "metadata.uid",
+        "metadata.namespace",
+        "metadata.deletionTimestamp",
+        "metadata.deletionGracePeriodSeconds",
+        "metadata.generation",
+        "metadata.selfLink",
+    ] {
         // An immutable field that the client left out stays; one that it changed is an error further down.
-        let keep = matches!(kept, "metadata.deletionTimestamp" | "metadata.deletionGracePeriodSeconds" | "metadata.generation" | "metadata.creationTimestamp")
-            || !new.at(kept).exists();
+        let keep = matches!(
+            kept,
+            "metadata.deletionTimestamp" | "metadata.deletionGracePeriodSeconds" | "metadata.generation" | "metadata.creationTimestamp"
+        ) || !new.at(kept).exists();
         if keep {
             new.copy_from(kept, old.at(kept)).map_err(ApiError::internal)?;
         }

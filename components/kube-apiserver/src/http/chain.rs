@@ -62,7 +62,13 @@ pub fn error_answer(e: &ApiError, headers: &http::HeaderMap) -> Answer {
     a
 }
 
-async fn run(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<Incoming>, info: RequestInfo, query: Query) -> Result<Answer, ApiError> {
+async fn run(
+    server: Arc<Server>,
+    conn: Arc<Conn>,
+    req: hyper::Request<Incoming>,
+    info: RequestInfo,
+    query: Query,
+) -> Result<Answer, ApiError> {
     let user = server.authn.authenticate(&conn.certificates, req.headers(), &info.path).map_err(|e| {
         tracing::debug!(peer = %conn.peer, path = info.path, reason = e.0, "unauthenticated");
         ApiError::unauthorized()

@@ -123,7 +123,9 @@ pub fn wanted(headers: &HeaderMap, pretty: bool, offers: Offers, list: bool) -> 
         let shape = match (param("as"), param("g"), param("v")) {
             (None, ..) => As::Object,
             (Some("Table"), Some("meta.k8s.io"), Some("v1" | "v1beta1")) if offers == Offers::Objects => As::Table,
-            (Some("PartialObjectMetadata"), Some("meta.k8s.io"), Some("v1" | "v1beta1")) if offers == Offers::Objects => As::PartialMetadata,
+            (Some("PartialObjectMetadata"), Some("meta.k8s.io"), Some("v1" | "v1beta1")) if offers == Offers::Objects => {
+                As::PartialMetadata
+            }
             (Some("PartialObjectMetadataList"), Some("meta.k8s.io"), Some("v1" | "v1beta1")) if offers == Offers::Objects => {
                 As::PartialMetadataList
             }

@@ -104,7 +104,8 @@ impl RequestInfo {
 
     /// Lives as long as the client likes: no deadline, not counted in flight.
     pub fn is_long_running(&self) -> bool {
-        self.is_resource && (self.verb == "watch" || matches!(self.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy"))
+        self.is_resource
+            && (self.verb == "watch" || matches!(self.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy"))
     }
 }
 

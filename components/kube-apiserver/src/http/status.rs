@@ -104,7 +104,12 @@ impl ApiError {
                 if seen.len() == 1 { seen[0].to_owned() } else { format!("[{}]", seen.join(", ")) }
             }
         };
-        let mut e = Self::new(422, "Invalid", if g.1.is_empty() { format!(" {name:?} is invalid: {shown}") } else { format!("{g} {name:?} is invalid: {shown}") }).about(g, name);
+        let mut e = Self::new(
+            422,
+            "Invalid",
+            if g.1.is_empty() { format!(" {name:?} is invalid: {shown}") } else { format!("{g} {name:?} is invalid: {shown}") },
+        )
+        .about(g, name);
         if let Some(d) = &mut e.details {
             d.causes = errors
                 .iter()
@@ -179,11 +184,7 @@ impl ApiError {
     }
 
     pub fn with_cause(mut self, reason: &str, message: impl Into<String>, field: &str) -> Self {
-        self.details.get_or_insert_default().causes.push(Cause {
-            reason: reason.into(),
-            message: message.into(),
-            field: field.into(),
-        });
+        self.details.get_or_insert_default().causes.push(Cause { reason: reason.into(), message: message.into(), field: field.into() });
         self
     }
 

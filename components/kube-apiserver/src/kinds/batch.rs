@@ -67,7 +67,11 @@ pub fn spec(d: &Doc, path: &str, e: &mut ErrorList) {
     if mode == "Indexed" {
         let parallelism = d.at(&format!("{path}.parallelism")).int();
         if parallelism > 100_000 {
-            e.push(FieldError::invalid(format!("{path}.parallelism"), parallelism, "must be less than or equal to 100000 when completion mode is Indexed"));
+            e.push(FieldError::invalid(
+                format!("{path}.parallelism"),
+                parallelism,
+                "must be less than or equal to 100000 when completion mode is Indexed",
+            ));
         }
     }
     let (per_index, failed) = (d.at(&format!("{path}.backoffLimitPerIndex")), d.at(&format!("{path}.maxFailedIndexes")));
@@ -119,7 +123,16 @@ fn validate_update(a: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
     if a != Action::Main {
         return;
     }
-    for f in ["spec.completions", "spec.selector", "spec.template", "spec.completionMode", "spec.podFailurePolicy", "spec.backoffLimitPerIndex", "spec.managedBy", "spec.successPolicy"] {
+    for f in [
+        "spec.completions",
+        "spec.selector",
+        "spec.template",
+        "spec.completionMode",
+        "spec.podFailurePolicy",
+        "spec.backoffLimitPerIndex",
+        "spec.managedBy",
+        "spec.successPolicy",
+    ] {
         // Work that has not begun may still be moved.
         let movable = f == "spec.template" && old.at("spec.suspend").bool() && !old.at("status.startTime").exists();
         if !movable {

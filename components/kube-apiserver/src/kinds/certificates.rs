@@ -3,7 +3,7 @@
 use k8s_schema::Doc;
 use serde_json::json;
 
-use super::{Action, Strategy, PLAIN, restore};
+use super::{Action, PLAIN, Strategy, restore};
 use crate::{
     authn::User,
     validation::{ErrorList, FieldError, names},
@@ -109,7 +109,11 @@ fn validate(d: &Doc, e: &mut ErrorList) {
             Some((domain, path)) if domain.contains('.') && !path.is_empty() => {
                 e.all_invalid("spec.signerName", signer, names::dns1123_subdomain(domain));
             }
-            _ => e.push(FieldError::invalid("spec.signerName", signer, "must be a fully qualified domain and path of the form 'example.com/signer-name'")),
+            _ => e.push(FieldError::invalid(
+                "spec.signerName",
+                signer,
+                "must be a fully qualified domain and path of the form 'example.com/signer-name'",
+            )),
         }
     }
     if let Some(s) = d.at("spec.expirationSeconds").as_i64().filter(|s| *s < 600) {

@@ -10,7 +10,8 @@ const MAX_DATA: usize = 1 << 20;
 pub const CONFIG_MAP: Strategy = Strategy { validate_create: config_map, validate_update: config_map_update, ..PLAIN };
 pub const SECRET: Strategy = Strategy { validate_create: secret, validate_update: secret_update, ..PLAIN };
 pub const EVENT: Strategy = Strategy { create_on_update: true, ..PLAIN };
-pub const LIMIT_RANGE: Strategy = Strategy { create_on_update: true, validate_create: limit_range, validate_update: |_, n, _, e| limit_range(n, e), ..PLAIN };
+pub const LIMIT_RANGE: Strategy =
+    Strategy { create_on_update: true, validate_create: limit_range, validate_update: |_, n, _, e| limit_range(n, e), ..PLAIN };
 pub const RESOURCE_QUOTA: Strategy = Strategy { status: true, returns_deleted: true, ..PLAIN };
 
 fn config_map(d: &Doc, e: &mut ErrorList) {

@@ -78,7 +78,10 @@ fn hpa_v1_to_v2(v: &mut Value) {
     let cpu = v["spec"].as_object_mut().and_then(|s| s.remove("targetCPUUtilizationPercentage"));
     let mut metrics = annotation(v, HPA_METRICS).and_then(|m| m.as_array().cloned()).unwrap_or_default();
     if let Some(n) = cpu.filter(|n| !n.is_null()) {
-        metrics.insert(0, json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": n}}}));
+        metrics.insert(
+            0,
+            json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": n}}}),
+        );
     }
     if !metrics.is_empty() {
         v["spec"]["metrics"] = metrics.into();

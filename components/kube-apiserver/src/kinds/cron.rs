@@ -59,7 +59,8 @@ fn schedule_error(s: &str) -> Option<String> {
         return Some("cannot use TZ or CRON_TZ in schedule, use timeZone field instead".into());
     }
     if let Some(name) = s.strip_prefix('@') {
-        let known = matches!(name, "yearly" | "annually" | "monthly" | "weekly" | "daily" | "midnight" | "hourly") || name.starts_with("every ");
+        let known =
+            matches!(name, "yearly" | "annually" | "monthly" | "weekly" | "daily" | "midnight" | "hourly") || name.starts_with("every ");
         return (!known).then(|| format!("unrecognized descriptor: {s}"));
     }
     let fields: Vec<&str> = s.split_whitespace().collect();
@@ -90,7 +91,10 @@ fn schedule_error(s: &str) -> Option<String> {
                     4 => DAYS.iter().position(|m| *m == lower).map(|p| p as u32),
                     _ => None,
                 };
-                named.map_or_else(|| t.parse().map_err(|_| format!("failed to parse int from {t}: strconv.Atoi: parsing {t:?}: invalid syntax")), Ok)
+                named.map_or_else(
+                    || t.parse().map_err(|_| format!("failed to parse int from {t}: strconv.Atoi: parsing {t:?}: invalid syntax")),
+                    Ok,
+                )
             };
             match (number(a), number(b)) {
                 (Err(e), _) | (_, Err(e)) => return Some(e),

@@ -34,12 +34,16 @@ pub fn apply(res: &Resource, doc: &mut Doc) {
         }),
         ("networking.k8s.io", "NetworkPolicy") => network_policy(doc.root_mut()),
         ("networking.k8s.io", "IngressClass") => {
-            if doc.at("spec.parameters").exists() { set(&mut doc.root_mut(), "spec.parameters.scope", "Cluster") } else { Ok(()) }
+            if doc.at("spec.parameters").exists() {
+                set(&mut doc.root_mut(), "spec.parameters.scope", "Cluster")
+            } else {
+                Ok(())
+            }
         }
         ("autoscaling", "HorizontalPodAutoscaler") => autoscaler(doc.root_mut()),
-        ("storage.k8s.io", "StorageClass") => both(set(&mut doc.root_mut(), "reclaimPolicy", "Delete"), || {
-            set(&mut doc.root_mut(), "volumeBindingMode", "Immediate")
-        }),
+        ("storage.k8s.io", "StorageClass") => {
+            both(set(&mut doc.root_mut(), "reclaimPolicy", "Delete"), || set(&mut doc.root_mut(), "volumeBindingMode", "Immediate"))
+        }
         ("storage.k8s.io", "CSIDriver") => csi_driver(doc.root_mut()),
         ("scheduling.k8s.io", "PriorityClass") => set(&mut doc.root_mut(), "preemptionPolicy", "PreemptLowerPriority"),
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => binding(doc.root_mut()),
@@ -52,7 +56,11 @@ pub fn apply(res: &Resource, doc: &mut Doc) {
         ("flowcontrol.apiserver.k8s.io", "FlowSchema") => set(&mut doc.root_mut(), "spec.matchingPrecedence", 1000),
         ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => priority_level(doc.root_mut()),
         ("apiregistration.k8s.io", "APIService") => {
-            if doc.at("spec.service").exists() { set(&mut doc.root_mut(), "spec.service.port", 443) } else { Ok(()) }
+            if doc.at("spec.service").exists() {
+                set(&mut doc.root_mut(), "spec.service.port", 443)
+            } else {
+                Ok(())
+            }
         }
         ("apiextensions.k8s.io", "CustomResourceDefinition") => crd(doc.root_mut()),
         _ => Ok(()),
@@ -146,12 +154,18 @@ fn container(mut c: Mut<'_>) -> Done {
     set(&mut c, "terminationMessagePolicy", "File")?;
     set(&mut c, "resources", json!({}))?;
     c.for_each("ports", |mut p| set(&mut p, "protocol", "TCP"))?;
-    c.for_each("env", |mut e| {
-        if e.get("valueFrom.fieldRef").exists() { set(&mut e, "valueFrom.fieldRef.apiVersion", "v1") } else { Ok(()) }
-    })?;
-    c.for_each("env", |mut e| {
-        if e.get("valueFrom.fileKeyRef").exists() { set(&mut e, "valueFrom.fileKeyRef.optional", false) } else { Ok(()) }
-    })?;
+    c.for_each(
+        "env",
+        |mut e| {
+            if e.get("valueFrom.fieldRef").exists() { set(&mut e, "valueFrom.fieldRef.apiVersion", "v1") } else { Ok(()) }
+        },
+    )?;
+    c.for_each(
+        "env",
+        |mut e| {
+            if e.get("valueFrom.fileKeyRef").exists() { set(&mut e, "valueFrom.fileKeyRef.optional", false) } else { Ok(()) }
+        },
+    )?;
     for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if c.get(name).exists() {
             probe(c.at_mut(name)?)?;
@@ -283,9 +297,12 @@ fn service(mut m: Mut<'_>) -> Done {
     }
     if kind == "LoadBalancer" {
         set(&mut m, "spec.allocateLoadBalancerNodePorts", true)?;
-        m.for_each("status.loadBalancer.ingress", |mut i| {
-            if i.get("ip").str().is_empty() { Ok(()) } else { set(&mut i, "ipMode", "VIP") }
-        })?;
+        m.for_each(
+            "status.loadBalancer.ingress",
+            |mut i| {
+                if i.get("ip").str().is_empty() { Ok(()) } else { set(&mut i, "ipMode", "VIP") }
+            },
+        )?;
     }
     Ok(())
 }

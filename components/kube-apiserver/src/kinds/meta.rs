@@ -155,7 +155,14 @@ pub fn track(new: &mut Doc, old: &Doc, manager: &str, subresource: &str, reset: 
 }
 
 /// Server-side apply of `applied` on `live`.
-pub fn apply(live: &Doc, applied: &serde_json::Value, manager: &str, subresource: &str, force: bool, reset: &[&str]) -> Result<Doc, ApiError> {
+pub fn apply(
+    live: &Doc,
+    applied: &serde_json::Value,
+    manager: &str,
+    subresource: &str,
+    force: bool,
+    reset: &[&str],
+) -> Result<Doc, ApiError> {
     let now = jiff::Timestamp::now().as_second();
     let operation = Operation { manager, subresource, now, ignored: &ignored(reset) };
     apply::apply(live, applied, &operation, force).map_err(|e| {

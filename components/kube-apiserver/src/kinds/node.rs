@@ -5,8 +5,7 @@ use k8s_schema::Doc;
 use super::{Action, PLAIN, Strategy};
 use crate::validation::{ErrorList, FieldError, child, index, key, names};
 
-pub const NODE: Strategy =
-    Strategy { prepare_update, validate_create: validate, validate_update, ..PLAIN };
+pub const NODE: Strategy = Strategy { prepare_update, validate_create: validate, validate_update, ..PLAIN };
 
 fn prepare_update(action: Action, new: &mut Doc, old: &Doc) {
     if action == Action::Main {

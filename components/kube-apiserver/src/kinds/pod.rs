@@ -22,7 +22,8 @@ pub fn qos(d: &Doc) -> &'static str {
     let (mut any, mut guaranteed) = (false, true);
     let pod_level = d.at("spec.resources");
     let containers = || ["containers", "initContainers"].into_iter().flat_map(|l| d.at("spec").get(l).iter().map(|c| c.get("resources")));
-    let all: Vec<_> = if pod_level.get("requests").len() + pod_level.get("limits").len() > 0 { vec![pod_level] } else { containers().collect() };
+    let all: Vec<_> =
+        if pod_level.get("requests").len() + pod_level.get("limits").len() > 0 { vec![pod_level] } else { containers().collect() };
     for r in &all {
         for resource in ["cpu", "memory"] {
             let nonzero = |list: &str| r.get(list).get(resource).quantity().filter(|q| !q.is_zero());
@@ -135,7 +136,11 @@ fn validate_update(action: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
                     e.push(FieldError::invalid("spec.activeDeadlineSeconds", n, "must be less than or equal to previous value"));
                 }
                 (Some(_), None) => {
-                    e.push(FieldError::invalid_raw("spec.activeDeadlineSeconds", "null", "must not update from a positive integer to nil value"));
+                    e.push(FieldError::invalid_raw(
+                        "spec.activeDeadlineSeconds",
+                        "null",
+                        "must not update from a positive integer to nil value",
+                    ));
                 }
                 _ => {}
             }
@@ -143,7 +148,10 @@ fn validate_update(action: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
             let had = gates(old);
             for g in gates(new) {
                 if !had.contains(&g) {
-                    e.push(FieldError::forbidden("spec.schedulingGates", format!("only deletion is allowed, but found new scheduling gate '{g}'")));
+                    e.push(FieldError::forbidden(
+                        "spec.schedulingGates",
+                        format!("only deletion is allowed, but found new scheduling gate '{g}'"),
+                    ));
                 }
             }
             let tolerations: Vec<Value> = new.at("spec.tolerations").iter().map(|t| t.to_value()).collect();
@@ -159,7 +167,10 @@ fn validate_update(action: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
                     strip(x) == strip(&t.to_value())
                 };
                 if !tolerations.iter().any(same) {
-                    e.push(FieldError::forbidden("spec.tolerations", "existing toleration can not be modified except its tolerationSeconds"));
+                    e.push(FieldError::forbidden(
+                        "spec.tolerations",
+                        "existing toleration can not be modified except its tolerationSeconds",
+                    ));
                 }
             }
             if fixed(new, old) != fixed(old, old) {
@@ -176,9 +187,15 @@ fn validate_update(action: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
             for (i, c) in old.at("spec.ephemeralContainers").iter().enumerate() {
                 let n = new.at("spec.ephemeralContainers").find("name", c.get("name").str());
                 if !n.exists() {
-                    e.push(FieldError::forbidden("spec.ephemeralContainers", format!("existing ephemeral containers {:?} may not be removed\n", c.get("name").str())));
+                    e.push(FieldError::forbidden(
+                        "spec.ephemeralContainers",
+                        format!("existing ephemeral containers {:?} may not be removed\n", c.get("name").str()),
+                    ));
                 } else if !n.semantic_eq(c) {
-                    e.push(FieldError::forbidden("spec.ephemeralContainers", format!("existing ephemeral containers {:?} may not be changed\n", c.get("name").str())));
+                    e.push(FieldError::forbidden(
+                        "spec.ephemeralContainers",
+                        format!("existing ephemeral containers {:?} may not be changed\n", c.get("name").str()),
+                    ));
                 }
                 let _ = i;
             }

@@ -13,7 +13,10 @@ pub fn validate_template(t: Ref<'_>, path: &str, e: &mut ErrorList) {
     validate(t.get("spec"), t.get("metadata"), &child(path, "spec"), e);
     let n = t.get("spec").get("ephemeralContainers").len();
     if n > 0 {
-        e.push(FieldError::forbidden(child(&child(path, "spec"), "ephemeralContainers"), "ephemeral containers not allowed in pod template"));
+        e.push(FieldError::forbidden(
+            child(&child(path, "spec"), "ephemeralContainers"),
+            "ephemeral containers not allowed in pod template",
+        ));
     }
 }
 
@@ -38,7 +41,10 @@ pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
     }
     if dns == "None" && s.get("dnsConfig").get("nameservers").len() == 0 {
         let p = if s.get("dnsConfig").exists() { "dnsConfig.nameservers" } else { "dnsConfig" };
-        let detail = format!("must provide {} when `dnsPolicy` is None", if p == "dnsConfig" { "`dnsConfig`" } else { "at least one DNS nameserver" });
+        let detail = format!(
+            "must provide {} when `dnsPolicy` is None",
+            if p == "dnsConfig" { "`dnsConfig`" } else { "at least one DNS nameserver" }
+        );
         e.push(FieldError::required(child(path, p), detail));
     }
     values::labels(s.get("nodeSelector"), &child(path, "nodeSelector"), e);
@@ -48,7 +54,11 @@ pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
             e.all_invalid(&child(path, field), v, rule(v, false));
         }
     }
-    for (field, rule) in [("hostname", names::dns1123_label as fn(&str) -> Vec<String>), ("subdomain", names::dns1123_label), ("priorityClassName", names::dns1123_subdomain)] {
+    for (field, rule) in [
+        ("hostname", names::dns1123_label as fn(&str) -> Vec<String>),
+        ("subdomain", names::dns1123_label),
+        ("priorityClassName", names::dns1123_subdomain),
+    ] {
         let v = s.get(field).str();
         if !v.is_empty() {
             e.all_invalid(&child(path, field), v, rule(v));
@@ -201,7 +211,11 @@ fn volume_source(s: Ref<'_>, source: &str, p: &str, e: &mut ErrorList) {
                 if t.exists() {
                     let seconds = t.get("expirationSeconds").int();
                     if seconds < 600 {
-                        e.push(FieldError::invalid(child(&child(&q, "serviceAccountToken"), "expirationSeconds"), seconds, "may not specify a duration less than 10 minutes"));
+                        e.push(FieldError::invalid(
+                            child(&child(&q, "serviceAccountToken"), "expirationSeconds"),
+                            seconds,
+                            "may not specify a duration less than 10 minutes",
+                        ));
                     }
                     relative(t.get("path").str(), &child(&child(&q, "serviceAccountToken"), "path"), e);
                 }
@@ -408,7 +422,11 @@ fn env(list: Ref<'_>, path: &str, e: &mut ErrorList) {
         let q = child(&p, "valueFrom");
         let n = from.fields().count();
         if n == 0 {
-            e.push(FieldError::invalid(q, "", "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`"));
+            e.push(FieldError::invalid(
+                q,
+                "",
+                "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
+            ));
             continue;
         }
         if !v.get("value").str().is_empty() {
@@ -459,7 +477,11 @@ fn mounts(list: Ref<'_>, path: &str, volumes: &[&str], e: &mut ErrorList) {
             }
         }
         if !m.get("subPath").str().is_empty() && !m.get("subPathExpr").str().is_empty() {
-            e.push(FieldError::invalid(child(&p, "subPathExpr"), m.get("subPathExpr").str(), "subPathExpr and subPath are mutually exclusive"));
+            e.push(FieldError::invalid(
+                child(&p, "subPathExpr"),
+                m.get("subPathExpr").str(),
+                "subPathExpr and subPath are mutually exclusive",
+            ));
         }
     }
 }
@@ -499,7 +521,11 @@ fn tolerations(list: Ref<'_>, path: &str, e: &mut ErrorList) {
             e.all_invalid(&child(&p, "key"), k, names::qualified_name(k));
         }
         if k.is_empty() && op != "Exists" {
-            e.push(FieldError::invalid(child(&p, "operator"), op, "operator must be Exists when `key` is empty, which means \"match all values and all keys\""));
+            e.push(FieldError::invalid(
+                child(&p, "operator"),
+                op,
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+            ));
         }
         if t.get("tolerationSeconds").exists() && effect != "NoExecute" {
             e.push(FieldError::invalid(child(&p, "effect"), effect, "effect must be 'NoExecute' when `tolerationSeconds` is set"));

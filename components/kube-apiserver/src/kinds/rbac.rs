@@ -5,13 +5,29 @@ use k8s_schema::{Doc, Ref};
 use super::{Action, PLAIN, Strategy};
 use crate::validation::{ErrorList, FieldError, child, index, names, values};
 
-pub const ROLE: Strategy = Strategy { name: names::path_segment, create_on_update: true, validate_create: role, validate_update: |_, n, _, e| role(n, e), ..PLAIN };
-pub const CLUSTER_ROLE: Strategy =
-    Strategy { name: names::path_segment, create_on_update: true, validate_create: cluster_role, validate_update: |_, n, _, e| cluster_role(n, e), ..PLAIN };
+pub const ROLE: Strategy = Strategy {
+    name: names::path_segment,
+    create_on_update: true,
+    validate_create: role,
+    validate_update: |_, n, _, e| role(n, e),
+    ..PLAIN
+};
+pub const CLUSTER_ROLE: Strategy = Strategy {
+    name: names::path_segment,
+    create_on_update: true,
+    validate_create: cluster_role,
+    validate_update: |_, n, _, e| cluster_role(n, e),
+    ..PLAIN
+};
 pub const ROLE_BINDING: Strategy =
     Strategy { name: names::path_segment, create_on_update: true, validate_create: role_binding, validate_update: binding_update, ..PLAIN };
-pub const CLUSTER_ROLE_BINDING: Strategy =
-    Strategy { name: names::path_segment, create_on_update: true, validate_create: cluster_role_binding, validate_update: binding_update, ..PLAIN };
+pub const CLUSTER_ROLE_BINDING: Strategy = Strategy {
+    name: names::path_segment,
+    create_on_update: true,
+    validate_create: cluster_role_binding,
+    validate_update: binding_update,
+    ..PLAIN
+};
 
 fn rule(r: Ref<'_>, namespaced: bool, p: &str, e: &mut ErrorList) {
     if r.get("verbs").len() == 0 {
@@ -23,7 +39,11 @@ fn rule(r: Ref<'_>, namespaced: bool, p: &str, e: &mut ErrorList) {
             e.push(FieldError::invalid(child(p, "nonResourceURLs"), shown.clone(), "namespaced rules cannot apply to non-resource URLs"));
         }
         if r.get("apiGroups").len() > 0 || r.get("resources").len() > 0 || r.get("resourceNames").len() > 0 {
-            e.push(FieldError::invalid(child(p, "nonResourceURLs"), shown, "rules cannot apply to both regular resources and non-resource URLs"));
+            e.push(FieldError::invalid(
+                child(p, "nonResourceURLs"),
+                shown,
+                "rules cannot apply to both regular resources and non-resource URLs",
+            ));
         }
         return;
     }
@@ -108,7 +128,11 @@ fn cluster_role_binding(d: &Doc, e: &mut ErrorList) {
 }
 
 fn binding_update(_: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
-    if new.kind() == "RoleBinding" { role_binding(new, e) } else { cluster_role_binding(new, e) }
+    if new.kind() == "RoleBinding" {
+        role_binding(new, e)
+    } else {
+        cluster_role_binding(new, e)
+    }
     if !new.at("roleRef").semantic_eq(old.at("roleRef")) {
         e.push(FieldError::invalid("roleRef", new.at("roleRef").to_value(), "cannot change roleRef"));
     }

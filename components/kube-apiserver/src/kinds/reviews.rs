@@ -13,10 +13,18 @@ pub fn validate_access(res: &Resource, doc: &Doc, namespace: &str) -> Result<(),
     let (r, n) = (doc.at("spec.resourceAttributes"), doc.at("spec.nonResourceAttributes"));
     let local = res.plural == "localsubjectaccessreviews";
     if r.exists() && n.exists() {
-        e.push(FieldError::invalid("spec.nonResourceAttributes", n.to_value(), "cannot be specified in combination with resourceAttributes"));
+        e.push(FieldError::invalid(
+            "spec.nonResourceAttributes",
+            n.to_value(),
+            "cannot be specified in combination with resourceAttributes",
+        ));
     }
     if !r.exists() && !n.exists() {
-        e.push(FieldError::invalid("spec.resourceAttributes", r.to_value(), "exactly one of nonResourceAttributes or resourceAttributes must be specified"));
+        e.push(FieldError::invalid(
+            "spec.resourceAttributes",
+            r.to_value(),
+            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        ));
     }
     if res.plural != "selfsubjectaccessreviews" && doc.at("spec.user").str().is_empty() && doc.at("spec.groups").len() == 0 {
         e.push(FieldError::invalid("spec.user", "", "at least one of user or group must be specified"));

@@ -7,7 +7,8 @@ use crate::validation::{ErrorList, FieldError, names};
 
 const HIGHEST_USER: i64 = 1_000_000_000;
 
-pub const PRIORITY_CLASS: Strategy = Strategy { generation: true, validate_create: priority_class, validate_update: priority_update, ..PLAIN };
+pub const PRIORITY_CLASS: Strategy =
+    Strategy { generation: true, validate_create: priority_class, validate_update: priority_update, ..PLAIN };
 pub const RUNTIME_CLASS: Strategy = Strategy { validate_create: runtime_class, validate_update: runtime_update, ..PLAIN };
 
 fn priority_class(d: &Doc, e: &mut ErrorList) {

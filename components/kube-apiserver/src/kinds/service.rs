@@ -106,11 +106,19 @@ fn validate(d: &Doc, e: &mut ErrorList) {
     }
     let timeout = s.get("sessionAffinityConfig").get("clientIP").get("timeoutSeconds");
     if affinity == "ClientIP" && timeout.exists() && !(1..=86400).contains(&timeout.int()) {
-        e.push(FieldError::invalid("spec.sessionAffinityConfig.clientIP.timeoutSeconds", timeout.int(), "must be greater than 0 and less than 86400"));
+        e.push(FieldError::invalid(
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+            timeout.int(),
+            "must be greater than 0 and less than 86400",
+        ));
     }
     for (i, ip) in s.get("externalIPs").iter().enumerate() {
         if !values::is_ip(ip.str()) {
-            e.push(FieldError::invalid(index("spec.externalIPs", i), ip.str(), "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"));
+            e.push(FieldError::invalid(
+                index("spec.externalIPs", i),
+                ip.str(),
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            ));
         }
     }
     match kind {

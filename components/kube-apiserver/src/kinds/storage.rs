@@ -54,11 +54,18 @@ const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "Read
 
 fn modes(d: &Doc, path: &str, e: &mut ErrorList) {
     if d.at(path).len() == 0 {
-        e.push(FieldError::required(path, if path.contains("accessModes") && d.kind() == "PersistentVolumeClaim" { "at least 1 access mode is required" } else { "" }));
+        e.push(FieldError::required(
+            path,
+            if path.contains("accessModes") && d.kind() == "PersistentVolumeClaim" { "at least 1 access mode is required" } else { "" },
+        ));
     }
     for (i, m) in d.at(path).iter().enumerate() {
         if !MODES.contains(&m.str()) {
-            e.push(FieldError::not_supported(if d.kind() == "PersistentVolumeClaim" { path.to_owned() } else { index(path, i) }, m.str(), MODES));
+            e.push(FieldError::not_supported(
+                if d.kind() == "PersistentVolumeClaim" { path.to_owned() } else { index(path, i) },
+                m.str(),
+                MODES,
+            ));
         }
     }
 }

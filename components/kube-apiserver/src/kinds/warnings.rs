@@ -28,7 +28,8 @@ pub fn templated(d: &Doc, old: Option<&Doc>) -> Vec<String> {
     let mut w = Vec::new();
     let name = d.at("metadata.name").str();
     let bad = names::dns1123_label(name);
-    if old.is_none() && !bad.is_empty() && matches!(d.kind(), "Deployment" | "ReplicaSet" | "StatefulSet" | "ReplicationController" | "Job") {
+    if old.is_none() && !bad.is_empty() && matches!(d.kind(), "Deployment" | "ReplicaSet" | "StatefulSet" | "ReplicationController" | "Job")
+    {
         w.push(format!(
             "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [{}]",
             bad.join(" ")
@@ -74,7 +75,10 @@ fn spec(s: Ref<'_>, meta: Ref<'_>, path: &str, annotations: &str, w: &mut Vec<St
     }
     for (i, t) in s.get("topologySpreadConstraints").iter().enumerate() {
         if !t.get("labelSelector").exists() {
-            w.push(format!("{}.labelSelector: a null labelSelector results in matching no pod", index(&child(path, "topologySpreadConstraints"), i)));
+            w.push(format!(
+                "{}.labelSelector: a null labelSelector results in matching no pod",
+                index(&child(path, "topologySpreadConstraints"), i)
+            ));
         }
     }
     for kind in ["podAffinity", "podAntiAffinity"] {

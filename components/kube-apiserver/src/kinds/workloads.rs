@@ -55,12 +55,8 @@ pub const DAEMON_SET: Strategy = Strategy {
     },
     ..SPEC_AND_STATUS
 };
-pub const STATEFUL_SET: Strategy = Strategy {
-    warnings: warnings::templated,
-    validate_create: stateful_set,
-    validate_update: stateful_set_update,
-    ..SPEC_AND_STATUS
-};
+pub const STATEFUL_SET: Strategy =
+    Strategy { warnings: warnings::templated, validate_create: stateful_set, validate_update: stateful_set_update, ..SPEC_AND_STATUS };
 pub const REPLICATION_CONTROLLER: Strategy = Strategy {
     warnings: warnings::templated,
     orphans_by_default: true,
@@ -111,7 +107,11 @@ fn selector_and_template(d: &Doc, e: &mut ErrorList) {
             e.push(FieldError::invalid("spec.selector", s.to_value(), "invalid label selector"));
         }
         if s.get("matchLabels").len() + s.get("matchExpressions").len() == 0 {
-            e.push(FieldError::invalid("spec.selector", s.to_value(), format!("empty selector is invalid for {}", d.kind().to_lowercase())));
+            e.push(FieldError::invalid(
+                "spec.selector",
+                s.to_value(),
+                format!("empty selector is invalid for {}", d.kind().to_lowercase()),
+            ));
         }
     }
     matches(d, LabelSelector::from_ref(s).ok(), e);
@@ -133,7 +133,10 @@ fn always(d: &Doc, e: &mut ErrorList) {
         e.push(FieldError::not_supported("spec.template.spec.restartPolicy", r, &["Always"]));
     }
     if d.at("spec.template.spec.activeDeadlineSeconds").exists() {
-        e.push(FieldError::forbidden("spec.template.spec.activeDeadlineSeconds", format!("activeDeadlineSeconds in {} is not Supported", if d.kind() == "Deployment" { "ReplicaSet" } else { d.kind() })));
+        e.push(FieldError::forbidden(
+            "spec.template.spec.activeDeadlineSeconds",
+            format!("activeDeadlineSeconds in {} is not Supported", if d.kind() == "Deployment" { "ReplicaSet" } else { d.kind() }),
+        ));
     }
 }
 
@@ -179,11 +182,19 @@ fn deployment(d: &Doc, e: &mut ErrorList) {
             let u = int_or_percent(r.get("maxUnavailable"), "spec.strategy.rollingUpdate.maxUnavailable", e);
             let m = int_or_percent(r.get("maxSurge"), "spec.strategy.rollingUpdate.maxSurge", e);
             if (u, m) == (Some(0), Some(0)) {
-                e.push(FieldError::invalid("spec.strategy.rollingUpdate.maxUnavailable", r.get("maxUnavailable").to_value(), "may not be 0 when `maxSurge` is 0"));
+                e.push(FieldError::invalid(
+                    "spec.strategy.rollingUpdate.maxUnavailable",
+                    r.get("maxUnavailable").to_value(),
+                    "may not be 0 when `maxSurge` is 0",
+                ));
             }
             let too_much = r.get("maxUnavailable").as_str().is_some() && u.is_some_and(|u| u > 100);
             if too_much {
-                e.push(FieldError::invalid("spec.strategy.rollingUpdate.maxUnavailable", r.get("maxUnavailable").to_value(), "must not be greater than 100%"));
+                e.push(FieldError::invalid(
+                    "spec.strategy.rollingUpdate.maxUnavailable",
+                    r.get("maxUnavailable").to_value(),
+                    "must not be greater than 100%",
+                ));
             }
         }
         _ => e.push(FieldError::not_supported("spec.strategy", d.at("spec.strategy").to_value(), &["Recreate", "RollingUpdate"])),
@@ -238,7 +249,15 @@ fn stateful_set_update(a: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
     let fixed = |d: &Doc| {
         let mut v = d.at("spec").to_value();
         if let Some(m) = v.as_object_mut() {
-            for f in ["replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit", "persistentVolumeClaimRetentionPolicy", "minReadySeconds"] {
+            for f in [
+                "replicas",
+                "ordinals",
+                "template",
+                "updateStrategy",
+                "revisionHistoryLimit",
+                "persistentVolumeClaimRetentionPolicy",
+                "minReadySeconds",
+            ] {
                 m.remove(f);
             }
         }

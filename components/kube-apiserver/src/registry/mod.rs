@@ -129,8 +129,7 @@ impl Registry {
                 })
             })
             .collect();
-        let by_name =
-            resources.iter().map(|r| ((r.group.clone(), r.version.clone(), r.plural.clone()), Arc::clone(r))).collect();
+        let by_name = resources.iter().map(|r| ((r.group.clone(), r.version.clone(), r.plural.clone()), Arc::clone(r))).collect();
         let groups = table::GROUPS.iter().map(|(g, v)| ((*g).to_owned(), own(v))).collect();
         Self { resources, by_name, groups }
     }

@@ -203,11 +203,8 @@ pub async fn claim_for_update<'a>(ctx: &'a Ctx, res: &Resource, new: &mut Doc, o
 }
 
 fn keep_node_ports(new: &mut Doc, old: &Doc) {
-    let used: Vec<(i64, String, i64)> = old
-        .at("spec.ports")
-        .iter()
-        .map(|p| (p.get("port").int(), p.get("protocol").str().to_owned(), p.get("nodePort").int()))
-        .collect();
+    let used: Vec<(i64, String, i64)> =
+        old.at("spec.ports").iter().map(|p| (p.get("port").int(), p.get("protocol").str().to_owned(), p.get("nodePort").int())).collect();
     let taken: Vec<i64> = new.at("spec.ports").iter().map(|p| p.get("nodePort").int()).filter(|n| *n != 0).collect();
     let kept = new.for_each("spec.ports", |mut p| {
         if p.get("nodePort").int() != 0 {
@@ -254,7 +251,14 @@ async fn fill(ctx: &Ctx, doc: &mut Doc, old: Option<&Doc>, dry_run: bool, claim:
                 Some(ip) if had.contains(&ip) => {}
                 Some(ip) => {
                     let addr: IpAddr = ip.parse().map_err(|_| {
-                        invalid(doc, FieldError::invalid(format!("spec.clusterIPs[{i}]"), ip.as_str(), "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"))
+                        invalid(
+                            doc,
+                            FieldError::invalid(
+                                format!("spec.clusterIPs[{i}]"),
+                                ip.as_str(),
+                                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+                            ),
+                        )
                     })?;
                     let shown = json!(listed);
                     if !ranges(&ctx.server).iter().any(|r| r.contains(&addr)) {
@@ -324,7 +328,10 @@ fn families(server: &Server, doc: &mut Doc) -> Result<(), ApiError> {
     }
     let dual = available.len() > 1 && matches!(policy.as_str(), "PreferDualStack" | "RequireDualStack");
     if policy == "RequireDualStack" && available.len() < 2 {
-        return Err(invalid(doc, FieldError::invalid("spec.ipFamilyPolicy", policy.as_str(), "this cluster is not configured for dual-stack services")));
+        return Err(invalid(
+            doc,
+            FieldError::invalid("spec.ipFamilyPolicy", policy.as_str(), "this cluster is not configured for dual-stack services"),
+        ));
     }
     if dual && list.len() == 1 {
         list.extend(available.iter().find(|f| **f != list[0]).map(|f| (*f).to_owned()));
@@ -369,7 +376,9 @@ async fn ports(ctx: &Ctx, doc: &mut Doc, old: Option<&Doc>, kind: &str, dry_run:
         } else if needs {
             // One number serves all protocols of the same port.
             let same = doc.at("spec.ports").index(i).get("port").int();
-            let shared = values.iter().find(|v| v["port"] == json!(same) && v["nodePort"].as_i64().unwrap_or(0) != 0 && v["protocol"] != json!(protocol));
+            let shared = values
+                .iter()
+                .find(|v| v["port"] == json!(same) && v["nodePort"].as_i64().unwrap_or(0) != 0 && v["protocol"] != json!(protocol));
             let number = match shared.and_then(|v| v["nodePort"].as_i64()) {
                 Some(n) => n,
                 None => {
@@ -393,7 +402,11 @@ async fn ports(ctx: &Ctx, doc: &mut Doc, old: Option<&Doc>, kind: &str, dry_run:
             let n = if was != 0 {
                 was
             } else {
-                let n = server.node_ports.take(server, None).await?.ok_or_else(|| ApiError::internal("failed to allocate a nodePort: range is full"))?;
+                let n = server
+                    .node_ports
+                    .take(server, None)
+                    .await?
+                    .ok_or_else(|| ApiError::internal("failed to allocate a nodePort: range is full"))?;
                 claim.ports.push(n);
                 i64::from(n)
             };

@@ -98,7 +98,8 @@ impl NodePorts {
 
     fn value(&self, server: &Server, map: &Bitmap) -> Result<Bytes, ApiError> {
         use base64::{Engine, engine::general_purpose::STANDARD};
-        let mut d = Doc::of_kind(&server.objects.schema, "", "v1", "RangeAllocation").ok_or_else(|| ApiError::internal("no type RangeAllocation"))?;
+        let mut d = Doc::of_kind(&server.objects.schema, "", "v1", "RangeAllocation")
+            .ok_or_else(|| ApiError::internal("no type RangeAllocation"))?;
         d.set("range", self.to_string()).map_err(ApiError::internal)?;
         d.set("data", STANDARD.encode(map.encode())).map_err(ApiError::internal)?;
         Ok(d.to_protobuf().into())

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, Identity, KvClient, PutOptions, TlsOptions, Txn, TxnOp,
-    TxnOpResponse, WatchClient, WatchOptions, WatchStream,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, Identity, KvClient, PutOptions, TlsOptions, Txn,
+    TxnOp, TxnOpResponse, WatchClient, WatchOptions, WatchStream,
 };
 
 /// One request may take this long before the client hears of a timeout.
@@ -95,9 +95,8 @@ pub struct Etcd {
 impl Etcd {
     /// Connects lazily: the first request finds out whether etcd is there.
     pub async fn connect(config: &EtcdConfig) -> Result<Self, StoreError> {
-        let read = |p: &std::path::PathBuf| {
-            std::fs::read(p).map_err(|source| StoreError::ReadTls { path: p.display().to_string(), source })
-        };
+        let read =
+            |p: &std::path::PathBuf| std::fs::read(p).map_err(|source| StoreError::ReadTls { path: p.display().to_string(), source });
         let mut options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(5))
             .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
@@ -152,9 +151,11 @@ impl Etcd {
     }
 
     pub async fn create(&self, key: &str, value: Bytes, lease: i64) -> Result<i64, StoreError> {
-        let txn = Txn::new()
-            .when([Compare::mod_revision(key, CompareOp::Equal, 0)])
-            .and_then([TxnOp::put(key, value, (lease != 0).then(|| PutOptions::new().with_lease(lease)))]);
+        let txn = Txn::new().when([Compare::mod_revision(key, CompareOp::Equal, 0)]).and_then([TxnOp::put(
+            key,
+            value,
+            (lease != 0).then(|| PutOptions::new().with_lease(lease)),
+        )]);
         let mut kv = self.kv.clone();
         let r = timed(kv.txn(txn)).await?;
         if r.succeeded() { Ok(r.header().map_or(0, |h| h.revision())) } else { Err(StoreError::Exists { key: key.to_owned() }) }
@@ -195,10 +196,7 @@ impl Etcd {
     }
 
     async fn conditional(&self, key: &str, expected: i64, op: TxnOp) -> Result<i64, StoreError> {
-        let txn = Txn::new()
-            .when([Compare::mod_revision(key, CompareOp::Equal, expected)])
-            .and_then([op])
-            .or_else([TxnOp::get(key, None)]);
+        let txn = Txn::new().when([Compare::mod_revision(key, CompareOp::Equal, expected)]).and_then([op]).or_else([TxnOp::get(key, None)]);
         let mut kv = self.kv.clone();
         let r = timed(kv.txn(txn)).await?;
         if r.succeeded() {

@@ -179,15 +179,13 @@ impl Reflector {
                     let Some(cache) = self.caches.get(prefix) else { continue };
                     match event.event_type() {
                         EventType::Delete => cache.delete(key, rev),
-                        EventType::Put => {
-                            match self.ingest.ingest(prefix, key, rev, Bytes::copy_from_slice(kv.value()), &self.interner) {
-                                Ok(s) => cache.put(Arc::new(s)),
-                                Err(reason) => {
-                                    tracing::error!(key = &*full, reason, "an object in etcd cannot be decoded and is not served");
-                                    cache.delete(key, rev);
-                                }
+                        EventType::Put => match self.ingest.ingest(prefix, key, rev, Bytes::copy_from_slice(kv.value()), &self.interner) {
+                            Ok(s) => cache.put(Arc::new(s)),
+                            Err(reason) => {
+                                tracing::error!(key = &*full, reason, "an object in etcd cannot be decoded and is not served");
+                                cache.delete(key, rev);
                             }
-                        }
+                        },
                     }
                 }
             }

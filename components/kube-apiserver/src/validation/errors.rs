@@ -249,7 +249,10 @@ mod tests {
     #[test]
     fn errors_read_like_upstreams() {
         let cases = [
-            (FieldError::required("metadata.name", "name or generateName is required"), "metadata.name: Required value: name or generateName is required"),
+            (
+                FieldError::required("metadata.name", "name or generateName is required"),
+                "metadata.name: Required value: name or generateName is required",
+            ),
             (FieldError::invalid("a[0].b", "x\"y", "bad"), "a[0].b: Invalid value: \"x\\\"y\": bad"),
             (FieldError::invalid("n", -1i64, "must be positive"), "n: Invalid value: -1: must be positive"),
             (FieldError::not_supported("p", "x", &["A", "B"]), "p: Unsupported value: \"x\": supported values: \"A\", \"B\""),

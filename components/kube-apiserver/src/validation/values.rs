@@ -47,7 +47,10 @@ pub fn label_selector(r: Ref<'_>, path: &str, e: &mut ErrorList) {
             }
             "In" | "NotIn" => {}
             "Exists" | "DoesNotExist" if n > 0 => {
-                e.push(FieldError::forbidden(super::child(&p, "values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'"));
+                e.push(FieldError::forbidden(
+                    super::child(&p, "values"),
+                    "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+                ));
             }
             "Exists" | "DoesNotExist" => {}
             other => e.push(FieldError::invalid(super::child(&p, "operator"), other, "not a valid selector operator")),

@@ -4,6 +4,7 @@ pub mod cluster_role_aggregation;
 pub mod cron_job;
 mod csr;
 pub mod csr_approving;
+pub mod csr_cleaner;
 pub mod csr_signing;
 pub mod daemon_set;
 pub mod deployment;
