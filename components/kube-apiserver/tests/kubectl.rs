@@ -79,7 +79,7 @@ fn kubectl_creates_applies_watches_explains_and_deletes() {
     k.ok(&["patch", "configmap", "a", "--type=json", "-p", r#"[{"op":"replace","path":"/data/x","value":"2"}]"#], "");
     k.ok(&["patch", "configmap", "a", "--type=merge", "-p", r#"{"data":{"y":"3"}}"#], "");
     assert_eq!(k.ok(&["get", "configmap", "a", "-o", "jsonpath={.data.x}{.data.y}"], ""), "23");
-    k.fails(&["create", "configmap", "a"], "", "AlreadyExists");
+    k.fails(&["create", "configmap", "a"], "", "already exists");
     k.fails(&["get", "configmap", "none"], "", "NotFound");
     k.fails(&["create", "-f", "-"], "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\ndata: {'a/b': x}\n", "a valid config key");
 

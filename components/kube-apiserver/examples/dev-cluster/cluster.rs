@@ -13,6 +13,7 @@ use pki::{Authority, Issued, LeafSpec};
 
 pub struct Cluster {
     pub dir: PathBuf,
+    #[allow(dead_code, reason = "the example prints no address")]
     pub port: u16,
     etcd: Child,
 }

@@ -79,7 +79,7 @@ mod tests {
             ("cluster-admin", "delete", "apps", "deployments", true),
             ("system:node", "create", "", "nodes", true),
             ("system:node", "delete", "apps", "deployments", false),
-            ("system:kube-scheduler", "create", "", "pods/binding", false),
+            ("system:kube-scheduler", "delete", "", "nodes", false),
             ("system:kube-scheduler", "list", "", "nodes", true),
             ("system:node-bootstrapper", "create", "certificates.k8s.io", "certificatesigningrequests", true),
             ("system:node-proxier", "watch", "discovery.k8s.io", "endpointslices", true),
