@@ -2,6 +2,7 @@
 //!
 //! Only the kubelet is missing: [`run_pods`] says of every pod what a kubelet would.
 
+#[allow(dead_code, reason = "what other users of the cluster need")]
 #[path = "../../kube-apiserver/examples/dev-cluster/cluster.rs"]
 mod cluster;
 
