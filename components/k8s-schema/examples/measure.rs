@@ -39,7 +39,7 @@ fn cpu_time() -> f64 {
 
 /// Nanoseconds of one call, the best of several rounds.
 fn time<T>(mut f: impl FnMut() -> T) -> f64 {
-    (0..5)
+    (0..7)
         .map(|_| {
             // The statistics are brought up to date when the thread is switched or at a tick.
             let rounds = 1_000;

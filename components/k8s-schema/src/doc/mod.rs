@@ -168,8 +168,15 @@ impl Doc {
 
     /// Sets `apiVersion` and `kind`; a type without them is left alone.
     pub fn set_type_meta(&mut self, api_version: &str, kind: &str) {
-        if self.ty().has_type_meta() || self.ty().kind() == Kind::Any {
-            // Both are plain strings of every such type.
+        if self.ty().has_type_meta() {
+            // The first two fields of every such struct.
+            for (field, text) in [(0, kind), (1, api_version)] {
+                let node = self.keep_str(Tag::Str, text);
+                let at = self.add(node);
+                self.put_field(0, field, at);
+            }
+        } else if self.ty().kind() == Kind::Any {
+            // Any value takes a string.
             let _ = self.set("kind", kind);
             let _ = self.set("apiVersion", api_version);
         }

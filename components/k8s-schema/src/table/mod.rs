@@ -216,9 +216,12 @@ impl Schema {
         let (mut low, mut high) = (0, t.kind_count);
         while low < high {
             let mid = (low + high) / 2;
-            let (g, v, k, ty) = t.kind_at(mid);
-            match (g, v, k).cmp(&(group, version, kind)) {
-                std::cmp::Ordering::Equal => return Some(ty),
+            let row = t.kinds + mid * KIND_WORDS * 4;
+            let part = |i: usize| t.string_bytes(t.word(row + i * 4));
+            let order =
+                part(0).cmp(group.as_bytes()).then_with(|| part(1).cmp(version.as_bytes())).then_with(|| part(2).cmp(kind.as_bytes()));
+            match order {
+                std::cmp::Ordering::Equal => return Some(TypeId(t.word(row + 12))),
                 std::cmp::Ordering::Less => low = mid + 1,
                 std::cmp::Ordering::Greater => high = mid,
             }
