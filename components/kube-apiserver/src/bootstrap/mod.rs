@@ -65,6 +65,14 @@ pub async fn write_all(server: &Server) -> Result<(), ApiError> {
             push(server, &res, v, &mut missing)?;
         }
     }
+    // Upstream leaves the approval of serving certificates to others; here the certificate controller gives them, for a machine's own
+    // names and addresses only.
+    let approver = json!({"metadata": {"name": "strake:kubelet-serving-approver"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:certificates.k8s.io:kubelet-serving-approver"},
+        "subjects": [
+            {"kind": "ServiceAccount", "namespace": "kube-system", "name": "certificate-controller"},
+            {"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "system:kube-controller-manager"}]});
+    push(server, &*resource(server, "rbac.authorization.k8s.io", "clusterrolebindings")?, approver, &mut missing)?;
     let cidrs: Vec<String> = server.service_ranges.iter().map(ToString::to_string).collect();
     let ready = json!([{"type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready", "lastTransitionTime": write::now()}]);
     let v = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}, "status": {"conditions": ready}});

@@ -128,6 +128,8 @@ const READ: &[&str] = &["get", "list", "watch"];
 fn node_roles() -> Vec<Manifest> {
     let mut routes = rule(&[""], &["configmaps"], READ);
     routes["resourceNames"] = json!([ROUTES_CONFIG_MAP]);
+    let mut serving = rule(&["certificates.k8s.io"], &["signers"], &["approve"]);
+    serving["resourceNames"] = json!(["kubernetes.io/kubelet-serving"]);
     vec![
         cluster_role_binding("strake:kubelet-bootstrap", "system:node-bootstrapper", group(BOOTSTRAP_GROUP)),
         cluster_role_binding(
@@ -141,6 +143,13 @@ fn node_roles() -> Vec<Manifest> {
             group("system:nodes"),
         ),
         cluster_role_binding("strake:apiserver-kubelet-client", "system:kubelet-api-admin", user("kube-apiserver-kubelet-client")),
+        // Our controller manager also approves serving certificates, of names and addresses that are the machine's own; upstream's leaves them to people.
+        manifest(CLUSTER_ROLES, "", "strake:kubelet-serving-approver", json!({"rules": [serving]})),
+        cluster_role_binding(
+            "strake:kubelet-serving-approver",
+            "strake:kubelet-serving-approver",
+            service_account("certificate-controller"),
+        ),
         cluster_role_binding("strake:node-proxier", "system:node-proxier", group("system:node-proxier")),
         manifest(ROLES, "kube-system", "strake:pod-routes", json!({"rules": [routes]})),
         role_binding("strake:pod-routes", "strake:pod-routes", group("system:nodes")),
