@@ -189,10 +189,14 @@ fn collect(schema: &Schema, tr: TypeRef, value: &Value, out: &mut Set) -> bool {
         (Value::Array(list), Atom::SetList(_) | Atom::KeyedList(..)) => {
             let elements: Vec<PathElement> =
                 list.iter().map(|v| element_of(schema, &atom, v).unwrap_or(PathElement::Value(Scalar::Null))).collect();
+            let mut counts: BTreeMap<&PathElement, usize> = BTreeMap::new();
+            for element in &elements {
+                *counts.entry(element).or_default() += 1;
+            }
             for (item, element) in list.iter().zip(&elements) {
                 out.members.insert(element.clone());
                 // Of duplicates only the element is known, not what belongs to which.
-                if elements.iter().filter(|e| *e == element).count() == 1 {
+                if counts.get(element) == Some(&1) {
                     descend(schema, elem_type(&atom), item, element.clone(), out);
                 }
             }

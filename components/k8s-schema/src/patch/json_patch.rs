@@ -5,6 +5,7 @@ use super::PatchError;
 use crate::json::peek::describe;
 use crate::json::syntax;
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 
 /// As upstream.
 const MAX_OPERATIONS: usize = 10_000;
@@ -63,11 +64,14 @@ pub fn parse(text: &[u8], validate: bool) -> Result<(Vec<Operation>, Vec<String>
 /// Applies operations in order, all or none.
 pub fn apply(root: &mut Value, operations: Vec<Operation>) -> Result<(), String> {
     let mut copied = 0;
-    if let Value::Object(map) = root {
-        map.sort_keys();
-    }
+    let mut touched: BTreeSet<String> = BTreeSet::new();
     for o in operations {
         let Some(path) = o.path else { return Err("operation has no path".to_owned()) };
+        for pointer in [Some(&path), o.from.as_ref()].into_iter().flatten() {
+            if let Some((parent, _)) = pointer.rsplit_once('/') {
+                touched.insert(parent.to_owned());
+            }
+        }
         match o.op.as_deref().unwrap_or("unknown") {
             "add" => add(root, &path, o.value.unwrap_or(Value::Null))?,
             "remove" => {
@@ -104,10 +108,26 @@ pub fn apply(root: &mut Value, operations: Vec<Operation>) -> Result<(), String>
             other => return Err(format!("Unexpected kind: {other}")),
         }
     }
+    sort_touched(root, &touched);
     Ok(())
 }
 
-/// The container a pointer leads to, and the last part. Objects on the way are sorted, as the library writes them.
+/// Sorts the objects on the way to what operations touched, as the library writes them. Each object once.
+fn sort_touched(root: &mut Value, touched: &BTreeSet<String>) {
+    let mut prefixes: BTreeSet<&str> = BTreeSet::from([""]);
+    for path in touched {
+        prefixes.extend(path.char_indices().filter(|(_, c)| *c == '/').map(|(i, _)| &path[..i]));
+        prefixes.insert(path);
+    }
+    for prefix in prefixes {
+        // A trailing part makes the prefix itself the container.
+        if let Ok((Value::Object(map), _)) = container(root, &format!("{prefix}/")) {
+            map.sort_keys();
+        }
+    }
+}
+
+/// The container a pointer leads to, and the last part.
 fn container<'v>(root: &'v mut Value, path: &str) -> Result<(&'v mut Value, String), String> {
     let missing = || format!("doc is missing path: {path}");
     let mut parts: Vec<String> = path.split('/').skip(1).map(|p| p.replace("~1", "/").replace("~0", "~")).collect();
@@ -122,9 +142,6 @@ fn container<'v>(root: &'v mut Value, path: &str) -> Result<(&'v mut Value, Stri
             }
             _ => return Err(missing()),
         };
-        if let Value::Object(map) = at {
-            map.sort_keys();
-        }
     }
     if at.is_object() || at.is_array() { Ok((at, last)) } else { Err(missing()) }
 }
@@ -141,7 +158,6 @@ fn add(root: &mut Value, path: &str, value: Value) -> Result<(), String> {
     match at {
         Value::Object(map) => {
             map.insert(last, value);
-            map.sort_keys();
         }
         Value::Array(list) if last == "-" => list.push(value),
         Value::Array(list) => {
@@ -159,7 +175,7 @@ fn add(root: &mut Value, path: &str, value: Value) -> Result<(), String> {
 fn remove(root: &mut Value, path: &str) -> Result<Value, String> {
     let (at, last) = container(root, path)?;
     match at {
-        Value::Object(map) => map.shift_remove(&last).ok_or_else(|| format!("Unable to remove nonexistent key: {last}")),
+        Value::Object(map) => map.swap_remove(&last).ok_or_else(|| format!("Unable to remove nonexistent key: {last}")),
         Value::Array(list) => {
             let i = index(&last, list.len())?;
             if i < list.len() { Ok(list.remove(i)) } else { Err(format!("Unable to access invalid index: {last}")) }
@@ -180,7 +196,6 @@ fn replace(root: &mut Value, path: &str, value: Value) -> Result<(), String> {
     match at {
         Value::Object(map) => {
             map.insert(last, value);
-            map.sort_keys();
         }
         Value::Array(list) => {
             let i = index(&last, list.len())?;

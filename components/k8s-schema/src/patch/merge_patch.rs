@@ -7,7 +7,8 @@ pub fn merge(target: &mut Map<String, Value>, patch: Map<String, Value>) {
     for (key, value) in patch {
         match (target.get_mut(&key), value) {
             (_, Value::Null) => {
-                target.shift_remove(&key);
+                // The order is made anew below.
+                target.swap_remove(&key);
             }
             (Some(Value::Object(old)), Value::Object(new)) => merge(old, new),
             (_, mut value) => {

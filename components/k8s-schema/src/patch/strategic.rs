@@ -5,6 +5,7 @@ use super::PatchError;
 use super::print::{go_kind, go_list, go_type, go_value};
 use crate::table::{Kind, Schema, Type, TypeId};
 use serde_json::{Map, Value};
+use std::collections::{HashMap, HashSet};
 
 type Object = Map<String, Value>;
 
@@ -57,7 +58,7 @@ impl<'a> Merger<'a> {
         if let Some(directive) = patch.get(PATCH) {
             return match directive.as_str() {
                 Some("replace") => {
-                    patch.shift_remove(PATCH);
+                    patch.swap_remove(PATCH);
                     Ok(patch)
                 }
                 Some("delete") => Ok(Object::new()),
@@ -73,7 +74,7 @@ impl<'a> Merger<'a> {
                 _ => (key, false),
             };
             if value.is_null() {
-                original.shift_remove(&key);
+                original.swap_remove(&key);
                 continue;
             }
             let Some(old) = original.get_mut(&key).filter(|old| same_type(old, &value)) else {
@@ -83,7 +84,7 @@ impl<'a> Merger<'a> {
                             original.insert(key, value);
                         }
                         None => {
-                            original.shift_remove(&key);
+                            original.swap_remove(&key);
                         }
                     }
                 }
@@ -104,7 +105,7 @@ impl<'a> Merger<'a> {
     fn apply_orders(&self, original: &mut Object, patch: &mut Object, ty: TypeId) -> Result<(), PatchError> {
         let orders: Vec<String> = patch.keys().filter(|k| k.starts_with(SET_ORDER)).cloned().collect();
         for directive in orders {
-            let Some(order) = patch.shift_remove(&directive) else { continue };
+            let Some(order) = patch.swap_remove(&directive) else { continue };
             let Value::Array(order) = order else {
                 return internal(format!("expected a []interface {{}}, but received a {}", go_type(&order)));
             };
@@ -131,7 +132,7 @@ impl<'a> Merger<'a> {
             let old = old.unwrap_or_default();
             let sorted = arrange(merged, &order, &old, meta.key)?;
             original.insert(name.to_owned(), Value::Array(sorted));
-            patch.shift_remove(name);
+            patch.swap_remove(name);
         }
         Ok(())
     }
@@ -152,16 +153,11 @@ impl<'a> Merger<'a> {
         }
         if first != "map[string]interface {}" {
             if deletes {
-                return Ok(original.into_iter().filter(|v| !patch.contains(v)).collect());
+                let gone: HashSet<String> = patch.iter().map(Value::to_string).collect();
+                return Ok(original.into_iter().filter(|v| !gone.contains(&v.to_string())).collect());
             }
-            let mut both = original.clone();
-            both.extend(patch.iter().filter(|v| !original.contains(v)).cloned());
-            let mut seen: Vec<Value> = Vec::with_capacity(both.len());
-            for v in both {
-                if !seen.contains(&v) {
-                    seen.push(v);
-                }
-            }
+            let mut known = HashSet::new();
+            let seen: Vec<Value> = original.iter().chain(&patch).filter(|v| known.insert(v.to_string())).cloned().collect();
             return arrange(seen, &patch, &original, None);
         }
         let Some(key) = meta.key else {
@@ -169,16 +165,20 @@ impl<'a> Merger<'a> {
         };
         let (mut merged, patch) = special_elements(original, patch, key)?;
         let server_order = merged.clone();
+        let mut places = index(&merged, key)?;
         for element in &patch {
             let Value::Object(new) = element else { continue };
             let Some(id) = new.get(key) else { return no_merge_key(new, key) };
-            match position(&merged, key, id)? {
-                Some(i) => {
+            match places.get(&id.to_string()) {
+                Some(&i) => {
                     if let Value::Object(old) = merged[i].take() {
                         merged[i] = Value::Object(self.merge_map(old, new.clone(), meta.ty)?);
                     }
                 }
-                None => merged.push(element.clone()),
+                None => {
+                    places.insert(id.to_string(), merged.len());
+                    merged.push(element.clone());
+                }
             }
         }
         arrange(merged, &patch, &server_order, Some(key))
@@ -198,7 +198,7 @@ fn no_merge_key<T>(map: &Object, key: &str) -> Result<T, PatchError> {
 }
 
 fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<(), PatchError> {
-    let Some(retained) = patch.shift_remove(RETAIN_KEYS) else { return Ok(()) };
+    let Some(retained) = patch.swap_remove(RETAIN_KEYS) else { return Ok(()) };
     let wrong = || PatchError::BadRequest("invalid patch format of retainKeys".to_owned());
     let Value::Array(retained) = retained else { return Err(wrong()) };
     let named = |k: &str| retained.iter().any(|r| r.as_str() == Some(k));
@@ -224,7 +224,7 @@ fn clean(value: Value) -> Option<Value> {
 
 /// Elements with `$patch` act on the original list; the rest is merged. `replace` makes the rest the whole list.
 fn special_elements(mut original: Vec<Value>, patch: Vec<Value>, key: &str) -> Result<(Vec<Value>, Vec<Value>), PatchError> {
-    let mut plain = Vec::new();
+    let (mut plain, mut deleted) = (Vec::new(), Vec::new());
     let mut replace = false;
     for element in patch {
         let Value::Object(map) = &element else { continue };
@@ -232,26 +232,28 @@ fn special_elements(mut original: Vec<Value>, patch: Vec<Value>, key: &str) -> R
             None => plain.push(element),
             Some(Value::String(s)) if s == "delete" => {
                 let Some(id) = map.get(key) else { return no_merge_key(map, key) };
-                while let Some(i) = position(&original, key, id)? {
-                    original.remove(i);
-                }
+                deleted.push(id.to_string());
             }
             Some(Value::String(s)) if s == "replace" => replace = true,
             Some(Value::String(s)) if s == "merge" => return internal("merging lists cannot yet be specified in the patch".to_owned()),
             Some(other) => return bad_directive(other, map),
         }
     }
+    let deleted: HashSet<String> = deleted.into_iter().collect();
+    original.retain(|v| !v.get(key).is_some_and(|id| deleted.contains(&id.to_string())));
     Ok(if replace { (plain, Vec::new()) } else { (original, plain) })
 }
 
-fn position(list: &[Value], key: &str, id: &Value) -> Result<Option<usize>, PatchError> {
+/// Where the first element with each value of the key is.
+fn index(list: &[Value], key: &str) -> Result<HashMap<String, usize>, PatchError> {
+    let mut places = HashMap::with_capacity(list.len());
     for (i, element) in list.iter().enumerate() {
         let Value::Object(map) = element else { return internal(format!("value for key {i} is not a map")) };
-        if map.get(key) == Some(id) {
-            return Ok(Some(i));
+        if let Some(id) = map.get(key) {
+            places.entry(id.to_string()).or_insert(i);
         }
     }
-    Ok(None)
+    Ok(places)
 }
 
 /// Elements named by the order come in that order; the others stay where they were in the original list, as far as both
@@ -272,12 +274,18 @@ fn arrange(merged: Vec<Value>, order: &[Value], server_order: &[Value], key: Opt
             }
         }
     }
-    let ids = |list: &[Value]| -> Vec<Value> { list.iter().map(id).collect() };
-    let (order, server_order) = (ids(order), ids(server_order));
-    let place = |list: &[Value], v: &Value| list.iter().position(|o| *o == id(v));
+    let places = |list: &[Value]| -> HashMap<String, usize> {
+        let mut all = HashMap::with_capacity(list.len());
+        for (i, v) in list.iter().enumerate() {
+            all.entry(id(v).to_string()).or_insert(i);
+        }
+        all
+    };
+    let (order, server_order) = (places(order), places(server_order));
+    let place = |list: &HashMap<String, usize>, v: &Value| list.get(&id(v).to_string()).copied();
     let (mut ordered, mut rest): (Vec<Value>, Vec<Value>) = merged.into_iter().partition(|v| place(&order, v).is_some());
-    ordered.sort_by_key(|v| place(&order, v));
-    rest.sort_by_key(|v| place(&server_order, v).unwrap_or(usize::MAX));
+    ordered.sort_by_cached_key(|v| place(&order, v));
+    rest.sort_by_cached_key(|v| place(&server_order, v).unwrap_or(usize::MAX));
     let mut out = Vec::with_capacity(ordered.len() + rest.len());
     let (mut left, mut right) = (rest.into_iter().peekable(), ordered.into_iter().peekable());
     loop {

@@ -86,8 +86,13 @@ impl Doc {
         let mut doc =
             Doc { schema: schema.clone(), ty, nodes: Vec::with_capacity(message.len() / 16 + 4), body: message.clone(), own: Vec::new() };
         doc.nodes.push(Node::container(Tag::Struct));
-        let mut d = Decoder { schema, doc: &mut doc, bytes: &message, depth: 0 };
-        d.message(schema.ty(ty), 0, Reader::new(&message)).map_err(|e| match e {
+        let mut d = Decoder { schema, doc: &mut doc, bytes: &message, depth: 0, unsorted: Vec::new() };
+        let outcome = d.message(schema.ty(ty), 0, Reader::new(&message));
+        // Each map once, however its keys came.
+        for map in std::mem::take(&mut d.unsorted) {
+            d.doc.sort_entries(map);
+        }
+        outcome.map_err(|e| match e {
             Fail::Text(text) => DecodeError::Proto(text),
             Fail::TooDeep => DecodeError::TooDeep,
         })?;
@@ -111,6 +116,8 @@ struct Decoder<'a> {
     doc: &'a mut Doc,
     bytes: &'a [u8],
     depth: usize,
+    /// Maps whose entries have to be sorted at the end.
+    unsorted: Vec<u32>,
 }
 
 impl<'a> Decoder<'a> {
@@ -264,8 +271,8 @@ impl<'a> Decoder<'a> {
             });
         }
         self.doc.append(map, entry);
-        if !sorted {
-            self.doc.sort_entries(map);
+        if !sorted && self.unsorted.last() != Some(&map) {
+            self.unsorted.push(map);
         }
         Ok(())
     }
