@@ -103,10 +103,10 @@ impl Server {
         if res.prefix != "events" {
             return Ok(0);
         }
-        if let Some((id, until)) = *self.event_lease.lock() {
-            if Instant::now() < until {
-                return Ok(id);
-            }
+        if let Some((id, until)) = *self.event_lease.lock()
+            && Instant::now() < until
+        {
+            return Ok(id);
         }
         let id = self.etcd.lease(self.event_ttl + 60).await?;
         *self.event_lease.lock() = Some((id, Instant::now() + std::time::Duration::from_secs(60)));

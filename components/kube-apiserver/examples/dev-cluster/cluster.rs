@@ -168,10 +168,10 @@ impl Cluster {
     fn wait_ready(&self) {
         let until = Instant::now() + Duration::from_secs(60);
         while Instant::now() < until {
-            if let Ok(out) = self.kubectl(&["get", "--raw", "/readyz"]).output() {
-                if out.stdout == b"ok" {
-                    return;
-                }
+            if let Ok(out) = self.kubectl(&["get", "--raw", "/readyz"]).output()
+                && out.stdout == b"ok"
+            {
+                return;
             }
             std::thread::sleep(Duration::from_millis(100));
         }

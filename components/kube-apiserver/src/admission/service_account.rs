@@ -48,7 +48,7 @@ pub fn admit(a: &Attributes<'_>, pod: &mut Doc, _: Option<&Doc>) -> Result<(), A
     if wanted {
         mount(pod).map_err(internal)?;
     }
-    if pod.at("spec.imagePullSecrets").len() == 0 && account.at("imagePullSecrets").len() > 0 {
+    if pod.at("spec.imagePullSecrets").is_empty() && !account.at("imagePullSecrets").is_empty() {
         pod.copy_from("spec.imagePullSecrets", account.at("imagePullSecrets")).map_err(internal)?;
     }
     Ok(())

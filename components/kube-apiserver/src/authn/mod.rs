@@ -102,12 +102,11 @@ impl Authenticator {
     pub fn token(&self, token: &str, audiences: &[String]) -> Result<(User, Vec<String>), Rejected> {
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let usual = audiences == self.tokens.api_audiences;
-        if usual {
-            if let Some((at, user)) = self.seen.lock().get(&digest) {
-                if at.elapsed() < TOKEN_CACHE {
-                    return Ok((user.clone(), audiences.to_vec()));
-                }
-            }
+        if usual
+            && let Some((at, user)) = self.seen.lock().get(&digest)
+            && at.elapsed() < TOKEN_CACHE
+        {
+            return Ok((user.clone(), audiences.to_vec()));
         }
         let (user, auds) = if jwt::looks_like(token) {
             service_account::authenticate(&self.tokens, &self.objects, token, audiences)?

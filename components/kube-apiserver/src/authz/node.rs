@@ -68,7 +68,7 @@ impl NodeAuthorizer {
                     };
                 }
                 ("", "nodes") if a.subresource.is_empty() || a.subresource == "status" => {
-                    let own = a.verb == "create" || a.name == node || (matches!(a.verb.as_str(), "list" | "watch") && a.name == node);
+                    let own = a.verb == "create" || a.name == node;
                     if matches!(a.verb.as_str(), "get" | "list" | "watch" | "update" | "patch") && !own {
                         return if a.name.is_empty() {
                             no("node '{}' cannot read all nodes, only its own Node object").replace(node, "")

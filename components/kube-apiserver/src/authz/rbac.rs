@@ -42,7 +42,7 @@ impl Rule {
         }
         verb && self.groups.iter().any(|g| g == "*" || *g == a.group)
             && self.resources.iter().any(|r| resource_matches(r, &a.resource, &a.subresource))
-            && (self.names.is_empty() || self.names.iter().any(|n| *n == a.name))
+            && (self.names.is_empty() || self.names.contains(&a.name))
     }
 }
 

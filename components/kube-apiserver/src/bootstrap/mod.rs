@@ -210,14 +210,14 @@ pub async fn keep(server: Arc<Server>) {
         };
         report("the kubernetes Service", kubernetes_service(&server).await);
         report("the authentication ConfigMap", authentication_config(&server).await);
-        if round % 6 == 0 {
+        if round.is_multiple_of(6) {
             report("aggregated cluster roles", rbac::aggregate(&server).await);
         }
-        if round % 18 == 0 {
+        if round.is_multiple_of(18) {
             report("service addresses and ports", services::repair(&server).await);
         }
         // Every five minutes, to the revision of five minutes before.
-        if round % 30 == 0 {
+        if round.is_multiple_of(30) {
             match server.etcd.compact_round(compaction.0, compaction.1).await {
                 Ok(next) => compaction = next,
                 Err(e) => tracing::warn!(error = %e, "compaction failed"),

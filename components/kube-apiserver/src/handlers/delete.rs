@@ -35,11 +35,12 @@ fn body_options(ctx: &Ctx, body: &Bytes) -> Result<Option<Value>, ApiError> {
     };
     let v: Value =
         serde_json::from_slice(&json).map_err(|e| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {e}")))?;
-    if let Some(kind) = v["kind"].as_str() {
-        if kind != "DeleteOptions" && !kind.is_empty() {
-            let av = v["apiVersion"].as_str().unwrap_or("");
-            return Err(ApiError::bad_request(format!("no kind {kind:?} is registered for version {av:?}")));
-        }
+    if let Some(kind) = v["kind"].as_str()
+        && kind != "DeleteOptions"
+        && !kind.is_empty()
+    {
+        let av = v["apiVersion"].as_str().unwrap_or("");
+        return Err(ApiError::bad_request(format!("no kind {kind:?} is registered for version {av:?}")));
     }
     Ok(Some(v))
 }
@@ -158,15 +159,15 @@ async fn attempt(ctx: &Ctx, res: &Resource, stored: &Arc<Stored>, o: &DeleteOpti
         Ok(())
     };
     // A namespace goes through Terminating and is deleted by emptying its finalizers.
-    if let Some(finish) = strategy.delete_instead {
-        if finish(&new) {
-            if !deleting {
-                mark(&mut new, 0)?;
-                new.remove("metadata.deletionGracePeriodSeconds");
-            }
-            write::set(&mut new, "status.phase", "Terminating")?;
-            return store(ctx, res, stored, new, &doc, o.dry_run).await.map(wrap_marked);
+    if let Some(finish) = strategy.delete_instead
+        && finish(&new)
+    {
+        if !deleting {
+            mark(&mut new, 0)?;
+            new.remove("metadata.deletionGracePeriodSeconds");
         }
+        write::set(&mut new, "status.phase", "Terminating")?;
+        return store(ctx, res, stored, new, &doc, o.dry_run).await.map(wrap_marked);
     }
     match grace {
         Some(seconds) if seconds > 0 => {

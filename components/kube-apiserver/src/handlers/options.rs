@@ -164,7 +164,7 @@ impl WriteOptions {
         }
         for (i, c) in manager.char_indices() {
             if c.is_control() || (!c.is_ascii() && !c.is_alphanumeric()) {
-                errors.push(FieldError::invalid("fieldManager", &manager, &format!("invalid character {c:?} (at position {i})")));
+                errors.push(FieldError::invalid("fieldManager", &manager, format!("invalid character {c:?} (at position {i})")));
                 break;
             }
         }

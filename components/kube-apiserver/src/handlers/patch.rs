@@ -137,7 +137,7 @@ async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &Writ
     let want: Expected<'_> = write::expected(ctx, res)?;
     let json = decode::yaml_to_json(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
     let mut applied = decode::decode_as(ctx, json.clone(), Media::Json, want, options.validation)?;
-    if applied.at("metadata.managedFields").len() > 0 {
+    if !applied.at("metadata.managedFields").is_empty() {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
     let name = applied.at("metadata.name").str().to_owned();

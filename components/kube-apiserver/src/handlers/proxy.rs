@@ -39,10 +39,10 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming, e
             let (name, port) = split_name(&ctx.info.name);
             let node = ctx.server.objects.get("minions", name.1).ok_or_else(|| ApiError::not_found(Group("", "nodes"), name.1))?;
             let mut target = ctx.server.kubelet.of_node(&node).map_err(ApiError::internal)?;
-            if let Some(p) = port.and_then(|p| p.parse::<u16>().ok()) {
-                if p != target.port {
-                    target = Target { host: target.host, port: p, tls: name.0 == "https", kubelet: false };
-                }
+            if let Some(p) = port.and_then(|p| p.parse::<u16>().ok())
+                && p != target.port
+            {
+                target = Target { host: target.host, port: p, tls: name.0 == "https", kubelet: false };
             }
             forward(ctx, target, &rest(ctx), incoming, extensions).await
         }

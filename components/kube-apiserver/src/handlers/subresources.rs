@@ -93,7 +93,7 @@ pub async fn bind(ctx: &Arc<Ctx>, incoming: Incoming) -> Result<Answer, ApiError
         if !there.is_empty() {
             return Err(ApiError::conflict(plural, &pod_name, format!("pod {pod_name} is already assigned to node {there:?}")));
         }
-        if old.at("spec.schedulingGates").len() > 0 {
+        if !old.at("spec.schedulingGates").is_empty() {
             return Err(ApiError::conflict(plural, &pod_name, format!("pod {pod_name} has non-empty .spec.schedulingGates")));
         }
         let mut new = old.clone();

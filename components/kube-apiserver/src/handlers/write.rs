@@ -237,10 +237,8 @@ pub async fn current(ctx: &Ctx, res: &Resource, name: &str, fresh: bool) -> Resu
     let key = res.key(&ctx.info.namespace, name);
     let reflector = &ctx.server.objects.reflector;
     let not_found = || ApiError::not_found(Group(&res.group, &res.plural), name);
-    if !fresh {
-        if let Some(s) = reflector.cache(&res.prefix).and_then(|c| c.get(&key)) {
-            return Ok(s);
-        }
+    if !fresh && let Some(s) = reflector.cache(&res.prefix).and_then(|c| c.get(&key)) {
+        return Ok(s);
     }
     let (kv, _) = ctx.server.etcd.get(&etcd_key(ctx, res, name)).await?;
     let kv = kv.ok_or_else(not_found)?;
@@ -280,7 +278,6 @@ pub async fn change(
     Err(ApiError::modified(Group(&res.group, &res.plural), &name))
 }
 
-#[expect(clippy::too_many_arguments, reason = "one step of `change`, split off to be read alone")]
 async fn attempt(
     ctx: &Ctx,
     res: &Resource,
@@ -352,9 +349,9 @@ async fn attempt(
         admission::validate(ctx, res, sub, Operation::Update, Some(&new), Some(old)).await?;
         let key = etcd_key(ctx, res, name);
         let gone = new.at("metadata.deletionTimestamp").exists()
-            && new.at("metadata.finalizers").len() == 0
+            && new.at("metadata.finalizers").is_empty()
             && new.at("metadata.deletionGracePeriodSeconds").as_i64().unwrap_or(0) == 0
-            && (res.plural != "namespaces" || new.at("spec.finalizers").len() == 0);
+            && (res.plural != "namespaces" || new.at("spec.finalizers").is_empty());
         k8s_schema::apply::ignore_times(old, &mut new);
         let value = to_storage(&ctx.server.objects.schema, res, &new)?;
         if value == to_storage(&ctx.server.objects.schema, res, old)? && !gone {

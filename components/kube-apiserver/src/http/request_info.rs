@@ -67,13 +67,13 @@ impl RequestInfo {
             legacy_watch = parts[0] == "watch";
             parts = &parts[1..];
         }
-        if parts[0] == "namespaces" {
-            if let Some(ns) = parts.get(1) {
-                info.namespace = ns.clone();
-                // A namespace's own subresources are those of the resource, not of something in the namespace.
-                if parts.len() > 2 && parts[2] != "status" && parts[2] != "finalize" {
-                    parts = &parts[2..];
-                }
+        if parts[0] == "namespaces"
+            && let Some(ns) = parts.get(1)
+        {
+            info.namespace = ns.clone();
+            // A namespace's own subresources are those of the resource, not of something in the namespace.
+            if parts.len() > 2 && parts[2] != "status" && parts[2] != "finalize" {
+                parts = &parts[2..];
             }
         }
         info.parts = parts.len();
@@ -120,7 +120,8 @@ pub fn query_decode(s: &str) -> String {
 }
 
 fn decode(s: &str, plus: bool) -> String {
-    if !s.contains('%') && !(plus && s.contains('+')) {
+    let encoded = s.contains('%') || (plus && s.contains('+'));
+    if !encoded {
         return s.to_owned();
     }
     let b = s.as_bytes();

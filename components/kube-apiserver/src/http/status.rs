@@ -12,9 +12,13 @@ pub struct Cause {
     pub field: String,
 }
 
-/// An answer that is an error.
+/// An answer that is an error, behind one pointer: most calls succeed and should not carry room for it.
 #[derive(Debug, Clone)]
-pub struct ApiError {
+pub struct ApiError(Box<Parts>);
+
+/// What an error says.
+#[derive(Debug, Clone)]
+pub struct Parts {
     pub code: u16,
     pub reason: &'static str,
     pub message: String,
@@ -23,6 +27,20 @@ pub struct ApiError {
     pub headers: Vec<(&'static str, String)>,
     /// Merged into the Status' metadata, such as a continue token.
     pub metadata: Option<Value>,
+}
+
+impl std::ops::Deref for ApiError {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for ApiError {
+    fn deref_mut(&mut self) -> &mut Parts {
+        &mut self.0
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,7 +65,7 @@ impl std::fmt::Display for Group<'_> {
 
 impl ApiError {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None, headers: Vec::new(), metadata: None }
+        Self(Box::new(Parts { code, reason, message: message.into(), details: None, headers: Vec::new(), metadata: None }))
     }
 
     fn about(mut self, g: Group<'_>, name: &str) -> Self {

@@ -98,7 +98,7 @@ fn validate(d: &Doc, e: &mut ErrorList) {
         let shown = base64::engine::general_purpose::STANDARD.encode(request);
         e.push(FieldError::invalid("spec.request", shown.as_str(), "PEM block type must be CERTIFICATE REQUEST"));
     }
-    if d.at("spec.usages").len() == 0 {
+    if d.at("spec.usages").is_empty() {
         e.push(FieldError::required("spec.usages", ""));
     }
     let signer = d.at("spec.signerName").str();

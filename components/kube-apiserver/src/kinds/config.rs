@@ -67,23 +67,19 @@ fn secret(d: &Doc, e: &mut ErrorList) {
         }
     };
     match d.at("type").str() {
-        "kubernetes.io/service-account-token" => {
-            if d.at("metadata.annotations").get("kubernetes.io/service-account.name").str().is_empty() {
-                e.push(FieldError::required(key("metadata.annotations", "kubernetes.io/service-account.name"), ""));
-            }
+        "kubernetes.io/service-account-token"
+            if d.at("metadata.annotations").get("kubernetes.io/service-account.name").str().is_empty() =>
+        {
+            e.push(FieldError::required(key("metadata.annotations", "kubernetes.io/service-account.name"), ""));
         }
         "kubernetes.io/dockercfg" => json_data(d, ".dockercfg", e),
         "kubernetes.io/dockerconfigjson" => json_data(d, ".dockerconfigjson", e),
-        "kubernetes.io/basic-auth" => {
-            if !has("username") && !has("password") {
-                e.push(FieldError::required("data[%s]", "username"));
-                e.push(FieldError::required("data[%s]", "password"));
-            }
+        "kubernetes.io/basic-auth" if !has("username") && !has("password") => {
+            e.push(FieldError::required("data[%s]", "username"));
+            e.push(FieldError::required("data[%s]", "password"));
         }
-        "kubernetes.io/ssh-auth" => {
-            if d.at("data").get("ssh-privatekey").bytes().is_empty() {
-                e.push(FieldError::required("data[%s]", "ssh-privatekey"));
-            }
+        "kubernetes.io/ssh-auth" if d.at("data").get("ssh-privatekey").bytes().is_empty() => {
+            e.push(FieldError::required("data[%s]", "ssh-privatekey"));
         }
         "kubernetes.io/tls" => {
             required("tls.crt", e);
@@ -119,21 +115,21 @@ fn limit_range(d: &Doc, e: &mut ErrorList) {
         seen.push(t);
         if t == "Pod" {
             for f in ["default", "defaultRequest"] {
-                if l.get(f).len() > 0 {
+                if !l.get(f).is_empty() {
                     e.push(FieldError::forbidden(child(&p, f), "may not be specified when `type` is 'Pod'"));
                 }
             }
         }
         for (k, min) in l.get("min").entries() {
             let max = l.get("max").get(k);
-            if let (Some(a), Some(b)) = (min.quantity(), max.quantity()) {
-                if a > b {
-                    e.push(FieldError::invalid(
-                        key(&child(&p, "min"), k),
-                        min.str(),
-                        format!("min value {} is greater than max value {}", min.str(), max.str()),
-                    ));
-                }
+            if let (Some(a), Some(b)) = (min.quantity(), max.quantity())
+                && a > b
+            {
+                e.push(FieldError::invalid(
+                    key(&child(&p, "min"), k),
+                    min.str(),
+                    format!("min value {} is greater than max value {}", min.str(), max.str()),
+                ));
             }
         }
     }

@@ -102,10 +102,10 @@ fn hpa_v1_to_v2(v: &mut Value) {
             v["status"]["conditions"] = c;
         }
     }
-    if v["metadata"]["annotations"].as_object().is_some_and(serde_json::Map::is_empty) {
-        if let Some(m) = v["metadata"].as_object_mut() {
-            m.remove("annotations");
-        }
+    if v["metadata"]["annotations"].as_object().is_some_and(serde_json::Map::is_empty)
+        && let Some(m) = v["metadata"].as_object_mut()
+    {
+        m.remove("annotations");
     }
 }
 

@@ -288,7 +288,7 @@ fn service(mut m: Mut<'_>) -> Done {
         Ok::<_, EditError>(())
     })?;
     let kind = m.get("spec.type").str().to_owned();
-    let external_ips = m.get("spec.externalIPs").len() > 0;
+    let external_ips = !m.get("spec.externalIPs").is_empty();
     if matches!(kind.as_str(), "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && external_ips) {
         set(&mut m, "spec.externalTrafficPolicy", "Cluster")?;
     }
@@ -427,7 +427,7 @@ fn network_policy(mut m: Mut<'_>) -> Done {
         m.for_each(list, |mut r| r.for_each("ports", |mut p| set(&mut p, "protocol", "TCP")))?;
     }
     if m.get("spec.policyTypes").is_empty() {
-        let types = if m.get("spec.egress").len() > 0 { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
+        let types = if !m.get("spec.egress").is_empty() { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
         m.set("spec.policyTypes", types)?;
     }
     Ok(())

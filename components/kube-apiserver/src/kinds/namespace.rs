@@ -14,7 +14,7 @@ pub const NAMESPACE: Strategy = Strategy {
     validate_create: |_, _| {},
     validate_update: |_, _, _, _: &mut ErrorList| {},
     // It goes when its own finalizers are gone, which is the namespace controller's work.
-    delete_instead: Some(|d| d.at("spec.finalizers").len() > 0 || d.at("metadata.finalizers").len() > 0),
+    delete_instead: Some(|d| !d.at("spec.finalizers").is_empty() || !d.at("metadata.finalizers").is_empty()),
     ..PLAIN
 };
 

@@ -47,7 +47,7 @@ fn prepare_create(d: &mut Doc) {
     let class = qos(d);
     // Constant paths of the type: these cannot fail.
     let _ = d.set("status", json!({"phase": "Pending", "qosClass": class}));
-    if d.at("spec.schedulingGates").len() > 0 {
+    if !d.at("spec.schedulingGates").is_empty() {
         let condition = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "Scheduling is blocked due to non-empty scheduling gates"}]);
         let _ = d.set("status.conditions", condition);
     }
@@ -106,7 +106,7 @@ fn fixed(d: &Doc, old: &Doc) -> Value {
         m.remove("ephemeralContainers");
         m.remove("tolerations");
         m.remove("schedulingGates");
-        if old.at("spec.schedulingGates").len() > 0 {
+        if !old.at("spec.schedulingGates").is_empty() {
             m.remove("nodeSelector");
             m.remove("affinity");
         }

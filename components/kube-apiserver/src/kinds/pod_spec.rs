@@ -39,7 +39,7 @@ pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
             &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
         )),
     }
-    if dns == "None" && s.get("dnsConfig").get("nameservers").len() == 0 {
+    if dns == "None" && s.get("dnsConfig").get("nameservers").is_empty() {
         let p = if s.get("dnsConfig").exists() { "dnsConfig.nameservers" } else { "dnsConfig" };
         let detail = format!(
             "must provide {} when `dnsPolicy` is None",
@@ -64,10 +64,10 @@ pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
             e.all_invalid(&child(path, field), v, rule(v));
         }
     }
-    if let Some(v) = s.get("activeDeadlineSeconds").as_i64() {
-        if !(1..=i64::from(i32::MAX)).contains(&v) {
-            e.push(FieldError::invalid(child(path, "activeDeadlineSeconds"), v, "must be between 1 and 2147483647, inclusive"));
-        }
+    if let Some(v) = s.get("activeDeadlineSeconds").as_i64()
+        && !(1..=i64::from(i32::MAX)).contains(&v)
+    {
+        e.push(FieldError::invalid(child(path, "activeDeadlineSeconds"), v, "must be between 1 and 2147483647, inclusive"));
     }
     tolerations(s.get("tolerations"), &child(path, "tolerations"), e);
     for (i, a) in s.get("hostAliases").iter().enumerate() {
@@ -227,7 +227,7 @@ fn volume_source(s: Ref<'_>, source: &str, p: &str, e: &mut ErrorList) {
 }
 
 fn containers(s: Ref<'_>, path: &str, volumes: &[&str], e: &mut ErrorList) {
-    if s.get("containers").len() == 0 {
+    if s.get("containers").is_empty() {
         e.push(FieldError::required(child(path, "containers"), ""));
     }
     let mut seen: Vec<&str> = Vec::new();
@@ -317,7 +317,7 @@ fn handler(h: Ref<'_>, p: &str, e: &mut ErrorList) -> usize {
             continue;
         }
         match kind {
-            "exec" if x.get("command").len() == 0 => e.push(FieldError::required(child(&q, "command"), "")),
+            "exec" if x.get("command").is_empty() => e.push(FieldError::required(child(&q, "command"), "")),
             "httpGet" => {
                 if x.get("path").str().is_empty() {
                     e.push(FieldError::required(child(&q, "path"), ""));
@@ -503,10 +503,10 @@ fn resources(r: Ref<'_>, path: &str, e: &mut ErrorList) {
             }
             if list == "requests" {
                 let limit = r.get("limits").get(k);
-                if let Some(l) = limit.quantity() {
-                    if quantity > l {
-                        e.push(FieldError::invalid(p, q.str(), format!("must be less than or equal to {k} limit of {}", limit.str())));
-                    }
+                if let Some(l) = limit.quantity()
+                    && quantity > l
+                {
+                    e.push(FieldError::invalid(p, q.str(), format!("must be less than or equal to {k} limit of {}", limit.str())));
                 }
             }
         }
@@ -567,7 +567,7 @@ fn affinity(a: Ref<'_>, path: &str, e: &mut ErrorList) {
     let required = node.get("requiredDuringSchedulingIgnoredDuringExecution");
     if required.exists() {
         let q = child(&child(&p, "requiredDuringSchedulingIgnoredDuringExecution"), "nodeSelectorTerms");
-        if required.get("nodeSelectorTerms").len() == 0 {
+        if required.get("nodeSelectorTerms").is_empty() {
             e.push(FieldError::required(q.clone(), "must have at least one node selector term"));
         }
         for (i, t) in required.get("nodeSelectorTerms").iter().enumerate() {

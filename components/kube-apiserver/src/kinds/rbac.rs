@@ -30,15 +30,15 @@ pub const CLUSTER_ROLE_BINDING: Strategy = Strategy {
 };
 
 fn rule(r: Ref<'_>, namespaced: bool, p: &str, e: &mut ErrorList) {
-    if r.get("verbs").len() == 0 {
+    if r.get("verbs").is_empty() {
         e.push(FieldError::required(child(p, "verbs"), "verbs must contain at least one value"));
     }
-    if r.get("nonResourceURLs").len() > 0 {
+    if !r.get("nonResourceURLs").is_empty() {
         let shown = r.get("nonResourceURLs").to_value();
         if namespaced {
             e.push(FieldError::invalid(child(p, "nonResourceURLs"), shown.clone(), "namespaced rules cannot apply to non-resource URLs"));
         }
-        if r.get("apiGroups").len() > 0 || r.get("resources").len() > 0 || r.get("resourceNames").len() > 0 {
+        if !r.get("apiGroups").is_empty() || !r.get("resources").is_empty() || !r.get("resourceNames").is_empty() {
             e.push(FieldError::invalid(
                 child(p, "nonResourceURLs"),
                 shown,
@@ -47,10 +47,10 @@ fn rule(r: Ref<'_>, namespaced: bool, p: &str, e: &mut ErrorList) {
         }
         return;
     }
-    if r.get("apiGroups").len() == 0 {
+    if r.get("apiGroups").is_empty() {
         e.push(FieldError::required(child(p, "apiGroups"), "resource rules must supply at least one api group"));
     }
-    if r.get("resources").len() == 0 {
+    if r.get("resources").is_empty() {
         e.push(FieldError::required(child(p, "resources"), "resource rules must supply at least one resource"));
     }
 }
@@ -67,7 +67,7 @@ fn cluster_role(d: &Doc, e: &mut ErrorList) {
     }
     if d.at("aggregationRule").exists() {
         let path = "aggregationRule.clusterRoleSelectors";
-        if d.at(path).len() == 0 {
+        if d.at(path).is_empty() {
             e.push(FieldError::required(path, "at least one clusterRoleSelector required if aggregationRule is non-nil"));
         }
         for (i, s) in d.at(path).iter().enumerate() {

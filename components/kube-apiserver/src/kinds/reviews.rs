@@ -26,7 +26,7 @@ pub fn validate_access(res: &Resource, doc: &Doc, namespace: &str) -> Result<(),
             "exactly one of nonResourceAttributes or resourceAttributes must be specified",
         ));
     }
-    if res.plural != "selfsubjectaccessreviews" && doc.at("spec.user").str().is_empty() && doc.at("spec.groups").len() == 0 {
+    if res.plural != "selfsubjectaccessreviews" && doc.at("spec.user").str().is_empty() && doc.at("spec.groups").is_empty() {
         e.push(FieldError::invalid("spec.user", "", "at least one of user or group must be specified"));
     }
     if local {

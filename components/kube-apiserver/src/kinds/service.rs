@@ -25,7 +25,7 @@ fn validate(d: &Doc, e: &mut ErrorList) {
     let s = d.at("spec");
     let kind = s.get("type").str();
     let headless = s.get("clusterIP").str() == "None";
-    if s.get("ports").len() == 0 && !headless && kind != "ExternalName" {
+    if s.get("ports").is_empty() && !headless && kind != "ExternalName" {
         e.push(FieldError::required("spec.ports", ""));
     }
     match kind {
@@ -36,7 +36,7 @@ fn validate(d: &Doc, e: &mut ErrorList) {
             e.push(FieldError::invalid("spec.clusterIPs[0]", "None", "may not be set to 'None' for NodePort services"));
         }
         "ExternalName" => {
-            if s.get("clusterIPs").len() > 0 {
+            if !s.get("clusterIPs").is_empty() {
                 e.push(FieldError::forbidden("spec.clusterIPs", "may not be set when `type` is 'ExternalName'"));
             }
             let name = s.get("externalName").str().trim_end_matches('.');
@@ -129,7 +129,7 @@ fn validate(d: &Doc, e: &mut ErrorList) {
     let etp = s.get("externalTrafficPolicy").str();
     if !etp.is_empty() && !matches!(etp, "Cluster" | "Local") {
         e.push(FieldError::not_supported("spec.externalTrafficPolicy", etp, &["Cluster", "Local"]));
-    } else if !etp.is_empty() && !matches!(kind, "NodePort" | "LoadBalancer") && s.get("externalIPs").len() == 0 {
+    } else if !etp.is_empty() && !matches!(kind, "NodePort" | "LoadBalancer") && s.get("externalIPs").is_empty() {
         e.push(FieldError::invalid("spec.externalTrafficPolicy", etp, "may only be set for externally-accessible services"));
     }
     let itp = s.get("internalTrafficPolicy").str();

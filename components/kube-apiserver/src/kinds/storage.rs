@@ -53,7 +53,7 @@ pub const VOLUME_ATTACHMENT: Strategy = Strategy { status: true, returns_deleted
 const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 
 fn modes(d: &Doc, path: &str, e: &mut ErrorList) {
-    if d.at(path).len() == 0 {
+    if d.at(path).is_empty() {
         e.push(FieldError::required(
             path,
             if path.contains("accessModes") && d.kind() == "PersistentVolumeClaim" { "at least 1 access mode is required" } else { "" },
@@ -72,7 +72,7 @@ fn modes(d: &Doc, path: &str, e: &mut ErrorList) {
 
 fn volume(d: &Doc, e: &mut ErrorList) {
     modes(d, "spec.accessModes", e);
-    if d.at("spec.capacity").len() == 0 {
+    if d.at("spec.capacity").is_empty() {
         e.push(FieldError::required("spec.capacity", ""));
     }
     let class = d.at("spec.storageClassName").str();

@@ -114,7 +114,7 @@ fn spec(s: Ref<'_>, meta: Ref<'_>, path: &str, annotations: &str, w: &mut Vec<St
             }
         }
         let projected = v.get("projected");
-        if projected.exists() && (projected.get("sources").len() == 0 || projected.get("sources").iter().any(|x| x.fields().count() == 0)) {
+        if projected.exists() && (projected.get("sources").is_empty() || projected.get("sources").iter().any(|x| x.fields().count() == 0)) {
             w.push(format!("volume {:?} (Projected) has no sources provided", v.get("name").str()));
         }
     }
@@ -164,7 +164,7 @@ fn container(c: Ref<'_>, p: &str, w: &mut Vec<String>) {
 pub fn service(d: &Doc, _: Option<&Doc>) -> Vec<String> {
     let mut w = Vec::new();
     let s = d.at("spec");
-    if s.get("externalIPs").len() > 0 {
+    if !s.get("externalIPs").is_empty() {
         w.push("spec.externalIPs is deprecated and may no longer be implemented in some clusters".into());
     }
     if s.get("type").str() != "ExternalName" && !s.get("externalName").str().is_empty() {

@@ -119,10 +119,10 @@ fn selector_and_template(d: &Doc, e: &mut ErrorList) {
 
 fn matches(d: &Doc, selector: Option<LabelSelector>, e: &mut ErrorList) {
     let labels = d.at("spec.template.metadata.labels");
-    if let Some(s) = selector.filter(|s| !s.is_empty()) {
-        if !s.matches(|k| labels.get(k).as_str()) {
-            e.push(FieldError::invalid("spec.template.metadata.labels", labels.to_value(), "`selector` does not match template `labels`"));
-        }
+    if let Some(s) = selector.filter(|s| !s.is_empty())
+        && !s.matches(|k| labels.get(k).as_str())
+    {
+        e.push(FieldError::invalid("spec.template.metadata.labels", labels.to_value(), "`selector` does not match template `labels`"));
     }
     pod_spec::validate_template(d.at("spec.template"), "spec.template", e);
 }
@@ -200,10 +200,10 @@ fn deployment(d: &Doc, e: &mut ErrorList) {
         _ => e.push(FieldError::not_supported("spec.strategy", d.at("spec.strategy").to_value(), &["Recreate", "RollingUpdate"])),
     }
     non_negative(d, &["spec.minReadySeconds", "spec.revisionHistoryLimit", "spec.progressDeadlineSeconds"], e);
-    if let Some(p) = d.at("spec.progressDeadlineSeconds").as_i64() {
-        if p <= d.at("spec.minReadySeconds").int() {
-            e.push(FieldError::invalid("spec.progressDeadlineSeconds", p, "must be greater than minReadySeconds"));
-        }
+    if let Some(p) = d.at("spec.progressDeadlineSeconds").as_i64()
+        && p <= d.at("spec.minReadySeconds").int()
+    {
+        e.push(FieldError::invalid("spec.progressDeadlineSeconds", p, "must be greater than minReadySeconds"));
     }
 }
 
@@ -275,7 +275,7 @@ fn stateful_set_update(a: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
 fn replication_controller(d: &Doc, e: &mut ErrorList) {
     non_negative(d, &["spec.replicas", "spec.minReadySeconds"], e);
     let s = d.at("spec.selector");
-    if s.len() == 0 {
+    if s.is_empty() {
         e.push(FieldError::required("spec.selector", ""));
     }
     let pairs: Vec<(&str, &str)> = s.entries().map(|(k, v)| (k, v.str())).collect();

@@ -53,10 +53,10 @@ async fn give_back(server: &Server, ips: &[IpAddr], ports: &[u16]) {
             Err(e) => tracing::warn!(%ip, error = %e, "a cluster IP was not given back"),
         }
     }
-    if !ports.is_empty() {
-        if let Err(e) = server.node_ports.release(server, ports).await {
-            tracing::warn!(?ports, error = %e, "node ports were not given back");
-        }
+    if !ports.is_empty()
+        && let Err(e) = server.node_ports.release(server, ports).await
+    {
+        tracing::warn!(?ports, error = %e, "node ports were not given back");
     }
 }
 
@@ -236,10 +236,11 @@ async fn fill(ctx: &Ctx, doc: &mut Doc, old: Option<&Doc>, dry_run: bool, claim:
         listed.push(first.clone());
     } else if !listed.is_empty() && first.is_empty() && old.is_none() {
         // The list alone names no primary address.
-    } else if let (Some(l), false) = (listed.first(), first.is_empty()) {
-        if *l != first && had.first() != Some(l) {
-            return Err(invalid(doc, FieldError::invalid("spec.clusterIPs", json!(listed), "first value must match `clusterIP`")));
-        }
+    } else if let (Some(l), false) = (listed.first(), first.is_empty())
+        && *l != first
+        && had.first() != Some(l)
+    {
+        return Err(invalid(doc, FieldError::invalid("spec.clusterIPs", json!(listed), "first value must match `clusterIP`")));
     }
     if listed.first().is_some_and(|i| i == "None") {
         doc.set("spec.clusterIP", "None").map_err(internal)?;
@@ -367,7 +368,7 @@ async fn ports(ctx: &Ctx, doc: &mut Doc, old: Option<&Doc>, kind: &str, dry_run:
                 if server.node_ports.is_taken(server, number).await? {
                     return Err(invalid(doc, FieldError::invalid(path, *port, "provided port is already allocated")));
                 }
-            } else if !server.node_ports.take(server, Some(number)).await?.is_some_and(|p| p == number) {
+            } else if server.node_ports.take(server, Some(number)).await?.is_none_or(|p| p != number) {
                 return Err(invalid(doc, FieldError::invalid(path, *port, "provided port is already allocated")));
             } else {
                 claim.ports.push(number);

@@ -94,7 +94,7 @@ pub(super) fn pod_row(d: &Doc) -> Row {
     }
     let none = |r: Ref<'_>| if r.str().is_empty() { json!("<none>") } else { text(r) };
     let gates = d.at("spec.readinessGates");
-    let gates = if gates.len() == 0 {
+    let gates = if gates.is_empty() {
         "<none>".to_owned()
     } else {
         let met = gates

@@ -169,7 +169,7 @@ pub(super) fn ingress(d: &Doc) -> Vec<Value> {
         .iter()
         .map(|i| if i.get("ip").str().is_empty() { i.get("hostname").str() } else { i.get("ip").str() })
         .collect();
-    let ports = if d.at("spec.tls").len() > 0 { "80, 443" } else { "80" };
+    let ports = if !d.at("spec.tls").is_empty() { "80, 443" } else { "80" };
     vec![name(d), json!(class), json!(hosts), json!(addresses.join(",")), json!(ports), age(d)]
 }
 
