@@ -225,9 +225,7 @@ pub async fn run(shared: Arc<Shared>) {
         }
         let known = shared.api.node.load_full();
         let (status, essence) = collect(&shared, known.as_deref()).await;
-        let is_true =
-            |kind: &str| status["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == kind && c["status"] == "True");
-        ready = is_true("Ready");
+        ready = status["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");
         let (Some(_), Ok(client)) = (known, shared.api.client()) else { continue };
         let unchanged = last.as_ref().is_some_and(|(sent, at)| *sent == essence && at.elapsed() < shared.config.status_report);
         if unchanged {

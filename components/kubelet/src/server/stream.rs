@@ -45,20 +45,21 @@ struct Streams {
     tty: bool,
 }
 
-fn streams(query: &Query) -> Result<Streams, Response<Body>> {
+/// The streams asked for; the error is what the client is told.
+fn streams(query: &Query) -> Result<Streams, &'static str> {
     let (stdin, stdout) = (query.flag("input") || query.flag("stdin"), query.flag("output") || query.flag("stdout"));
     let tty = query.flag("tty");
     // A terminal has one output.
     let stderr = (query.flag("error") || query.flag("stderr")) && !tty;
     if !stdin && !stdout && !stderr {
-        return Err(error(StatusCode::BAD_REQUEST, "you must specify at least 1 of stdin, stdout, stderr"));
+        return Err("you must specify at least 1 of stdin, stdout, stderr");
     }
     Ok(Streams { stdin, stdout, stderr, tty })
 }
 
 pub async fn exec(shared: &Arc<Shared>, pod: PodRef<'_>, container: &str, query: &Query, request: Request<Incoming>) -> Response<Body> {
     let url = async {
-        let wanted = streams(query)?;
+        let wanted = streams(query).map_err(|message| error(StatusCode::BAD_REQUEST, message))?;
         let cmd = query.all("command");
         if cmd.is_empty() {
             return Err(error(StatusCode::BAD_REQUEST, "no command"));
@@ -76,7 +77,7 @@ pub async fn exec(shared: &Arc<Shared>, pod: PodRef<'_>, container: &str, query:
 
 pub async fn attach(shared: &Arc<Shared>, pod: PodRef<'_>, container: &str, query: &Query, request: Request<Incoming>) -> Response<Body> {
     let url = async {
-        let wanted = streams(query)?;
+        let wanted = streams(query).map_err(|message| error(StatusCode::BAD_REQUEST, message))?;
         let id = container_id(shared, pod, container).await?;
         let ask =
             v1::AttachRequest { container_id: id, stdin: wanted.stdin, tty: wanted.tty, stdout: wanted.stdout, stderr: wanted.stderr };

@@ -144,10 +144,10 @@ fn node_roles() -> Vec<Manifest> {
         ),
         cluster_role_binding("strake:apiserver-kubelet-client", "system:kubelet-api-admin", user("kube-apiserver-kubelet-client")),
         // Our controller manager also approves serving certificates, of names and addresses that are the machine's own; upstream's leaves them to people.
-        manifest(CLUSTER_ROLES, "", "strake:kubelet-serving-approver", json!({"rules": [serving]})),
+        manifest(CLUSTER_ROLES, "", "strake:kubelet-serving-approval", json!({"rules": [serving]})),
         cluster_role_binding(
-            "strake:kubelet-serving-approver",
-            "strake:kubelet-serving-approver",
+            "strake:kubelet-serving-approval",
+            "strake:kubelet-serving-approval",
             service_account("certificate-controller"),
         ),
         cluster_role_binding("strake:node-proxier", "system:node-proxier", group("system:node-proxier")),
