@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer};
+pub use k8s_client::Quantity;
 
 use crate::types::{Pod, ResourceRequirements};
 
@@ -13,98 +13,6 @@ pub const DEFAULT_MILLI_CPU: i64 = 100;
 /// Memory request assumed for scoring when a container states none, in bytes.
 pub const DEFAULT_MEMORY: i64 = 200 * 1024 * 1024;
 
-/// A quantity in thousandths of its unit, rounded up and saturating.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Quantity {
-    milli: i128,
-}
-
-impl Quantity {
-    /// Thousandths.
-    pub fn milli(self) -> i64 {
-        i64::try_from(self.milli).unwrap_or(if self.milli < 0 { i64::MIN } else { i64::MAX })
-    }
-
-    /// Whole units, rounded up.
-    pub fn value(self) -> i64 {
-        let whole = self.milli.div_euclid(1000) + i128::from(self.milli.rem_euclid(1000) != 0);
-        i64::try_from(whole).unwrap_or(if whole < 0 { i64::MIN } else { i64::MAX })
-    }
-
-    /// Parses `<sign><digits>[.<digits>]<suffix>` (API reference, Quantity). `None` when it is none.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (negative, rest) = match text.as_bytes().first()? {
-            b'-' => (true, &text[1..]),
-            b'+' => (false, &text[1..]),
-            _ => (false, text),
-        };
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let (number, suffix) = rest.split_at(end);
-        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || whole.len() > 20 {
-            return None;
-        }
-        let (multiplier, divisor) = suffix_scale(suffix)?;
-        let mut milli = 0i128;
-        if !whole.is_empty() {
-            milli = whole.parse::<i128>().ok()?.saturating_mul(1000).saturating_mul(multiplier);
-        }
-        // Digits beyond nano matter to nobody; upstream rounds up, so a rest counts as one unit of the last place.
-        let shown = &fraction[..fraction.len().min(9)];
-        if !shown.is_empty() {
-            let scale = 10i128.pow(shown.len() as u32);
-            let scaled = shown.parse::<i128>().ok()?.saturating_mul(1000).saturating_mul(multiplier);
-            milli = milli.saturating_add(scaled / scale + i128::from(scaled % scale != 0));
-        }
-        milli = milli / divisor + i128::from(milli % divisor != 0);
-        Some(Self { milli: if negative { -milli } else { milli } })
-    }
-}
-
-fn suffix_scale(suffix: &str) -> Option<(i128, i128)> {
-    Some(match suffix {
-        "" => (1, 1),
-        "n" => (1, 1_000_000_000),
-        "u" => (1, 1_000_000),
-        "m" => (1, 1_000),
-        "k" => (1_000, 1),
-        "M" => (1_000_000, 1),
-        "G" => (1_000_000_000, 1),
-        "T" => (1_000_000_000_000, 1),
-        "P" => (1_000_000_000_000_000, 1),
-        "E" => (1_000_000_000_000_000_000, 1),
-        "Ki" => (1 << 10, 1),
-        "Mi" => (1 << 20, 1),
-        "Gi" => (1 << 30, 1),
-        "Ti" => (1 << 40, 1),
-        "Pi" => (1 << 50, 1),
-        "Ei" => (1 << 60, 1),
-        _ => {
-            let exponent = suffix.strip_prefix(['e', 'E'])?.parse::<i32>().ok().filter(|e| e.abs() <= 18)?;
-            let power = 10i128.pow(exponent.unsigned_abs());
-            if exponent < 0 { (1, power) } else { (power, 1) }
-        }
-    })
-}
-
-impl<'de> Deserialize<'de> for Quantity {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Wire {
-            Text(String),
-            Whole(i64),
-            Real(f64),
-        }
-        let text = match Wire::deserialize(d)? {
-            Wire::Text(t) => t,
-            Wire::Whole(n) => n.to_string(),
-            Wire::Real(n) => n.to_string(),
-        };
-        Self::parse(&text).ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a quantity")))
-    }
-}
-
 /// Amounts by resource name: `cpu` in millicores, all others in units.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resources(BTreeMap<String, i64>);
@@ -112,7 +20,7 @@ pub struct Resources(BTreeMap<String, i64>);
 impl Resources {
     /// From the API's map.
     pub fn from_map(map: &BTreeMap<String, Quantity>) -> Self {
-        Self(map.iter().map(|(name, q)| (name.clone(), if name == "cpu" { q.milli() } else { q.value() })).collect())
+        Self(map.iter().map(|(name, q)| (name.clone(), if name == "cpu" { q.milli_value() } else { q.value() })).collect())
     }
 
     /// Amount of one resource, zero when absent.
@@ -198,32 +106,7 @@ pub fn pod_requests(pod: &Pod, assume_defaults: bool) -> Resources {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    #[test]
-    fn quantities_parse_and_round_up() {
-        let table = [
-            ("1", 1000, 1),
-            ("100m", 100, 1),
-            ("1.5", 1500, 2),
-            ("0.1", 100, 1),
-            ("1Ki", 1_024_000, 1024),
-            ("1.5Gi", 1_610_612_736_000, 1_610_612_736),
-            ("2e3", 2_000_000, 2000),
-            ("1n", 1, 1),
-            ("-1", -1000, -1),
-            (".5", 500, 1),
-        ];
-        for (text, milli, value) in table {
-            let q = Quantity::parse(text).unwrap();
-            assert_eq!((q.milli(), q.value()), (milli, value), "{text}");
-        }
-        for text in ["", "-", "1.2.3", "1X", "Mi", "e3", "1e99"] {
-            assert_eq!(Quantity::parse(text), None, "{text}");
-        }
-    }
 
     #[test]
     fn requests_count_init_containers_sidecars_and_overhead() {
@@ -238,17 +121,5 @@ mod tests {
         assert_eq!((r.get("cpu"), r.get("memory")), (560, 10));
         // One container states 10 bytes; the other and the sidecar assume the default.
         assert_eq!(pod_requests(&pod, true).get("memory"), 10 + 2 * DEFAULT_MEMORY);
-    }
-
-    proptest! {
-        #[test]
-        fn parsing_never_panics(text in "\\PC{0,40}") {
-            let _ = Quantity::parse(&text);
-        }
-
-        #[test]
-        fn whole_numbers_survive(n in -1_000_000_000_000i64..1_000_000_000_000) {
-            prop_assert_eq!(Quantity::parse(&n.to_string()).unwrap().value(), n);
-        }
     }
 }

@@ -12,6 +12,8 @@ use serde::Deserialize;
 
 use crate::resources::{self, Resources};
 
+pub use k8s_client::{LabelSelector, Requirement};
+
 /// Labels and annotations.
 pub type StringMap = LabelMap;
 
@@ -266,60 +268,6 @@ pub struct PreferredSchedulingTerm {
     pub preference: NodeSelectorTerm,
 }
 
-/// A requirement on a label.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Requirement {
-    /// Label key.
-    pub key: String,
-    /// `In`, `NotIn`, `Exists`, `DoesNotExist`, `Gt`, `Lt`.
-    pub operator: String,
-    /// Values.
-    #[serde(deserialize_with = "null_default")]
-    pub values: Vec<String>,
-}
-
-impl Requirement {
-    /// The labels meet the requirement. An operator nobody knows meets nothing.
-    pub fn matches(&self, labels: &StringMap) -> bool {
-        let value = labels.get(&self.key);
-        match self.operator.as_str() {
-            "In" => value.is_some_and(|v| self.values.contains(v)),
-            "NotIn" => value.is_none_or(|v| !self.values.contains(v)),
-            "Exists" => value.is_some(),
-            "DoesNotExist" => value.is_none(),
-            "Gt" | "Lt" => {
-                let limit = self.values.first().and_then(|v| v.parse::<i64>().ok());
-                match (value.and_then(|v| v.parse::<i64>().ok()), limit) {
-                    (Some(value), Some(limit)) if self.operator == "Gt" => value > limit,
-                    (Some(value), Some(limit)) => value < limit,
-                    _ => false,
-                }
-            }
-            _ => false,
-        }
-    }
-}
-
-/// A label selector.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct LabelSelector {
-    /// Equal labels.
-    #[serde(deserialize_with = "null_default")]
-    pub match_labels: StringMap,
-    /// Requirements.
-    #[serde(deserialize_with = "null_default")]
-    pub match_expressions: Vec<Requirement>,
-}
-
-impl LabelSelector {
-    /// An empty selector matches everything.
-    pub fn matches(&self, labels: &StringMap) -> bool {
-        self.match_labels.iter().all(|(k, v)| labels.get(k) == Some(v)) && self.match_expressions.iter().all(|r| r.matches(labels))
-    }
-}
-
 /// Pod affinity or anti-affinity.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -477,25 +425,6 @@ mod tests {
         for ((key, operator, value, effect), expect) in table {
             let t = Toleration { key: key.into(), operator: operator.into(), value: value.into(), effect: effect.into() };
             assert_eq!(t.tolerates(&taint), expect, "{t:?}");
-        }
-    }
-
-    #[test]
-    fn requirement_operators() {
-        let labels: StringMap = [("a".to_string(), "1".to_string())].into();
-        let table = [
-            ("a", "In", vec!["1", "2"], true),
-            ("a", "NotIn", vec!["1"], false),
-            ("b", "NotIn", vec!["1"], true),
-            ("b", "Exists", vec![], false),
-            ("b", "DoesNotExist", vec![], true),
-            ("a", "Gt", vec!["0"], true),
-            ("a", "Lt", vec!["0"], false),
-            ("a", "Near", vec!["1"], false),
-        ];
-        for (key, operator, values, expect) in table {
-            let r = Requirement { key: key.into(), operator: operator.into(), values: values.into_iter().map(String::from).collect() };
-            assert_eq!(r.matches(&labels), expect, "{r:?}");
         }
     }
 }
