@@ -20,7 +20,9 @@ pub struct Project {
 impl Project {
     /// Finds the checkout through cargo.
     pub fn find() -> Result<Self> {
-        let metadata = metadata(Path::new(env!("CARGO_MANIFEST_DIR")), &["--no-deps"])?;
+        // As cargo runs it: a target directory shared between checkouts may hold the program another one compiled.
+        let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+        let metadata = metadata(&here, &["--no-deps"])?;
         let path = |name: &str| metadata[name].as_str().map(PathBuf::from).with_context(|| format!("cargo metadata has no {name}"));
         Ok(Self { root: path("workspace_root")?, target: path("target_directory")? })
     }

@@ -138,10 +138,10 @@ pub fn boot_ids(clients: &Clients) -> Result<BTreeSet<String>, Error> {
     Ok(items(&nodes).filter_map(|node| node["status"]["nodeInfo"]["bootID"].as_str()).map(str::to_owned).collect())
 }
 
-fn items(list: &Value) -> impl Iterator<Item = &Value> {
+pub fn items(list: &Value) -> impl Iterator<Item = &Value> {
     list["items"].as_array().into_iter().flatten()
 }
 
-fn unexpected(what: &str, expected: &str, found: &str) -> Error {
+pub fn unexpected(what: &str, expected: &str, found: &str) -> Error {
     Error::Unexpected { what: what.to_owned(), expected: expected.to_owned(), found: found.to_owned() }
 }
