@@ -49,9 +49,9 @@ fn sockets(dir: &Path) -> PathBuf {
 }
 
 /// The programs a cluster is driven with; they were built with the image.
-pub fn programs(project: &Project, tools: &Tools) -> Result<Programs> {
-    let this = std::env::current_exe().context("cannot find this program's own file")?;
-    Ok(Programs { tools: tools.clone(), strakectl: project.binaries().join("strakectl"), switch: vec![this.into(), "switch".into()] })
+pub fn programs(project: &Project, tools: &Tools) -> Programs {
+    let switch = vec![project.program.clone().into(), "switch".into()];
+    Programs { tools: tools.clone(), strakectl: project.binaries().join("strakectl"), switch }
 }
 
 /// Brings the cluster up and says what to do next.
@@ -59,7 +59,7 @@ pub fn up(project: &Project, wanted: &Up) -> Result<()> {
     let bars = Bars::default();
     bars.phase("image");
     let Built { image, tools, cache } = build(project, Versions::Locked, &|step| bars.note("image", step))?;
-    let programs = programs(project, &tools)?;
+    let programs = programs(project, &tools);
     let accelerator = Accelerator::detect(&cache, &tools)?;
     let dir = directory(project);
     let spec = ClusterSpec { workers: wanted.workers, memory_mib: wanted.memory, disk_bytes: wanted.disk << 30 };

@@ -15,6 +15,8 @@ pub struct Project {
     pub root: PathBuf,
     /// cargo's target directory.
     pub target: PathBuf,
+    /// This program's own file. Asked for at the start: building the workspace may replace it.
+    pub program: PathBuf,
 }
 
 impl Project {
@@ -23,8 +25,9 @@ impl Project {
         // As cargo runs it: a target directory shared between checkouts may hold the program another one compiled.
         let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
         let metadata = metadata(&here, &["--no-deps"])?;
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
         let path = |name: &str| metadata[name].as_str().map(PathBuf::from).with_context(|| format!("cargo metadata has no {name}"));
-        Ok(Self { root: path("workspace_root")?, target: path("target_directory")? })
+        Ok(Self { root: path("workspace_root")?, target: path("target_directory")?, program })
     }
 
     /// Where the image's files are written.

@@ -308,7 +308,7 @@ impl Cluster {
             let ready = if clients.kubeconfig().exists() {
                 clients.kubectl(["get", "--raw=/readyz"]).map(drop)
             } else {
-                let words = ["-n", &first.local_api(), "kubeconfig", "--server", &endpoint, "--name", NAME, &kubeconfig];
+                let words = ["-n", &first.local_api(), "kubeconfig", "--server", &endpoint, &kubeconfig];
                 clients.strakectl(words).and_then(|_| clients.kubectl(["get", "--raw=/readyz"]).map(drop))
             };
             let Err(problem) = ready else {
