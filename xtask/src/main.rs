@@ -5,6 +5,7 @@ mod host;
 mod image;
 mod project;
 mod scenarios;
+mod schema;
 mod test;
 mod tidy;
 
@@ -43,6 +44,8 @@ enum Verb {
         #[arg(long)]
         list: bool,
     },
+    /// Make the Kubernetes schema table and golden objects anew from the pinned packages
+    Schema(schema::Schema),
     /// Check the rules of the project that a program can check
     Tidy,
     /// Serve the Ethernet switch of a test network
@@ -60,6 +63,7 @@ fn main() -> Result<()> {
             scenarios::list();
             Ok(())
         }
+        Verb::Schema(wanted) => schema::command(&Project::find()?, &wanted),
         Verb::Tidy => tidy::check(&Project::find()?),
         Verb::Test { scenarios, .. } if scenarios.is_empty() => test::all(&Project::find()?),
         Verb::Test { scenarios, .. } => scenarios::run(&Project::find()?, &scenarios::select(&scenarios)?),
