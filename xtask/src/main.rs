@@ -1,6 +1,8 @@
 //! cargo xtask: everything a person or CI does with the project that is more than cargo itself.
 
+mod bench;
 mod cluster;
+mod containers;
 mod host;
 mod image;
 mod project;
@@ -44,6 +46,8 @@ enum Verb {
         #[arg(long)]
         list: bool,
     },
+    /// Measure start, memory, requests and sizes, with the goals and upstream's figures beside them
+    Bench(bench::Bench),
     /// Make the Kubernetes schema table and golden objects anew from the pinned packages
     Schema(schema::Schema),
     /// Check the rules of the project that a program can check
@@ -63,6 +67,7 @@ fn main() -> Result<()> {
             scenarios::list();
             Ok(())
         }
+        Verb::Bench(wanted) => bench::command(&Project::find()?, &wanted),
         Verb::Schema(wanted) => schema::command(&Project::find()?, &wanted),
         Verb::Tidy => tidy::check(&Project::find()?),
         Verb::Test { scenarios, .. } if scenarios.is_empty() => test::all(&Project::find()?),

@@ -36,7 +36,7 @@ pub async fn measure(programs: &Programs, objects: usize, in_flight: usize) -> R
     let load = Load { pid: server.pid(), in_flight };
     let client = Arc::new(Client::connect(plane.port, &plane.identity, CONNECTIONS).await?);
     print("kube-apiserver RSS before", memory(load.pid)?.rss, "MiB");
-    wait_for_service_account(&client).await?;
+    make_service_account(&client).await?;
     configmaps(&client, load, objects).await?;
     pods(&client, load).await?;
     let found = memory(load.pid)?;
@@ -46,7 +46,7 @@ pub async fn measure(programs: &Programs, objects: usize, in_flight: usize) -> R
 }
 
 /// Pods need one, and no controller runs here: it is made.
-async fn wait_for_service_account(client: &Client) -> Result<()> {
+async fn make_service_account(client: &Client) -> Result<()> {
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
     client.send(Method::POST, "/api/v1/namespaces/default/serviceaccounts", JSON, account.to_string()).await?;
     Ok(())

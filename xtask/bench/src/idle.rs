@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Programs;
 use crate::certificates;
@@ -24,6 +24,8 @@ pub async fn measure(programs: &Programs, seconds: u64, containerd: Option<&Path
     let mut running = Vec::new();
     let (server, _) = plane.start_apiserver().await?;
     running.push(server);
+    let client = Client::connect(plane.port, &plane.identity, 1).await?;
+    allow_cloud_controller(&client).await?;
     for name in CONTROLLERS {
         running.push(plane.component(name, plane.controller_flags(name)?)?);
     }
@@ -38,7 +40,6 @@ pub async fn measure(programs: &Programs, seconds: u64, containerd: Option<&Path
         }
         None => None,
     };
-    let client = Client::connect(plane.port, &plane.identity, 1).await?;
     settle(&client, &mut running, containerd.is_some()).await?;
     eprintln!("everything works; idle for {seconds} s");
     let until = Instant::now() + Duration::from_secs(seconds);
@@ -51,6 +52,17 @@ pub async fn measure(programs: &Programs, seconds: u64, containerd: Option<&Path
     }
     running.iter().try_for_each(report)?;
     report(plane.etcd())
+}
+
+/// Its role is not one of upstream's: machined brings it to a cluster, and here is no machined.
+async fn allow_cloud_controller(client: &Client) -> Result<()> {
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "cloud-controller-manager"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:cloud-controller-manager"}]});
+    let path = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+    client.send(http::Method::POST, path, "application/json", binding.to_string()).await?;
+    Ok(())
 }
 
 fn report(process: &Running) -> Result<()> {
