@@ -52,7 +52,8 @@ fn missing(exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
     NEEDED.iter().filter(|(_, files)| !files.iter().any(|file| exists(file))).map(|(package, _)| *package).collect()
 }
 
-fn is_root() -> Result<bool> {
+/// Whether this process has root's rights.
+pub fn is_root() -> Result<bool> {
     let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     Ok(line.and_then(|line| line.split_whitespace().nth(1)) == Some("0"))

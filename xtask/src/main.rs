@@ -1,10 +1,13 @@
 //! cargo xtask: everything a person or CI does with the project that is more than cargo itself.
 
+mod bench;
 mod cluster;
+mod containers;
 mod host;
 mod image;
 mod project;
 mod scenarios;
+mod schema;
 mod test;
 mod tidy;
 
@@ -43,6 +46,10 @@ enum Verb {
         #[arg(long)]
         list: bool,
     },
+    /// Measure start, memory, requests and sizes, with the goals and upstream's figures beside them
+    Bench(bench::Bench),
+    /// Make the Kubernetes schema table and golden objects anew from the pinned packages
+    Schema(schema::Schema),
     /// Check the rules of the project that a program can check
     Tidy,
     /// Serve the Ethernet switch of a test network
@@ -60,6 +67,8 @@ fn main() -> Result<()> {
             scenarios::list();
             Ok(())
         }
+        Verb::Bench(wanted) => bench::command(&Project::find()?, &wanted),
+        Verb::Schema(wanted) => schema::command(&Project::find()?, &wanted),
         Verb::Tidy => tidy::check(&Project::find()?),
         Verb::Test { scenarios, .. } if scenarios.is_empty() => test::all(&Project::find()?),
         Verb::Test { scenarios, .. } => scenarios::run(&Project::find()?, &scenarios::select(&scenarios)?),

@@ -83,7 +83,7 @@ fn main() {
     println!("{:<34}{:>9.0} ns", "serde_json::Value → JSON", time(|| serde_json::to_writer(&mut out, &value).map(|()| out.clear())));
     println!("{:<34}{:>9.0} ns", "merge patch", time(|| patch::merge_patch(&doc, br#"{"metadata":{"labels":{"x":"y"}}}"#, true)));
     let none = apply::Set::default();
-    let operation = apply::Operation { manager: "m", subresource: "", now: 1_800_000_000, ignored: &none };
+    let operation = apply::Operation { manager: "m", subresource: "", now: 1_800_000_000, ignored: &none, typed_by: None };
     let mut live = doc.clone();
     let empty = Doc::new(&schema, ty);
     apply::update(&empty, &mut live, &operation);

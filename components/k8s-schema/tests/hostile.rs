@@ -58,7 +58,7 @@ fn long_lists_merge_and_apply() {
     let patched = patch::strategic_merge_patch(&doc, same.as_bytes()).unwrap();
     assert_eq!(patched.doc, doc);
     let none = Set::default();
-    let operation = Operation { manager: "m", subresource: "", now: 1, ignored: &none };
+    let operation = Operation { manager: "m", subresource: "", now: 1, ignored: &none, typed_by: None };
     let applied = apply::apply(&doc, &pod, &operation, true).unwrap();
     assert_eq!(applied.at("spec.containers[0].env").len(), LONG);
     let again = apply::apply(&applied, &pod, &operation, false).unwrap();

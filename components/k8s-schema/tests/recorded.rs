@@ -88,6 +88,7 @@ fn applies_and_updates_leave_the_managed_fields_that_upstream_leaves() {
             subresource: case["subresource"].as_str().unwrap(),
             now: 1_577_836_800,
             ignored: &ignored,
+            typed_by: None,
         };
         let managed = |doc: &Doc| without_times(&doc.to_value()["metadata"]["managedFields"]);
         if case.get("apply").is_none() {
@@ -116,7 +117,7 @@ fn applying_the_same_again_changes_nothing_and_giving_up_fields_removes_them() {
     let schema = Schema::builtin();
     let live = Doc::of_kind(&schema, "", "v1", "ConfigMap").unwrap();
     let none = Set::default();
-    let operation = |now| Operation { manager: "m", subresource: "", now, ignored: &none };
+    let operation = |now| Operation { manager: "m", subresource: "", now, ignored: &none, typed_by: None };
     let config = |data: Value| k8s_schema::value!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": data});
     let first = apply::apply(&live, &config(k8s_schema::value!({"a": "1", "b": "2"})), &operation(1), false).unwrap();
     let again = apply::apply(&first, &config(k8s_schema::value!({"a": "1", "b": "2"})), &operation(2), false).unwrap();

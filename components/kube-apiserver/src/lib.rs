@@ -1,12 +1,13 @@
 //! The Kubernetes API server.
 //!
 //! `storage` keeps objects as bytes and follows etcd; `registry` says what is served; `http` speaks to clients; `handlers` answer by
-//! verb; `kinds` holds what is special about each kind; `authn`, `authz` and `admission` decide who may; `bootstrap` fills a new cluster.
+//! verb; `kinds` holds what is special about each kind, `custom` what definitions add to them; `authn`, `authz` and `admission` decide who may; `bootstrap` fills a new cluster.
 
 mod admission;
 mod authn;
 mod authz;
 mod bootstrap;
+mod custom;
 mod flags;
 mod handlers;
 mod http;

@@ -70,7 +70,7 @@ pub struct Config {
 }
 
 pub struct Server {
-    pub registry: Registry,
+    pub registry: Arc<Registry>,
     pub etcd: Etcd,
     pub root: String,
     pub objects: Arc<Objects>,
@@ -116,9 +116,10 @@ impl Server {
 
 async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server>> {
     let schema = Schema::builtin();
-    let registry = Registry::builtin(&schema);
+    let registry = Arc::new(Registry::builtin(&schema));
     let etcd = Etcd::connect(&c.etcd).await?;
-    let reflector = Reflector::new(etcd.clone(), &c.root, registry.prefixes(), Box::new(SchemaIngest(schema.clone())));
+    let ingest = SchemaIngest { schema: schema.clone(), registry: Arc::clone(&registry) };
+    let reflector = Reflector::new(etcd.clone(), &c.root, registry.prefixes(), Box::new(ingest));
     let objects = Arc::new(Objects { schema, reflector });
     let x509 = c.client_ca.clone().map(ClientCa::load).transpose()?.map(|ca| Arc::new(X509 { ca }));
     let signing = jwt::SigningKey::load(&c.signing_key)?;
@@ -200,6 +201,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         server.ready.store(true, Ordering::Release);
         tracing::info!(milliseconds = started.elapsed().as_millis() as u64, port = config.port, "ready");
         upkeep = Some(tokio::spawn(bootstrap::keep(Arc::clone(&server))));
+        tokio::spawn(crate::custom::controller::run(Arc::clone(&server)));
     }
     stop.cancelled().await;
     tracing::info!("shutting down");

@@ -80,6 +80,7 @@ methods! {
     // service / method                       who                changes  maintenance
     "MachineService" / "Version":             ANY_ROLE,          false,   true;
     "MachineService" / "ApplyConfig":         ADMIN,             true,    true;
+    "MachineService" / "ConfirmConfig":       ADMIN,             true,    false;
     "MachineService" / "Install":             Access::Never,     true,    true;
     "MachineService" / "Bootstrap":           ADMIN,             true,    false;
     "MachineService" / "Reboot":              OPERATE,           true,    false;
@@ -88,6 +89,7 @@ methods! {
     "MachineService" / "Kubeconfig":          ADMIN,             true,    false;
     "ServiceService" / "List":                READ,              false,   false;
     "ServiceService" / "Restart":             OPERATE,           true,    false;
+    "ServiceService" / "Stats":               READ,              false,   false;
     "LogService" / "Logs":                    READ,              false,   false;
     "LogService" / "KernelLog":               READ,              false,   false;
     "ResourceService" / "Kinds":              READ,              false,   true;
@@ -103,6 +105,7 @@ methods! {
     "EtcdService" / "ListSnapshots":          BACKUP,            false,   false;
     "EtcdService" / "Recover":                ADMIN,             true,    false;
     "JoinService" / "Join":                   Access::JoinToken, true,    false;
+    "JoinService" / "Leave":                  Access::JoinToken, true,    false;
 }
 
 /// The row of a request path.

@@ -12,11 +12,13 @@ use sha2::{Digest, Sha256};
 
 use crate::paths::Paths;
 
-const ENDPOINT: &str = "https://127.0.0.1:2379";
 const CREDENTIALS: &str = "/etc/kubernetes/kube-apiserver";
 /// A snapshot is a bbolt file, whose pages are a multiple of this, and a checksum.
 const ALIGNMENT: u64 = 512;
 const CHECKSUM: u64 = 32;
+
+/// The reason of the event that says so.
+pub const SNAPSHOT_FAILED: &str = "EtcdSnapshotFailed";
 
 /// Why etcd did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,12 @@ pub enum EtcdError {
     /// The snapshot is larger than allowed.
     #[error("the snapshot is larger than {0} bytes")]
     TooLarge(u64),
+    /// etcd's own tool does not like it.
+    #[error("read the snapshot's store: {0}")]
+    Unreadable(String),
+    /// It is older than what was in the store before it was taken.
+    #[error("the snapshot is of revision {found}, but the store was at {expected} before it was taken")]
+    Stale { found: i64, expected: i64 },
 }
 
 /// Connects to the member on this machine.
@@ -48,7 +56,7 @@ pub async fn connect(paths: &Paths) -> Result<Client, EtcdError> {
         .ca_certificate(Certificate::from_pem(read("etcd-ca.crt")?))
         .identity(Identity::from_pem(read("etcd-client.crt")?, read("etcd-client.key")?));
     let options = ConnectOptions::new().with_tls(tls).with_connect_timeout(Duration::from_secs(5)).with_timeout(Duration::from_secs(60));
-    Client::connect([ENDPOINT], Some(options)).await.map_err(|source| EtcdError::Call { operation: "connect to etcd", source })
+    Client::connect([paths.etcd_endpoint()], Some(options)).await.map_err(|source| EtcdError::Call { operation: "connect to etcd", source })
 }
 
 /// What is known about a kept snapshot, in a file beside it.
@@ -58,33 +66,40 @@ pub struct SnapshotInfo {
     pub size: u64,
     /// When it was taken.
     pub taken_unix: i64,
-    /// The revision of the store just before.
+    /// The store's revision in it.
     pub revision: i64,
     /// Hex SHA-256 of the whole file.
     pub sha256: String,
+    /// Entries of the store in it.
+    #[serde(default)]
+    pub keys: i64,
 }
 
-/// Takes a snapshot into a file, and checks it. A failed one leaves no file.
+/// Takes a snapshot into a file and checks it: its size and checksum, that etcd's own tool reads the whole store in it, and
+/// that the store's revision is not older than what was asked for. A failed one leaves no file.
 pub async fn snapshot(paths: &Paths, target: &Path, limit: u64) -> Result<SnapshotInfo, EtcdError> {
     let mut client = connect(paths).await?;
     let status = client.status().await.map_err(|source| EtcdError::Call { operation: "ask etcd for its status", source })?;
-    let revision = status.header().map(|header| header.revision()).unwrap_or(0);
-    let written = write(&mut client, target, limit).await;
-    let checked = match written {
-        Ok(()) => {
-            let path = target.to_owned();
-            let check = tokio::task::spawn_blocking(move || check(&path)).await;
-            check.unwrap_or(Err(EtcdError::Damaged { path: target.to_owned(), problem: "could not be checked" }))
-        }
+    let expected = status.header().map(|header| header.revision()).unwrap_or(0);
+    let checked = match write(&mut client, target, limit).await {
+        Ok(()) => checked(paths, target, expected).await,
         Err(error) => Err(error),
     };
-    match checked {
-        Ok((size, sha256)) => Ok(SnapshotInfo { size, taken_unix: crate::clock::unix_seconds(), revision, sha256 }),
-        Err(error) => {
-            let _ = fs::remove_file(target);
-            Err(error)
-        }
+    if checked.is_err() {
+        let _ = fs::remove_file(target);
     }
+    checked
+}
+
+async fn checked(paths: &Paths, target: &Path, expected: i64) -> Result<SnapshotInfo, EtcdError> {
+    let path = target.to_owned();
+    let check = tokio::task::spawn_blocking(move || check(&path)).await;
+    let (size, sha256) = check.unwrap_or(Err(EtcdError::Damaged { path: target.to_owned(), problem: "could not be checked" }))?;
+    let store = crate::kubernetes::etcd::status(paths, target).await.map_err(|error| EtcdError::Unreadable(crate::api::chain(&error)))?;
+    if store.revision < expected {
+        return Err(EtcdError::Stale { found: store.revision, expected });
+    }
+    Ok(SnapshotInfo { size, taken_unix: crate::clock::unix_seconds(), revision: store.revision, sha256, keys: store.keys })
 }
 
 async fn write(client: &mut Client, target: &Path, limit: u64) -> Result<(), EtcdError> {
@@ -151,21 +166,46 @@ pub fn kept(directory: &Path) -> io::Result<Vec<(String, SnapshotInfo)>> {
     Ok(found)
 }
 
-/// Takes a snapshot into the directory of kept ones. The description is written last: without it there is no snapshot.
-pub async fn keep(paths: &Paths, limit: u64) -> Result<(String, SnapshotInfo), EtcdError> {
+/// One at a time: two would take each other's unfinished files for leftovers.
+static KEEPING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// Takes a snapshot into the directory of kept ones, and removes the oldest beyond `most`. The description is written last:
+/// without it there is no snapshot, and what a crash left is removed.
+pub async fn keep(paths: &Paths, limit: u64, most: usize) -> Result<(String, SnapshotInfo), EtcdError> {
+    let _one = KEEPING.lock().await;
     let directory = paths.snapshots();
-    let failed = |path: &Path| {
+    let failed = |operation: &'static str, path: &Path| {
         let path = path.to_owned();
-        move |source| EtcdError::File { operation: "write", path, source }
+        move |source| EtcdError::File { operation, path, source }
     };
-    fs::create_dir_all(&directory).map_err(failed(&directory))?;
-    let stem = format!("etcd-{}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ"));
+    fs::create_dir_all(&directory).map_err(failed("make", &directory))?;
+    remove_unfinished(&directory).map_err(failed("remove what is unfinished in", &directory))?;
+    let began = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+    let stem = (0..100)
+        .map(|again| if again == 0 { format!("etcd-{began}") } else { format!("etcd-{began}-{again}") })
+        .find(|stem| !directory.join(format!("{stem}.db")).exists())
+        .unwrap_or_else(|| format!("etcd-{began}-{}", uuid::Uuid::new_v4()));
     let target = directory.join(format!("{stem}.db"));
     let info = snapshot(paths, &target, limit).await?;
     let description = directory.join(format!("{stem}.json"));
-    let text = serde_json::to_vec(&info).map_err(io::Error::other).map_err(failed(&description))?;
-    crate::state::write_atomically(&description, &text, 0o600).map_err(failed(&description))?;
+    let text = serde_json::to_vec(&info).map_err(io::Error::other).map_err(failed("write", &description))?;
+    crate::state::write_atomically(&description, &text, 0o600).map_err(failed("write", &description))?;
+    let all = kept(&directory).map_err(failed("list", &directory))?;
+    for name in surplus(&all, most) {
+        remove(&directory, &name).map_err(failed("remove", &directory.join(&name)))?;
+    }
     Ok((format!("{stem}.db"), info))
+}
+
+/// Snapshots without a description: a crash came before it was written.
+fn remove_unfinished(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "db") && !path.with_extension("json").exists() {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Names of the snapshots that go when only so many are kept: the oldest.
@@ -188,7 +228,7 @@ mod tests {
     use super::*;
 
     fn info(taken_unix: i64) -> SnapshotInfo {
-        SnapshotInfo { size: 1, taken_unix, revision: 1, sha256: String::new() }
+        SnapshotInfo { size: 1, taken_unix, revision: 1, sha256: String::new(), keys: 1 }
     }
 
     #[test]
@@ -210,6 +250,8 @@ mod tests {
         fs::write(dir.path().join("a.json"), serde_json::to_vec(&info(2)).unwrap()).unwrap();
         let names: Vec<_> = kept(dir.path()).unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["b.db", "a.db"]);
+        remove_unfinished(dir.path()).unwrap();
+        assert!(!dir.path().join("unfinished.db").exists());
         remove(dir.path(), "b.db").unwrap();
         assert_eq!(kept(dir.path()).unwrap().len(), 1);
     }

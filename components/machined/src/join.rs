@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use machine_api::v1alpha1::JoinRequest;
 use machine_api::v1alpha1::join_service_client::JoinServiceClient;
+use machine_api::v1alpha1::{JoinRequest, LeaveRequest};
 use machine_api::{PORT, SERVER_NAME};
 use machine_config::Config;
 use pki::{LeafSpec, PkiError, PrivateKey, create_request};
@@ -52,10 +52,7 @@ pub async fn join(
     machine_key: &PrivateKey,
     kube_proxy_key: &PrivateKey,
 ) -> Result<JoinAnswer, JoinError> {
-    let address = match &config.cluster.control_plane.endpoint.host {
-        machine_config::values::Host::Address(address) => std::net::SocketAddr::new(*address, PORT).to_string(),
-        machine_config::values::Host::Name(name) => format!("{name}:{PORT}"),
-    };
+    let address = control_plane(config);
     let request = JoinRequest {
         token: config.secrets.join_token.reveal().to_owned(),
         hostname: hostname.to_owned(),
@@ -72,6 +69,26 @@ pub async fn join(
         }
         Ok(Err(status)) => Err(refused(status.message().to_owned())),
         Err(_) => Err(refused(format!("no answer within {} s", TIMEOUT.as_secs()))),
+    }
+}
+
+/// Gives the machine's name back, so that another may join under it.
+pub async fn leave(config: &Config, hostname: &str) -> Result<(), JoinError> {
+    let address = control_plane(config);
+    let request = LeaveRequest { token: config.secrets.join_token.reveal().to_owned(), hostname: hostname.to_owned() };
+    let channel = connect(&address, config.secrets.authorities.machine.cert.as_str()).await?;
+    match tokio::time::timeout(TIMEOUT, JoinServiceClient::new(channel).leave(request)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(status)) => Err(JoinError::Refused { address, reason: status.message().to_owned() }),
+        Err(_) => Err(JoinError::Refused { address, reason: format!("no answer within {} s", TIMEOUT.as_secs()) }),
+    }
+}
+
+/// The machine API of the cluster's endpoint.
+fn control_plane(config: &Config) -> String {
+    match &config.cluster.control_plane.endpoint.host {
+        machine_config::values::Host::Address(address) => std::net::SocketAddr::new(*address, PORT).to_string(),
+        machine_config::values::Host::Name(name) => format!("{name}:{PORT}"),
     }
 }
 

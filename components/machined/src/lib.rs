@@ -7,13 +7,16 @@ mod clock;
 mod containerd;
 mod disks;
 mod etcd;
+pub mod events;
 mod init;
 mod install;
 mod join;
+mod joined;
 mod kubeconfig;
 pub mod kubernetes;
 pub mod machine;
 mod metrics;
+pub mod milestones;
 pub mod pairing;
 pub mod paths;
 pub mod reconcilers;
@@ -22,8 +25,10 @@ mod run;
 mod service_words;
 mod serving;
 pub mod state;
+mod stats;
 #[cfg(test)]
 mod testing;
+pub mod trial;
 
 pub use init::{InitError, InitHandle};
 pub use run::run;

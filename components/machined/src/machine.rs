@@ -12,10 +12,13 @@ use node_ipc::init::BootInfo;
 use serde::Deserialize;
 use tokio::sync::{Mutex, watch};
 
+use crate::events::{Events, Severity};
 use crate::init::InitHandle;
+use crate::milestones::Milestones;
 use crate::paths::Paths;
 use crate::resources::Store;
 use crate::state::StateDir;
+use crate::trial::Trials;
 
 /// In which of its two lives the machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +108,12 @@ pub struct Machine {
     pub disks: Box<dyn Disks>,
     /// The machine's addresses, the node's own first.
     pub addresses: watch::Receiver<Vec<IpAddr>>,
+    /// What happened.
+    pub events: Events,
+    /// When what was reached in this boot.
+    pub milestones: Milestones,
+    /// The config that is on trial, if one is.
+    pub trials: Trials,
 }
 
 impl Machine {
@@ -121,6 +130,11 @@ impl Machine {
     /// The machine's name.
     pub fn hostname(&self) -> String {
         self.loaded().map(|loaded| hostname(&loaded.config, &self.name_seed)).unwrap_or_default()
+    }
+
+    /// Notes that something happened that people should hear of.
+    pub fn event(&self, severity: Severity, reason: &'static str, message: &str) {
+        self.events.record(&self.store, severity, reason, message);
     }
 
     /// Makes reconcilers look again.

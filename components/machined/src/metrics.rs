@@ -1,6 +1,7 @@
-//! Metrics of the host for Prometheus, on loopback only: how the reconcilers stand, volumes, certificates, snapshots.
-//! Everything is taken from what is known at the moment of the question; nothing is counted in between.
+//! Metrics of the host for Prometheus, on loopback only: how the reconcilers stand, volumes, certificates, snapshots, events.
+//! Everything is taken from what is known at the moment of the question.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -71,6 +73,7 @@ fn answer(machine: &Machine, request: &Request<Incoming>) -> Response<String> {
         volumes: machine.store.get("volumes", None),
         certificates: machine.store.get("certificates", None),
         snapshots: snapshots.iter().map(|(_, info)| info.taken_unix).collect(),
+        events: machine.events.totals(),
     };
     match text(&known) {
         Ok(text) => *response.body_mut() = text,
@@ -88,6 +91,7 @@ struct Known {
     volumes: Vec<Resource>,
     certificates: Vec<Resource>,
     snapshots: Vec<i64>,
+    events: BTreeMap<&'static str, u64>,
 }
 
 type Labels = Vec<(&'static str, String)>;
@@ -131,6 +135,14 @@ fn text(known: &Known) -> Result<String, std::fmt::Error> {
         taken.set(*newest);
         registry.register("etcd_snapshot_newest_timestamp_seconds", "When the newest kept etcd snapshot was taken", taken);
     }
+    let failures = Counter::<u64>::default();
+    failures.inc_by(known.events.get(etcd::SNAPSHOT_FAILED).copied().unwrap_or(0));
+    registry.register("etcd_snapshot_failures", "etcd snapshots that failed since machined started", failures);
+    let events = Family::<Labels, Counter>::default();
+    registry.register("events", "Events since machined started", events.clone());
+    for (reason, count) in &known.events {
+        events.get_or_create(&vec![("reason", (*reason).to_owned())]).inc_by(*count);
+    }
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -149,6 +161,7 @@ mod tests {
             volumes: vec![resource("DATA", json!({"size": 100, "used": 7}))],
             certificates: vec![resource("machine", json!({"expires": "1970-01-02T00:00:00Z"}))],
             snapshots: vec![5, 9],
+            events: BTreeMap::from([(etcd::SNAPSHOT_FAILED, 3)]),
         };
         let text = text(&known).unwrap();
         for line in [
@@ -158,6 +171,8 @@ mod tests {
             "strake_certificate_expiry_timestamp_seconds{certificate=\"machine\"} 86400",
             "strake_etcd_snapshots 2",
             "strake_etcd_snapshot_newest_timestamp_seconds 9",
+            "strake_etcd_snapshot_failures_total 3",
+            "strake_events_total{reason=\"EtcdSnapshotFailed\"} 3",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

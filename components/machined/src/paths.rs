@@ -1,4 +1,5 @@
-//! Where machined finds and leaves files. Everything is under one root, `/` on a machine and a directory in tests.
+//! Where machined finds and leaves files, and finds etcd. All files are under one root, `/` on a machine and a directory in
+//! tests.
 
 use std::path::{Path, PathBuf};
 
@@ -6,6 +7,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug)]
 pub struct Paths {
     root: PathBuf,
+    etcd: String,
 }
 
 impl Default for Paths {
@@ -17,7 +19,18 @@ impl Default for Paths {
 impl Paths {
     /// Paths under this directory.
     pub fn under(root: impl Into<PathBuf>) -> Paths {
-        Paths { root: root.into() }
+        Paths { root: root.into(), etcd: "https://127.0.0.1:2379".to_owned() }
+    }
+
+    /// The same paths with etcd elsewhere, for tests that run one of their own.
+    #[must_use]
+    pub fn with_etcd(self, endpoint: &str) -> Paths {
+        Paths { etcd: endpoint.to_owned(), ..self }
+    }
+
+    /// Where this machine's etcd member answers.
+    pub fn etcd_endpoint(&self) -> &str {
+        &self.etcd
     }
 
     /// The directory that everything is under.

@@ -14,7 +14,22 @@ const MAX_PER_KIND: usize = 4096;
 const WATCH_BACKLOG: usize = 256;
 
 /// The kinds there are, in the order in which people are shown them.
-pub const KINDS: &[&str] = &["status", "disks", "links", "addresses", "routes", "volumes", "services", "time", "certificates"];
+pub const KINDS: &[&str] = &[
+    "status",
+    "events",
+    "boot",
+    "disks",
+    "links",
+    "addresses",
+    "routes",
+    "volumes",
+    "services",
+    "time",
+    "certificates",
+    "etcd-members",
+    "etcd-snapshots",
+    "joined",
+];
 
 /// One object.
 #[derive(Clone, Debug, PartialEq)]

@@ -22,13 +22,16 @@ use crate::api::authorize::Policy;
 use crate::api::tls::{self, ServingCertificate};
 use crate::boot::{self, Found};
 use crate::disks::LinuxDisks;
+use crate::events::Events;
 use crate::init::InitHandle;
 use crate::machine::{Machine, Mode, Release};
+use crate::milestones::{self, Milestones};
 use crate::pairing::Gate;
 use crate::paths::Paths;
 use crate::reconcilers::{self, Board, Console, Network, Outcome, Standing};
 use crate::resources::Store;
 use crate::state::StateDir;
+use crate::trial::{self, Trials};
 
 /// Until when nothing may go wrong before a config counts as good.
 const GOOD_AFTER: Duration = Duration::from_secs(60);
@@ -52,13 +55,16 @@ pub async fn run() -> anyhow::Result<()> {
         Mode::Running => name_seed(&state, &paths).context("find what the machine's name is made of")?,
     };
     let network = Network::connect().context("connect to the kernel's network")?;
+    let store = Store::default();
+    let milestones = Milestones::new(&paths, store.clone());
+    milestones.reach("machined");
     let machine = Arc::new(Machine {
         mode,
         release,
         boot,
         boot_id,
         name_seed,
-        store: Store::default(),
+        store,
         init: InitHandle::new(paths.init_socket()),
         state,
         config: watch::Sender::new(loaded),
@@ -66,6 +72,9 @@ pub async fn run() -> anyhow::Result<()> {
         changing: Arc::new(Mutex::new(())),
         disks: Box::new(disks),
         addresses: network.addresses(),
+        events: Events::default(),
+        milestones,
+        trials: Trials::default(),
         paths,
     });
     let stop = CancellationToken::new();
@@ -124,6 +133,7 @@ async fn maintenance(machine: Arc<Machine>, mut network: Network, trouble: Optio
     });
     let serving = ServingCertificate::new(&certificate.cert_pem, &certificate.key_pem)?;
     let listener = listen().await?;
+    machine.milestones.reach("machine-api");
     tracing::info!("maintenance mode");
     Ok(api::serve(machine, Policy::Pairing(gate), tls::without_client_certificates(serving), listener, stop).await?)
 }
@@ -152,8 +162,13 @@ async fn running(machine: Arc<Machine>, network: Network, trouble: Option<String
     let console = Console { machine: machine.clone(), board: board.subscribe(), pairing: None, trouble: trouble.into_iter().collect() };
     tokio::spawn(console.run());
     tokio::spawn(remember_good_config(machine.clone(), board.subscribe()));
+    tokio::spawn(trial::fall_back_when_cut_off(machine.clone(), board.subscribe()));
     tokio::spawn(crate::metrics::serve(machine.clone()));
+    tokio::spawn(crate::events::tell_kubernetes(machine.clone()));
+    tokio::spawn(milestones::watch_reconcilers(machine.clone(), board.subscribe()));
+    tokio::spawn(milestones::watch_cluster(machine.clone()));
     let listener = listen().await?;
+    machine.milestones.reach("machine-api");
     tracing::info!(hostname = machine.hostname(), role = %loaded.config.machine.role, "running");
     Ok(api::serve(machine, Policy::Roles, tls, listener, stop).await?)
 }
@@ -171,7 +186,8 @@ async fn remember_good_config(machine: Arc<Machine>, mut board: watch::Receiver<
             Ok(Err(_)) => return,
             Ok(Ok(())) => {}
             Err(_) => {
-                if let Some(loaded) = machine.loaded().filter(|_| all_ready)
+                // One that is on trial is not kept anywhere yet.
+                if let Some(loaded) = machine.loaded().filter(|_| all_ready && !machine.trials.under_way())
                     && let Err(error) = machine.state.set_last_good_config(&loaded.text)
                 {
                     tracing::warn!(error = %api::chain(&error), "keep the last good config");

@@ -1,6 +1,20 @@
-//! Configs for tests.
+//! Configs and machines for tests.
+
+use std::path::Path;
+use std::sync::Arc;
 
 use machine_config::Config;
+use node_ipc::init::{BootInfo, BootSource};
+use tokio::sync::watch;
+
+use crate::events::Events;
+use crate::init::InitHandle;
+use crate::machine::{Disks, Loaded, Machine, Mode, ObservedDisk, Release};
+use crate::milestones::Milestones;
+use crate::paths::Paths;
+use crate::resources::Store;
+use crate::state::StateDir;
+use crate::trial::Trials;
 
 /// A worker's config whose disk selector is this.
 pub fn worker_config(selector: &str) -> Config {
@@ -45,4 +59,48 @@ fn config_text(
         ca(cluster_ca, cluster_key),
         ca(machine_ca, machine_key),
     )
+}
+
+struct NoDisks;
+
+impl Disks for NoDisks {
+    fn observe(&self) -> std::io::Result<Vec<ObservedDisk>> {
+        Ok(Vec::new())
+    }
+
+    fn system_partition(&self, _label: &str) -> std::io::Result<Option<(std::path::PathBuf, u64)>> {
+        Ok(None)
+    }
+
+    fn installations(&self) -> std::io::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+}
+
+/// A running machine whose root is this directory, with a config in force and nobody behind its sockets.
+pub fn machine(root: &Path, loaded: Loaded) -> Arc<Machine> {
+    let paths = Paths::under(root);
+    std::fs::create_dir_all(paths.state()).unwrap();
+    std::fs::create_dir_all(paths.at("/run/strake")).unwrap();
+    let store = Store::default();
+    let (_, addresses) = watch::channel(vec!["127.0.0.1".parse().unwrap()]);
+    Arc::new(Machine {
+        mode: Mode::Running,
+        release: Release::default(),
+        boot: BootInfo { source: BootSource::Disk, device: String::new(), root_uuid: String::new() },
+        boot_id: String::new(),
+        name_seed: "seed".into(),
+        init: InitHandle::new(paths.init_socket()),
+        state: StateDir::new(paths.state()),
+        config: watch::Sender::new(Some(Arc::new(loaded))),
+        wake: watch::Sender::new(0),
+        changing: Arc::default(),
+        disks: Box::new(NoDisks),
+        addresses,
+        events: Events::default(),
+        milestones: Milestones::new(&paths, store.clone()),
+        trials: Trials::default(),
+        store,
+        paths,
+    })
 }

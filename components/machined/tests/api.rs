@@ -15,11 +15,14 @@ use machine_config::disk::Disk;
 use machined::InitHandle;
 use machined::api::authorize::Policy;
 use machined::api::tls::{self, ServingCertificate};
+use machined::events::Events;
 use machined::machine::{Disks, Loaded, Machine, Mode, ObservedDisk, Release};
+use machined::milestones::Milestones;
 use machined::pairing::Gate;
 use machined::paths::Paths;
 use machined::resources::Store;
 use machined::state::StateDir;
+use machined::trial::Trials;
 use node_ipc::init::{BootInfo, BootSource, Request, Response};
 use pki::{Authority, Issued, LeafSpec};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
@@ -152,13 +155,13 @@ impl World {
         let paths = Paths::under(self.root(""));
         let loaded = config.map(|(text, config)| Arc::new(Loaded { text: text.to_owned(), config }));
         let (_, addresses) = watch::channel(vec!["127.0.0.1".parse().unwrap()]);
+        let store = Store::default();
         Arc::new(Machine {
             mode,
             release: Release { name: "strake".into(), version: "0.1.0".into(), ..Release::default() },
             boot: BootInfo { source: BootSource::Media, device: "/dev/sr0".into(), root_uuid: ROOT_UUID.into() },
             boot_id: "boot".into(),
             name_seed: "52:54:00:05:00:0b".into(),
-            store: Store::default(),
             init: InitHandle::new(paths.init_socket()),
             state: StateDir::new(paths.state()),
             config: watch::Sender::new(loaded),
@@ -166,6 +169,10 @@ impl World {
             changing: Arc::default(),
             disks: Box::new(FileDisks(disks)),
             addresses,
+            events: Events::default(),
+            milestones: Milestones::new(&paths, store.clone()),
+            trials: Trials::default(),
+            store,
             paths,
         })
     }

@@ -31,7 +31,8 @@ pub fn row(value: Value) -> Row {
     }
 }
 
-/// The text of results. Columns are `TITLE` or `TITLE=field`; a title alone means the field of that name in lower case.
+/// The text of results. Columns are `TITLE` or `TITLE=field`; a title alone means the field of that name in lower case. With
+/// `|bytes` behind it a number is shown as people write sizes.
 pub fn render(format: Format, columns: &[&str], rows: &[Row]) -> anyhow::Result<String> {
     Ok(match format {
         Format::Json => serde_json::to_string_pretty(rows)? + "\n",
@@ -41,18 +42,27 @@ pub fn render(format: Format, columns: &[&str], rows: &[Row]) -> anyhow::Result<
 }
 
 fn table(columns: &[&str], rows: &[Row]) -> String {
-    let columns: Vec<(&str, String)> = columns
+    let columns: Vec<(&str, String, bool)> = columns
         .iter()
-        .map(|column| match column.split_once('=') {
-            Some((title, field)) => (title, field.to_owned()),
-            None => (*column, column.to_lowercase()),
+        .map(|column| {
+            let (column, bytes) = match column.strip_suffix("|bytes") {
+                Some(column) => (column, true),
+                None => (*column, false),
+            };
+            match column.split_once('=') {
+                Some((title, field)) => (title, field.to_owned(), bytes),
+                None => (column, column.to_lowercase(), bytes),
+            }
         })
         .collect();
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(columns.iter().map(|(title, _)| *title));
+    table.set_header(columns.iter().map(|(title, ..)| *title));
     for row in rows {
-        table.add_row(columns.iter().map(|(_, field)| cell(row.get(field))));
+        table.add_row(columns.iter().map(|(_, field, bytes)| match (row.get(field).and_then(Value::as_u64), bytes) {
+            (Some(number), true) => size(number),
+            _ => cell(row.get(field)),
+        }));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
@@ -108,6 +118,8 @@ mod tests {
         let text = render(Format::Table, &["NODE", "UP", "ADDR=addresses"], &rows).unwrap();
         assert_eq!(text, "NODE       UP     ADDR\ncp-1       true   a,b\nworker-1\n");
         assert_eq!(render(Format::Table, &["NODE"], &[]).unwrap(), "(nothing)\n");
+        let sizes = [row(json!({"size": 3_221_225_472_u64})), row(json!({"size": null}))];
+        assert_eq!(render(Format::Table, &["BYTES=size|bytes"], &sizes).unwrap(), "BYTES\n3.00 GiB\n\n");
     }
 
     #[test]

@@ -44,6 +44,7 @@ const LAYERS: &[(&str, Layer)] = &[
     ("image", Layer::Tool),
     ("qemu-tests", Layer::Tool),
     ("xtask", Layer::Tool),
+    ("bench", Layer::Tool),
 ];
 
 /// Product types: what `host` and `k8s-client` must not know.

@@ -3,17 +3,41 @@
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-const LOCK: &str = include_str!("../packages.lock");
 const SUITE: &str = "sid";
 
-/// Downloads and unpacks every package of `packages.lock` into `dir/root`. What is there already, with the right hash,
-/// is kept. A version that the mirror no longer has is an error that names it: the committed table stays valid.
-pub fn fetch(dir: &Path) -> Result<()> {
+/// The unpacked packages.
+pub struct Sources {
+    go: PathBuf,
+}
+
+impl Sources {
+    /// The directory of Go packages by import path.
+    pub(crate) fn go(&self) -> &Path {
+        &self.go
+    }
+}
+
+/// A package as the lock names it.
+struct Pinned<'a> {
+    package: &'a str,
+    version: &'a str,
+    sha256: &'a str,
+}
+
+/// Downloads every package of `lock` into `dir` and unpacks it. A download that is there already, with the right hash, is kept. A version
+/// that the mirror no longer has is an error that names it: the committed table stays valid.
+pub fn fetch(dir: &Path, lock: &Path) -> Result<Sources> {
+    let text = read(lock)?;
     let dir = prepare(dir)?;
+    let root = dir.join("root");
+    if root.exists() {
+        // What an older version had and this one has not must not be read.
+        std::fs::remove_dir_all(&root).with_context(|| format!("remove {}", root.display()))?;
+    }
     let mut updated = false;
-    for (package, version, sha256) in locked()? {
+    for Pinned { package, version, sha256 } in pinned(&text)? {
         let file = dir.join(file_name(package, version));
         if !file.exists() {
             if !updated {
@@ -21,43 +45,50 @@ pub fn fetch(dir: &Path) -> Result<()> {
                 updated = true;
             }
             run(apt(&dir).arg("download").arg(format!("{package}={version}"))).with_context(|| {
-                format!("{package} {version} is not on the mirror any more: `relock` takes the versions that are; compare the tables")
+                format!("{package} {version} is not on the mirror any more: `cargo xtask schema --relock` takes the versions that are")
             })?;
         }
         let found = hash(&file)?;
         if found != sha256 {
-            bail!("{}: its hash is {found}, packages.lock says {sha256}", file.display());
+            bail!("{}: its hash is {found}, {} says {sha256}", file.display(), lock.display());
         }
-        run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(dir.join("root")))?;
+        run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&root))?;
     }
-    Ok(())
+    Ok(Sources { go: root.join("usr/share/gocode/src") })
 }
 
-/// Writes the lock anew with the versions that the mirror has now.
-pub fn relock(dir: &Path, lock: &Path) -> Result<()> {
+/// Writes the lock anew with the versions that the mirror has now, and tells what changed.
+pub fn relock(dir: &Path, lock: &Path) -> Result<Vec<String>> {
+    let present = read(lock)?;
     let dir = prepare(dir)?;
     run(apt(&dir).arg("update"))?;
-    let mut text: String = LOCK.lines().filter(|l| l.starts_with('#')).map(|l| format!("{l}\n")).collect();
-    for (package, old, _) in locked()? {
+    let mut text: String = present.lines().filter(|l| l.starts_with('#')).map(|l| format!("{l}\n")).collect();
+    let mut changes = Vec::new();
+    for Pinned { package, version: old, .. } in pinned(&present)? {
         let out = apt_tool(&dir, "apt-cache").args(["show", "--no-all-versions", package]).output().context("run apt-cache show")?;
         let shown = String::from_utf8_lossy(&out.stdout).into_owned();
         let version = shown.lines().find_map(|l| l.strip_prefix("Version: ")).with_context(|| format!("{package}: not on the mirror"))?;
         run(apt(&dir).arg("download").arg(format!("{package}={version}")))?;
         if version != old {
-            eprintln!("{package}: {old} → {version}");
+            changes.push(format!("{package}: {old} → {version}"));
         }
         text.push_str(&format!("{package} {version} {}\n", hash(&dir.join(file_name(package, version)))?));
     }
-    std::fs::write(lock, text).with_context(|| format!("write {}", lock.display()))
+    std::fs::write(lock, text).with_context(|| format!("write {}", lock.display()))?;
+    Ok(changes)
 }
 
-/// The lines of the lock: package, version, SHA-256.
-fn locked() -> Result<Vec<(&'static str, &'static str, &'static str)>> {
-    let lines = LOCK.lines().filter(|l| !l.starts_with('#') && !l.is_empty());
+fn read(lock: &Path) -> Result<String> {
+    std::fs::read_to_string(lock).with_context(|| format!("read {}", lock.display()))
+}
+
+/// The lines of a lock: package, version, SHA-256.
+fn pinned(lock: &str) -> Result<Vec<Pinned<'_>>> {
+    let lines = lock.lines().filter(|l| !l.starts_with('#') && !l.is_empty());
     lines
         .map(|line| match line.split_whitespace().collect::<Vec<_>>()[..] {
-            [package, version, sha256] => Ok((package, version, sha256)),
-            _ => bail!("packages.lock: {line:?}"),
+            [package, version, sha256] => Ok(Pinned { package, version, sha256 }),
+            _ => bail!("packages.lock: {line:?} is not a package, a version and a SHA-256"),
         })
         .collect()
 }
@@ -123,9 +154,22 @@ fn apt_tool(dir: &Path, tool: &str) -> Command {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("run {command:?}"))?;
+    let status = command.stdout(Stdio::null()).status().with_context(|| format!("run {command:?}"))?;
     if !status.success() {
         bail!("{command:?} failed: {status}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_line_that_is_not_one_is_named() {
+        let locked = pinned("# comment\n\na 1:2-3 ff\n").unwrap();
+        assert_eq!((locked[0].package, locked[0].version, locked[0].sha256), ("a", "1:2-3", "ff"));
+        assert_eq!(file_name(locked[0].package, locked[0].version), "a_1%3a2-3_all.deb");
+        assert!(pinned("a 1").err().is_some_and(|e| e.to_string().contains("\"a 1\"")));
+    }
 }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use std::io::Write;
 use std::path::Path;
 
-pub fn pack(testdata: &Path, out: &Path) -> Result<()> {
+/// The archive of the objects below `testdata`.
+pub fn pack(testdata: &Path) -> Result<Vec<u8>> {
     let mut archive = Vec::new();
     let mut versions: Vec<_> = std::fs::read_dir(testdata)?.collect::<std::io::Result<_>>()?;
     versions.sort_by_key(std::fs::DirEntry::file_name);
@@ -28,9 +29,8 @@ pub fn pack(testdata: &Path, out: &Path) -> Result<()> {
             }
         }
     }
-    let mut encoder = zstd::Encoder::new(std::fs::File::create(out).with_context(|| format!("create {}", out.display()))?, 19)?;
+    let mut encoder = zstd::Encoder::new(Vec::new(), 19)?;
     encoder.window_log(27)?;
     encoder.write_all(&archive)?;
-    encoder.finish()?;
-    Ok(())
+    Ok(encoder.finish()?)
 }

@@ -3,6 +3,7 @@
 use super::set::Set;
 use crate::doc::Doc;
 use crate::json::write_string;
+use crate::table::Kind;
 use crate::time;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -65,7 +66,10 @@ pub fn decode(doc: &Doc) -> Result<Managers, String> {
             "" => return Err(format!("missing fieldsType in managed fields entry {i}")),
             other => return Err(format!("invalid fieldsType {} in managed fields entry {i}", time::quote(other))),
         }
-        let fields = entry.get("fieldsV1").raw();
+        let fields = entry.get("fieldsV1");
+        // An untyped document keeps them as a tree, a typed one as text.
+        let tree = if fields.exists() && fields.ty().kind() == Kind::Any { fields.to_json() } else { Vec::new() };
+        let fields = if tree.is_empty() { fields.raw() } else { &tree };
         let set = if fields.is_empty() { Set::default() } else { Set::from_text(fields)? };
         let manager = Manager {
             name: entry.get("manager").str().to_owned(),

@@ -16,7 +16,7 @@ pub use managed::{Managed, Manager, Managers};
 pub use set::{Path, PathElement, Scalar, Set};
 
 use crate::doc::Doc;
-use crate::table::split_api_version;
+use crate::table::{Schema, TypeId, split_api_version};
 use serde_json::Value;
 use std::sync::LazyLock;
 use typed::{Comparison, TypeRef};
@@ -32,6 +32,17 @@ pub struct Operation<'a> {
     pub now: i64,
     /// Fields that this operation cannot set.
     pub ignored: &'a Set,
+    /// The type that the object merges by, when its document is untyped (custom resources).
+    pub typed_by: Option<(&'a Schema, TypeId)>,
+}
+
+impl Operation<'_> {
+    fn types<'s>(&'s self, doc: &'s Doc) -> (&'s Schema, TypeRef) {
+        match self.typed_by {
+            Some((schema, ty)) => (schema, TypeRef::of(ty)),
+            None => (doc.schema(), TypeRef::of(doc.type_id())),
+        }
+    }
 }
 
 /// Why an apply was refused.
@@ -140,12 +151,9 @@ fn without_managed_fields(doc: &Doc) -> Value {
     value
 }
 
-fn root(doc: &Doc) -> TypeRef {
-    TypeRef::of(doc.type_id())
-}
-
 fn record_update(doc: &Doc, old: &Value, new: &Value, mut managers: Managers, operation: &Operation<'_>) -> Managers {
-    let compared = typed::compare(doc.schema(), root(doc), old, new).exclude(operation.ignored);
+    let (schema, tr) = operation.types(doc);
+    let compared = typed::compare(schema, tr, old, new).exclude(operation.ignored);
     take_away(&mut managers, None, &compared);
     let mut set = compared.modified.union(&compared.added);
     set.subtract(&UNMANAGED);
@@ -248,7 +256,7 @@ pub fn apply(live: &Doc, config: &Value, operation: &Operation<'_>, force: bool)
         let before = Operation { manager: "before-first-apply", ..operation.clone() };
         managers = record_update(live, &empty.to_value(), &old, managers, &before);
     }
-    typed::validate(schema, root(live), config).map_err(|e| {
+    typed::validate(operation.types(live).0, operation.types(live).1, config).map_err(|e| {
         let name = |key| meta(key).and_then(Value::as_str).unwrap_or("");
         ApplyError::Internal(format!(
             "failed to create typed patch object ({}/{}; {}): {e}",
@@ -261,7 +269,7 @@ pub fn apply(live: &Doc, config: &Value, operation: &Operation<'_>, force: bool)
     let (new, managers) = match merged.run(force) {
         Err(ApplyError::Conflict(conflicts)) if operation.manager == KUBECTL => {
             // What `kubectl apply` itself set, before it applied on the server, is no conflict.
-            let allowed = last_applied_set(live, &old);
+            let allowed = last_applied_set(live, &old, operation);
             let left: Vec<Conflict> = conflicts.into_iter().filter(|c| !allowed.as_ref().is_some_and(|a| a.has(&c.path.0))).collect();
             if !left.is_empty() {
                 return Err(ApplyError::Conflict(left));
@@ -306,14 +314,15 @@ fn sort_keys(value: &mut Value) {
 }
 
 /// What the last-applied annotation says was set, and still is.
-fn last_applied_set(live: &Doc, old: &Value) -> Option<Set> {
+fn last_applied_set(live: &Doc, old: &Value, operation: &Operation<'_>) -> Option<Set> {
     let applied: Value = serde_json::from_str(live.meta().annotation(LAST_APPLIED)?).ok()?;
     if applied.get("apiVersion").and_then(Value::as_str) != Some(live.api_version()) {
         return None;
     }
-    typed::validate(live.schema(), root(live), &applied).ok()?;
-    let set = typed::field_set(live.schema(), root(live), &applied);
-    let compared = typed::compare(live.schema(), root(live), &applied, old);
+    let (schema, tr) = operation.types(live);
+    typed::validate(schema, tr, &applied).ok()?;
+    let set = typed::field_set(schema, tr, &applied);
+    let compared = typed::compare(schema, tr, &applied, old);
     Some(set.difference(&compared.modified).difference(&compared.added).difference(&compared.removed))
 }
 
@@ -328,7 +337,7 @@ struct Applier<'a> {
 impl Applier<'_> {
     /// The new object, or none when nothing changes, and its managers.
     fn run(&self, force: bool) -> Result<(Option<Value>, Managers), ApplyError> {
-        let (schema, tr) = (self.live.schema(), root(self.live));
+        let (schema, tr) = self.operation.types(self.live);
         let mut managers = self.managers.clone();
         let me = Manager {
             name: self.operation.manager.to_owned(),
@@ -374,7 +383,7 @@ impl Applier<'_> {
 
     /// Removes what this manager applied before, does not apply now, and nobody else manages.
     fn prune(&self, merged: &Value, managers: &Managers, last: &Set) -> Value {
-        let (schema, tr) = (self.live.schema(), root(self.live));
+        let (schema, tr) = self.operation.types(self.live);
         let named = |set: &Set| typed::with_named_fields(schema, tr, set);
         let last = named(last);
         let pruned = merge::remove(schema, tr, merged, &last);

@@ -105,7 +105,10 @@ pub fn resolve<'a>(schema: &'a Schema, tr: TypeRef, value: Option<&Value>) -> At
 /// The type of a struct's field or a map's value; `None` for a field the struct does not have.
 pub fn field_type(atom: &Atom<'_>, name: &str) -> Option<TypeRef> {
     match atom {
-        Atom::Struct(t, _) => t.field(name).map(|f| TypeRef { ty: f.type_id(), atomic: f.is_atomic() }),
+        Atom::Struct(t, _) => {
+            let declared = t.field(name).map(|f| TypeRef { ty: f.type_id(), atomic: f.is_atomic() });
+            declared.or_else(|| t.is_open().then_some(TypeRef::of(TypeId::ANY)))
+        }
         Atom::Map(elem, _) => Some(*elem),
         _ => None,
     }
@@ -203,7 +206,7 @@ fn collect(schema: &Schema, tr: TypeRef, value: &Value, out: &mut Set) -> bool {
         }
         (Value::Object(map), Atom::Struct(..) | Atom::Map(..)) => {
             for (key, item) in map {
-                let declared = matches!(atom, Atom::Struct(..)) && field_type(&atom, key).is_some();
+                let declared = matches!(atom, Atom::Struct(t, _) if t.field(key).is_some());
                 let tr = field_type(&atom, key).unwrap_or(TypeRef::of(TypeId::ANY));
                 let element = PathElement::Field(key.clone());
                 let empty = item.is_null() || item.as_object().is_some_and(|m| m.is_empty());

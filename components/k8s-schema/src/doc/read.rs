@@ -234,6 +234,10 @@ impl<'a> Ref<'a> {
 
     /// A time in Unix seconds, also a MicroTime. Go's zero time is none.
     pub fn time_seconds(self) -> Option<i64> {
+        // What has no type keeps times as their text.
+        if self.ty().kind() == Kind::Any {
+            return crate::time::parse(self.as_str()?, crate::time::RFC3339).ok().map(|(s, _)| s);
+        }
         let value = self.as_i64()?;
         let seconds = if self.ty().kind() == Kind::MicroTime { value.div_euclid(1_000_000) } else { value };
         Some(seconds).filter(|s| *s != crate::time::ZERO_SECONDS)

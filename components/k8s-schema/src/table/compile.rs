@@ -31,6 +31,8 @@ pub mod type_flags {
     pub const ATOMIC: u8 = 1;
     pub const WRAPPED: u8 = 2;
     pub const ENUM: u8 = 4;
+    /// A struct that may have fields beside those that are declared.
+    pub const OPEN: u8 = 8;
 }
 
 pub mod field_flags {
@@ -254,6 +256,7 @@ impl Compiler {
                 "atomic" => ty.flags |= type_flags::ATOMIC,
                 "wrapped" => ty.flags |= type_flags::WRAPPED,
                 "enum" => ty.flags |= type_flags::ENUM,
+                "open" => ty.flags |= type_flags::OPEN,
                 other => match other.strip_prefix("values=") {
                     Some(values) => ty.values = values.to_owned(),
                     None => return Err(CompileError(format!("unknown flag {other}: {line}"))),
@@ -271,7 +274,7 @@ impl Compiler {
         };
         let ty = self.id(expression)?;
         let mut field = Field {
-            name: name.to_owned(),
+            name: unquote(name),
             ty: ty & !POINTER,
             number: number.parse().map_err(|_| CompileError(format!("no number: {line}")))?,
             flags: if ty & POINTER != 0 { field_flags::POINTER } else { 0 },

@@ -430,6 +430,11 @@ impl<'a> Type<'a> {
         self.flags() & type_flags::ATOMIC != 0
     }
 
+    /// A struct that may have fields beside those that are declared.
+    pub fn is_open(&self) -> bool {
+        self.flags() & type_flags::OPEN != 0
+    }
+
     /// A named list that is a message of its own in protobuf.
     pub fn is_wrapped(&self) -> bool {
         self.flags() & type_flags::WRAPPED != 0

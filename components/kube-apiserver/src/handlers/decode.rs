@@ -5,7 +5,10 @@ use k8s_schema::{Doc, TypeId, peek_type_meta};
 use serde_json::Value;
 
 use super::{Ctx, Validation};
-use crate::http::{ApiError, Media, negotiate};
+use crate::{
+    custom::{Custom, objects},
+    http::{ApiError, Media, negotiate},
+};
 
 /// What the endpoint takes.
 #[derive(Debug, Clone, Copy)]
@@ -14,6 +17,7 @@ pub struct Expected<'a> {
     pub version: &'a str,
     pub kind: &'a str,
     pub ty: TypeId,
+    pub custom: Option<&'a Custom>,
 }
 
 impl Expected<'_> {
@@ -50,12 +54,15 @@ pub fn decode(ctx: &Ctx, body: Bytes, want: Expected<'_>, validation: Validation
 
 pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, validation: Validation) -> Result<Doc, ApiError> {
     let schema = &ctx.server.objects.schema;
-    let unrecognized = |e: String| {
-        ApiError::bad_request(format!("the object provided is unrecognized (must be of type {}): {e} ({})", want.kind, quoted(&body)))
-    };
+    let given = quoted(&body);
+    let unrecognized =
+        |e: String| ApiError::bad_request(format!("the object provided is unrecognized (must be of type {}): {e} ({given})", want.kind));
     let unhandled =
         |e: String| ApiError::bad_request(format!("{} in version {:?} cannot be handled as a {}: {e}", want.kind, want.version, want.kind));
     let body = match media {
+        Media::Protobuf if want.custom.is_some() => {
+            return Err(ApiError::unsupported_media_type("application/vnd.kubernetes.protobuf", &["application/json", "application/yaml"]));
+        }
         Media::Protobuf => {
             if !body.starts_with(crate::objects::PROTOBUF_MAGIC) {
                 return Err(unrecognized("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]".into()));
@@ -70,6 +77,9 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
         Media::Yaml => yaml_to_json(&body).map_err(unrecognized)?,
         Media::Json => body,
     };
+    if let Some(custom) = want.custom {
+        return objects::decode(ctx, &body, custom, validation, unrecognized);
+    }
     let meta = peek_type_meta(&body).map_err(|e| unrecognized_json(want, &e.to_string(), &body))?;
     check_type(ctx, &meta.api_version, &meta.kind, want)?;
     let decoded = Doc::from_json(schema, want.ty, body).map_err(|e| unhandled(e.to_string()))?;

@@ -59,7 +59,7 @@ pub async fn delete(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<
     let options = DeleteOptions::parse(&ctx.query, body_options(ctx, &body)?)?;
     let name = ctx.info.name.clone();
     match delete_one(ctx, res, &name, &options).await? {
-        Outcome::Gone(doc) if !kinds::strategy(&res.group, &res.kind).returns_deleted => {
+        Outcome::Gone(doc) if !kinds::strategy_of(res).returns_deleted => {
             let mut details = json!({"name": name, "kind": res.plural, "uid": doc.at("metadata.uid").str()});
             if !res.group.is_empty() {
                 details["group"] = res.group.as_str().into();
@@ -112,7 +112,7 @@ fn finalizers(doc: &Doc, strategy: &Strategy, o: &DeleteOptions) -> Vec<String> 
 }
 
 async fn attempt(ctx: &Ctx, res: &Resource, stored: &Arc<Stored>, o: &DeleteOptions) -> Result<Outcome, ApiError> {
-    let strategy = kinds::strategy(&res.group, &res.kind);
+    let strategy = kinds::strategy_of(res);
     let name = stored.name();
     let plural = Group(&res.group, &res.plural);
     let doc = load(&ctx.server, res, stored)?;
@@ -158,6 +158,11 @@ async fn attempt(ctx: &Ctx, res: &Resource, stored: &Arc<Stored>, o: &DeleteOpti
         }
         Ok(())
     };
+    // A definition's objects go before it does.
+    if res.prefix == crate::custom::PREFIX && !deleting {
+        crate::custom::controller::mark_deleted(&mut new)?;
+        return store(ctx, res, stored, new, &doc, o.dry_run).await.map(wrap_marked);
+    }
     // A namespace goes through Terminating and is deleted by emptying its finalizers.
     if let Some(finish) = strategy.delete_instead
         && finish(&new)
@@ -265,4 +270,9 @@ pub async fn evict(ctx: &Arc<Ctx>, res: &Arc<Resource>, options: &DeleteOptions)
         Outcome::Gone(_) | Outcome::Marked(_) => Ok(()),
         Outcome::Retry => Err(ApiError::modified(Group(&res.group, &res.plural), &ctx.info.name)),
     }
+}
+
+/// Deletes an object for the server itself.
+pub async fn delete_for_server(ctx: &Ctx, res: &Resource, name: &str) -> Result<(), ApiError> {
+    delete_one(ctx, res, name, &DeleteOptions::parse(&ctx.query, None)?).await.map(drop)
 }

@@ -28,10 +28,11 @@ pub fn dispatch(ctx: &Arc<Ctx>) -> Result<Answer, ApiError> {
     if ctx.method != http::Method::GET && ctx.method != http::Method::HEAD {
         return Err(ApiError::method_not_allowed());
     }
-    let known = |g: &str| registry.groups().iter().find(|(n, _)| n == g);
+    let groups = registry.groups();
+    let known = |g: &str| groups.iter().find(|(n, _)| n == g);
     match parts.as_slice() {
         ["api"] if wanted.shape == As::Discovery => aggregated(ctx, &[(String::new(), vec!["v1".to_owned()])], wanted),
-        ["apis"] if wanted.shape == As::Discovery => aggregated(ctx, registry.groups(), wanted),
+        ["apis"] if wanted.shape == As::Discovery => aggregated(ctx, &groups, wanted),
         ["api"] => {
             let v = json!({"kind": "APIVersions", "versions": ["v1"],
                 "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": ctx.server.public_address}]});
@@ -39,7 +40,7 @@ pub fn dispatch(ctx: &Arc<Ctx>) -> Result<Answer, ApiError> {
         }
         ["api", "v1"] => Ok(encode_value(200, &resources(ctx, "", "v1"), wanted)),
         ["apis"] => {
-            let groups: Vec<Value> = registry.groups().iter().map(|(g, v)| api_group(g, v)).collect();
+            let groups: Vec<Value> = groups.iter().map(|(g, v)| api_group(g, v)).collect();
             Ok(encode_value(200, &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}), wanted))
         }
         ["apis", g] => match known(g) {
@@ -81,7 +82,7 @@ fn resources(ctx: &Ctx, group: &str, version: &str) -> Value {
             v["categories"] = r.categories.clone().into();
         }
         if !r.prefix.is_empty() {
-            v["storageVersionHash"] = storage_hash(r).into();
+            v["storageVersionHash"] = storage_hash(&r).into();
         }
         list.push(v);
         for s in &r.subresources {
@@ -112,6 +113,7 @@ fn aggregated(ctx: &Ctx, groups: &[(String, Vec<String>)], wanted: Wanted) -> Re
                         .server
                         .registry
                         .of_group_version(g, v)
+                        .iter()
                         .map(|r| {
                             let scope = if r.namespaced { "Namespaced" } else { "Cluster" };
                             let mut o = json!({"resource": r.plural, "responseKind": kind("", "", &r.kind), "scope": scope,

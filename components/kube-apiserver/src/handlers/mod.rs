@@ -15,6 +15,7 @@ mod subresources;
 mod table;
 mod tables;
 mod watch;
+pub use tables::duration;
 pub mod write;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use k8s_schema::Doc;
 use parking_lot::Mutex;
 use serde_json::Value;
 
+pub use delete::delete_for_server;
 pub use options::{DeleteOptions, Propagation, Validation, WriteOptions};
 
 use crate::{
@@ -75,6 +77,33 @@ impl Ctx {
         let agent = self.headers.get("user-agent").and_then(|v| v.to_str().ok()).unwrap_or("");
         let first: String = agent.split('/').next().unwrap_or("").chars().take(128).collect();
         if first.is_empty() { "unknown".into() } else { first }
+    }
+
+    /// A request of the server's own, about one object.
+    pub fn internal(server: &Arc<Server>, res: &Resource, namespace: &str, name: &str) -> Self {
+        let info = RequestInfo {
+            is_resource: true,
+            verb: "delete".into(),
+            prefix: "apis".into(),
+            group: res.group.clone(),
+            version: res.version.clone(),
+            namespace: namespace.to_owned(),
+            resource: res.plural.clone(),
+            name: name.to_owned(),
+            parts: 2,
+            ..RequestInfo::default()
+        };
+        let user = User { name: "system:apiserver".into(), groups: vec![crate::authn::MASTERS.into()], ..User::default() };
+        Self {
+            server: Arc::clone(server),
+            info,
+            query: Query::default(),
+            method: Method::DELETE,
+            uri: Uri::default(),
+            headers: HeaderMap::new(),
+            user,
+            warnings: Mutex::default(),
+        }
     }
 
     pub fn group(&self) -> Group<'_> {
@@ -144,6 +173,11 @@ pub fn encode_doc(ctx: &Ctx, code: u16, res: &Resource, doc: &Doc, wanted: Wante
 /// A stored object as a document in the version `res` serves, with its resourceVersion.
 pub fn load(server: &Server, res: &Resource, stored: &Stored) -> Result<Doc, ApiError> {
     let doc = crate::objects::decode(&server.objects.schema, &stored.body).map_err(ApiError::internal)?;
+    if let Some(custom) = &res.custom {
+        let mut doc = custom.read(&doc);
+        doc.set("metadata.resourceVersion", stored.rev.to_string()).map_err(ApiError::internal)?;
+        return Ok(doc);
+    }
     let mut doc = crate::kinds::convert::to_version(&server.objects.schema, doc, res).map_err(ApiError::internal)?;
     // Objects of older versions, and what the protobuf form leaves out, get their defaults when they are read.
     crate::kinds::defaults::apply(res, &mut doc);
@@ -154,11 +188,21 @@ pub fn load(server: &Server, res: &Resource, stored: &Stored) -> Result<Doc, Api
 /// The JSON of a stored object, shared when it is in its storage version.
 pub fn json_of(server: &Server, res: &Resource, stored: &Arc<Stored>) -> Result<Bytes, ApiError> {
     let make = || load(server, res, stored).map(|d| Bytes::from(d.to_json()));
-    if res.group == res.storage_group && res.version == res.storage_version { server.encoded.json(stored, make) } else { make() }
+    // What is kept must be what the definition says now: a request that began under a former one keeps nothing.
+    let current =
+        || res.custom.is_none() || server.registry.resource(&res.group, &res.version, &res.plural).is_some_and(|r| std::ptr::eq(&*r, res));
+    if res.group == res.storage_group && res.version == res.storage_version && current() {
+        server.encoded.json(stored, make)
+    } else {
+        make()
+    }
 }
 
 /// Sends a request to its handler.
-pub async fn dispatch(ctx: Ctx, body: Incoming, extensions: Extensions) -> Result<Answer, ApiError> {
+pub async fn dispatch(mut ctx: Ctx, body: Incoming, extensions: Extensions) -> Result<Answer, ApiError> {
+    if ctx.info.is_resource && ctx.server.registry.dynamic().resource(&ctx.info.group, &ctx.info.version, &ctx.info.resource).is_some() {
+        negotiate::without_protobuf(&mut ctx.headers);
+    }
     let ctx = Arc::new(ctx);
     let result = route(&ctx, body, extensions).await;
     match result {
@@ -172,11 +216,28 @@ async fn route(ctx: &Arc<Ctx>, incoming: Incoming, extensions: Extensions) -> Re
     if !info.is_resource {
         return non_resource(ctx).await;
     }
-    let Some(res) = ctx.server.registry.resource(&info.group, &info.version, &info.resource).cloned() else {
+    let Some(res) = ctx.server.registry.resource(&info.group, &info.version, &info.resource) else {
         let known = info.group.is_empty() && info.version == "v1"
-            || ctx.server.registry.groups().iter().any(|(g, v)| *g == info.group && v.contains(&info.version));
+            || ctx.server.registry.builtin_groups().iter().any(|(g, v)| *g == info.group && v.contains(&info.version));
         return if known { Err(ApiError::no_resource()) } else { Ok(body::text(404, "404 page not found\n")) };
     };
+    if let Some(custom) = &res.custom {
+        // Without the path to it, a custom resource is as if it were not there.
+        let anywhere = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
+        if (res.namespaced && info.namespace.is_empty() && !anywhere) || (!res.namespaced && !info.namespace.is_empty()) {
+            return Ok(body::text(404, "404 page not found\n"));
+        }
+        if let Some(w) = custom.deprecation().filter(|_| info.verb != "watch") {
+            ctx.warn(w);
+        }
+        if !info.subresource.is_empty() && res.subresource(&info.subresource).is_none() {
+            return Err(ApiError::not_found(Group(&res.group, &res.plural), &info.name));
+        }
+        if custom.definition.terminating && info.verb == "create" {
+            let why = "create not allowed while custom resource definition is terminating";
+            return Err(ApiError::new(405, "MethodNotAllowed", why));
+        }
+    }
     if res.namespaced == info.namespace.is_empty() && res.plural != "namespaces" && !info.name.is_empty() && info.parts > 1 {
         return Err(ApiError::no_resource());
     }

@@ -17,6 +17,7 @@ use super::{
     encode_doc, write,
 };
 use crate::{
+    custom::{self, objects},
     http::{Answer, ApiError, Group, Media, Offers},
     kinds::{self, meta},
     registry::Resource,
@@ -52,6 +53,9 @@ pub fn kind_of(ctx: &Ctx) -> Result<PatchKind, ApiError> {
 
 pub async fn patch(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<Answer, ApiError> {
     let kind = kind_of(ctx)?;
+    if kind == PatchKind::Strategic && res.custom.is_some() {
+        return Err(ApiError::unsupported_media_type("application/strategic-merge-patch+json", &[ACCEPTED[0], ACCEPTED[1], ACCEPTED[3]]));
+    }
     let wanted = ctx.wanted(Offers::Objects, false)?;
     let options = WriteOptions::parse(&ctx.query, "PatchOptions", kind == PatchKind::Apply)?;
     let (code, doc) = if kind == PatchKind::Apply {
@@ -104,16 +108,19 @@ fn error(ctx: &Ctx, e: PatchError) -> ApiError {
 async fn merge(ctx: &Arc<Ctx>, res: &Arc<Resource>, kind: PatchKind, body: &Bytes, options: &WriteOptions) -> Result<Doc, ApiError> {
     let manager = ctx.manager(&options.manager);
     let sub = ctx.info.subresource.clone();
-    let strategy = kinds::strategy(&res.group, &res.kind);
+    let strategy = kinds::strategy_of(res);
     write::change(ctx, res, options.dry_run, |old| {
         let mut new = patched(ctx, old, kind, body, options.validation)?;
+        if let Some(custom) = &res.custom {
+            new = objects::patched(ctx, &new, custom, options.validation)?;
+        }
         if new.at("metadata.namespace").str().is_empty() && res.namespaced {
             write::set(&mut new, "metadata.namespace", ctx.info.namespace.as_str())?;
         }
         check_identity(ctx, &new, old)?;
         kinds::defaults::apply(res, &mut new);
         meta::dedup_owners(&mut new, &mut |w| ctx.warn(w));
-        meta::track(&mut new, old, &manager, &sub, strategy.reset_on_update(&sub));
+        meta::track(res, &mut new, old, &manager, &sub, strategy.reset_on_update(&sub));
         Ok(new)
     })
     .await
@@ -136,7 +143,11 @@ fn check_identity(ctx: &Ctx, new: &Doc, old: &Doc) -> Result<(), ApiError> {
 async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &WriteOptions) -> Result<(u16, Doc), ApiError> {
     let want: Expected<'_> = write::expected(ctx, res)?;
     let json = decode::yaml_to_json(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
-    let mut applied = decode::decode_as(ctx, json.clone(), Media::Json, want, options.validation)?;
+    // A custom resource is checked against its types by merging.
+    let mut applied = match want.custom {
+        Some(_) => custom::to_doc(&serde_json::from_slice(&json).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?),
+        None => decode::decode_as(ctx, json.clone(), Media::Json, want, options.validation)?,
+    };
     if !applied.at("metadata.managedFields").is_empty() {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
@@ -154,11 +165,11 @@ async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &Writ
     }
     let config = applied_value(&applied, &json)?;
     let sub = ctx.info.subresource.clone();
-    let strategy = kinds::strategy(&res.group, &res.kind);
+    let strategy = kinds::strategy_of(res);
     let force = options.force.unwrap_or(false);
     let run = |old: &Doc, created: bool| -> Result<Doc, ApiError> {
         let reset = if created { strategy.reset_on_create() } else { strategy.reset_on_update(&sub) };
-        let mut new = meta::apply(old, &config, &options.manager, &sub, force, reset)?;
+        let mut new = meta::apply(res, old, &config, &options.manager, &sub, force, reset)?;
         kinds::defaults::apply(res, &mut new);
         Ok(new)
     };
@@ -174,6 +185,7 @@ async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &Writ
                 ));
             }
             let mut empty = Doc::new(&ctx.server.objects.schema, want.ty);
+            empty.set_type_meta(&res.api_version(), &res.kind);
             if res.namespaced {
                 write::set(&mut empty, "metadata.namespace", ctx.info.namespace.as_str())?;
             }

@@ -22,7 +22,7 @@ use crate::{
 /// Lists are written in pieces of about this size, so that one costs no more memory than a piece.
 const PIECE: usize = 128 << 10;
 
-pub fn cache<'a>(ctx: &'a Ctx, res: &Resource) -> Result<&'a Arc<ResourceCache>, ApiError> {
+pub fn cache(ctx: &Ctx, res: &Resource) -> Result<Arc<ResourceCache>, ApiError> {
     ctx.server.objects.reflector.cache(&res.prefix).ok_or_else(ApiError::no_resource)
 }
 
@@ -212,7 +212,15 @@ fn expired(o: &ListOptions, start: &str) -> ApiError {
 }
 
 pub fn list_meta(s: &Selection) -> Value {
+    meta_of(s, false)
+}
+
+/// Lists of custom resources say that they do not go on; others leave that out.
+fn meta_of(s: &Selection, custom: bool) -> Value {
     let mut m = json!({"resourceVersion": s.rev.to_string()});
+    if custom {
+        m["continue"] = "".into();
+    }
     if !s.token.is_empty() {
         m["continue"] = s.token.as_str().into();
     }
@@ -231,7 +239,10 @@ pub async fn list(ctx: &Ctx, res: &Arc<Resource>) -> Result<Answer, ApiError> {
 
 pub fn encode_list(ctx: &Ctx, res: &Arc<Resource>, s: Selection, wanted: Wanted) -> Result<Answer, ApiError> {
     let docs = || s.items.iter().map(|i| load(&ctx.server, res, i)).collect::<Result<Vec<Doc>, _>>();
-    let kind = format!("{}List", res.kind);
+    let kind = match &res.custom {
+        Some(c) => c.definition.list_kind.clone(),
+        None => format!("{}List", res.kind),
+    };
     match (wanted.shape, wanted.media) {
         (As::Table, _) => {
             let include = table::Include::parse(ctx.query.get("includeObject"));
@@ -255,14 +266,16 @@ pub fn encode_list(ctx: &Ctx, res: &Arc<Resource>, s: Selection, wanted: Wanted)
                 .iter()
                 .map(|d| {
                     let mut v = d.to_value();
-                    if let Some(m) = v.as_object_mut() {
+                    if res.custom.is_none()
+                        && let Some(m) = v.as_object_mut()
+                    {
                         m.remove("kind");
                         m.remove("apiVersion");
                     }
                     v
                 })
                 .collect();
-            let v = json!({"kind": kind, "apiVersion": res.api_version(), "metadata": list_meta(&s), "items": items});
+            let v = json!({"kind": kind, "apiVersion": res.api_version(), "metadata": meta_of(&s, res.custom.is_some()), "items": items});
             Ok(encode_value(200, &v, wanted))
         }
     }
@@ -338,7 +351,7 @@ impl Iterator for ListWriter {
             if !std::mem::replace(&mut self.first, false) {
                 self.piece.extend_from_slice(b",");
             }
-            let (open, rest) = strip_type(&json, &self.head);
+            let (open, rest) = if self.res.custom.is_some() { ("", &json[..]) } else { strip_type(&json, &self.head) };
             self.piece.extend_from_slice(open.as_bytes());
             self.piece.extend_from_slice(rest);
             if self.piece.len() >= PIECE {
@@ -352,7 +365,11 @@ impl Iterator for ListWriter {
 }
 
 fn stream_json(ctx: &Ctx, res: &Arc<Resource>, s: Selection, kind: &str) -> Answer {
-    let begin = format!("{{\"kind\":{kind:?},\"apiVersion\":{:?},\"metadata\":{},\"items\":[", res.api_version(), list_meta(&s));
+    let begin = format!(
+        "{{\"kind\":{kind:?},\"apiVersion\":{:?},\"metadata\":{},\"items\":[",
+        res.api_version(),
+        meta_of(&s, res.custom.is_some())
+    );
     let mut w = ListWriter {
         server: Arc::clone(&ctx.server),
         res: Arc::clone(res),

@@ -31,7 +31,7 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -
     let mut doc = decode::decode(ctx, body, write::expected(ctx, res)?, options.validation)?;
     let mut empty = Doc::new(&ctx.server.objects.schema, doc.type_id());
     empty.set_type_meta(&res.api_version(), &res.kind);
-    meta::track(&mut doc, &empty, &ctx.manager(&options.manager), "", &[]);
+    meta::track(res, &mut doc, &empty, &ctx.manager(&options.manager), "", &[]);
     match res.plural.as_str() {
         "selfsubjectreviews" => {
             let info = user_info(&ctx.user);

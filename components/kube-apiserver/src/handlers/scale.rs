@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use k8s_schema::{Doc, selector::LabelSelector};
+use k8s_schema::{Doc, Ref, selector::LabelSelector};
 use serde_json::json;
 
 use super::{
@@ -15,18 +15,32 @@ use super::{
     write,
 };
 use crate::{
+    custom::Scale,
     http::{Answer, ApiError, Group, Offers, body},
     kinds::meta,
     registry::Resource,
     validation::{ErrorList, FieldError},
 };
 
+/// Where a custom resource has its numbers.
+fn paths(res: &Resource) -> Option<&Scale> {
+    res.custom.as_ref().and_then(|c| c.version().scale.as_ref())
+}
+
+/// The place of a simple path such as `.spec.replicas`.
+fn at<'a>(doc: &'a Doc, path: &str) -> Ref<'a> {
+    path.trim_start_matches('.').split('.').fold(doc.root(), Ref::get)
+}
+
 /// The Scale of an object.
-fn scale_of(ctx: &Ctx, doc: &Doc) -> Result<Doc, ApiError> {
+fn scale_of(ctx: &Ctx, res: &Resource, doc: &Doc) -> Result<Doc, ApiError> {
+    let custom = paths(res);
     let schema = &ctx.server.objects.schema;
     let ty = schema.kind("autoscaling", "v1", "Scale").ok_or_else(|| ApiError::internal("no type Scale"))?;
     let selector = doc.at("spec.selector");
-    let text = if selector.get("matchLabels").exists() || selector.get("matchExpressions").exists() {
+    let text = if custom.is_some() {
+        custom.and_then(|s| s.selector.as_deref()).map_or(String::new(), |p| at(doc, p).str().to_owned())
+    } else if selector.get("matchLabels").exists() || selector.get("matchExpressions").exists() {
         LabelSelector::from_ref(selector).map(|s| s.to_string()).unwrap_or_default()
     } else {
         // A replication controller selects by a plain map.
@@ -39,13 +53,23 @@ fn scale_of(ctx: &Ctx, doc: &Doc) -> Result<Doc, ApiError> {
         "name": m.get("name").str(), "namespace": m.get("namespace").str(), "uid": m.get("uid").str(),
         "resourceVersion": m.get("resourceVersion").str(), "creationTimestamp": m.get("creationTimestamp").to_value(),
     });
-    let mut status = json!({"replicas": doc.at("status.replicas").int()});
+    let (spec, now) = match custom {
+        Some(s) => {
+            let spec = at(doc, &s.spec_replicas);
+            if !spec.exists() {
+                return Err(ApiError::internal(format!("the spec replicas field {:?} does not exist", s.spec_replicas)));
+            }
+            (spec.int(), at(doc, &s.status_replicas).int())
+        }
+        None => (doc.at("spec.replicas").int(), doc.at("status.replicas").int()),
+    };
+    let mut status = json!({"replicas": now});
     if !text.is_empty() {
         status["selector"] = text.into();
     }
     let mut scale = Doc::new(schema, ty);
     scale.set("metadata", meta).map_err(ApiError::internal)?;
-    scale.set("spec", json!({"replicas": doc.at("spec.replicas").int()})).map_err(ApiError::internal)?;
+    scale.set("spec", json!({"replicas": spec})).map_err(ApiError::internal)?;
     scale.set("status", status).map_err(ApiError::internal)?;
     Ok(scale)
 }
@@ -56,7 +80,7 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -
         "get" => {
             ctx.server.objects.reflector.barrier().await?;
             let stored = write::current(ctx, res, &ctx.info.name, false).await?;
-            let scale = scale_of(ctx, &load(&ctx.server, res, &stored)?)?;
+            let scale = scale_of(ctx, res, &load(&ctx.server, res, &stored)?)?;
             Ok(encode_doc(ctx, 200, res, &scale, wanted))
         }
         "update" => {
@@ -78,7 +102,7 @@ async fn change(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes, kind: Option<P
         WriteOptions::parse(&ctx.query, if kind.is_some() { "PatchOptions" } else { "UpdateOptions" }, kind == Some(PatchKind::Apply))?;
     let schema = &ctx.server.objects.schema;
     let ty = schema.kind("autoscaling", "v1", "Scale").ok_or_else(|| ApiError::internal("no type Scale"))?;
-    let want = Expected { group: "autoscaling", version: "v1", kind: "Scale", ty };
+    let want = Expected { group: "autoscaling", version: "v1", kind: "Scale", ty, custom: None };
     let given = match kind {
         None => Some(decode::decode(ctx, body.clone(), want, options.validation)?),
         Some(PatchKind::Apply) => {
@@ -91,7 +115,7 @@ async fn change(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes, kind: Option<P
     let doc = write::change(ctx, res, options.dry_run, |old| {
         let scale = match (&given, kind) {
             (Some(s), _) => s.clone(),
-            (None, Some(k)) => patch::patched(ctx, &scale_of(ctx, old)?, k, &body, options.validation)?,
+            (None, Some(k)) => patch::patched(ctx, &scale_of(ctx, res, old)?, k, &body, options.validation)?,
             (None, None) => return Err(ApiError::internal("neither a scale nor a patch")),
         };
         let name = scale.at("metadata.name").str();
@@ -102,23 +126,24 @@ async fn change(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes, kind: Option<P
             )));
         }
         let replicas = scale.at("spec.replicas").int();
-        if replicas < 0 {
+        if replicas < 0 && res.custom.is_none() {
             let mut e = ErrorList::new();
             e.push(FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0"));
             return Err(ApiError::invalid(Group("autoscaling", "Scale"), &ctx.info.name, &e));
         }
         let mut new = old.clone();
-        new.set("spec.replicas", replicas).map_err(ApiError::internal)?;
+        let path = paths(res).map_or("spec.replicas", |s| s.spec_replicas.trim_start_matches('.'));
+        new.set(path, replicas).map_err(ApiError::internal)?;
         for field in ["resourceVersion", "uid"] {
             let v = scale.at(&format!("metadata.{field}")).str().to_owned();
             if !v.is_empty() {
                 write::set(&mut new, &format!("metadata.{field}"), v)?;
             }
         }
-        meta::track(&mut new, old, &manager, "scale", &[]);
+        meta::track(res, &mut new, old, &manager, "scale", &[]);
         Ok(new)
     })
     .await?;
-    let scale = scale_of(ctx, &doc)?;
+    let scale = scale_of(ctx, res, &doc)?;
     Ok(encode_doc(ctx, 200, res, &scale, wanted))
 }

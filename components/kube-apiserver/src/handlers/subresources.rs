@@ -38,7 +38,7 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming, e
 
 fn expected<'a>(ctx: &Ctx, group: &'a str, version: &'a str, kind: &'a str) -> Result<Expected<'a>, ApiError> {
     let ty = ctx.server.objects.schema.kind(group, version, kind).ok_or_else(|| ApiError::internal(format!("no type {kind}")))?;
-    Ok(Expected { group, version, kind, ty })
+    Ok(Expected { group, version, kind, ty, custom: None })
 }
 
 fn success(code: u16) -> Value {
@@ -64,7 +64,7 @@ pub async fn bind(ctx: &Arc<Ctx>, incoming: Incoming) -> Result<Answer, ApiError
     if node.is_empty() {
         errors.push(FieldError::required("target.name", ""));
     }
-    let pods = ctx.server.registry.resource("", "v1", "pods").cloned().ok_or_else(ApiError::no_resource)?;
+    let pods = ctx.server.registry.resource("", "v1", "pods").ok_or_else(ApiError::no_resource)?;
     let pod_name = if ctx.info.name.is_empty() { name.clone() } else { ctx.info.name.clone() };
     if !errors.is_empty() {
         // Upstream does not wrap these.
@@ -215,7 +215,7 @@ async fn ask_budgets(ctx: &Arc<Ctx>, pod: &Doc, dry_run: bool) -> Result<(), Api
     if dry_run {
         return Ok(());
     }
-    let pdbs = ctx.server.registry.resource("policy", "v1", "poddisruptionbudgets").cloned().ok_or_else(ApiError::no_resource)?;
+    let pdbs = ctx.server.registry.resource("policy", "v1", "poddisruptionbudgets").ok_or_else(ApiError::no_resource)?;
     let stored =
         ctx.server.objects.reflector.cache(&pdbs.prefix).and_then(|c| c.get(&format!("{ns}/{name}"))).ok_or_else(ApiError::no_resource)?;
     let mut new = budget.clone();

@@ -4,7 +4,7 @@ use k8s_schema::Doc;
 use serde_json::{Value, json};
 
 use super::tables;
-use crate::registry::Resource;
+use crate::{custom, registry::Resource};
 
 /// What of each object a table carries along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,16 @@ pub fn partial(doc: &Doc) -> Value {
 }
 
 pub fn of_objects(res: &Resource, docs: &[Doc], include: Include, list_meta: &Value) -> Value {
+    let object_of = |d: &Doc| match include {
+        Include::Object => d.to_value(),
+        Include::Metadata => partial(d),
+        Include::None => Value::Null,
+    };
+    if let Some(custom) = &res.custom {
+        let rows: Vec<Value> = docs.iter().map(|d| json!({"cells": custom::table::cells(custom, d), "object": object_of(d)})).collect();
+        let columns = custom::table::columns(custom);
+        return json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list_meta, "columnDefinitions": columns, "rows": rows});
+    }
     let printer = tables::of(&res.group, &res.kind);
     let columns: Vec<Value> = printer
         .columns
@@ -48,16 +58,11 @@ pub fn of_objects(res: &Resource, docs: &[Doc], include: Include, list_meta: &Va
         .iter()
         .map(|d| {
             let row = (printer.row)(d);
-            let object = match include {
-                Include::Object => d.to_value(),
-                Include::Metadata => partial(d),
-                Include::None => Value::Null,
-            };
             let mut v = json!({"cells": row.cells});
             if !row.conditions.is_empty() {
                 v["conditions"] = row.conditions.into();
             }
-            v["object"] = object;
+            v["object"] = object_of(d);
             v
         })
         .collect();

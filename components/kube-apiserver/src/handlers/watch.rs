@@ -67,7 +67,7 @@ pub async fn watch(ctx: &Arc<Ctx>, res: &Arc<Resource>) -> Result<Answer, ApiErr
     }
     kinds::check_field_selector(res, &options.fields)?;
     let rv = parse_rv(&options.resource_version)?;
-    let cache = Arc::clone(read::cache(ctx, res)?);
+    let cache = read::cache(ctx, res)?;
     let reflector = &ctx.server.objects.reflector;
     let initial_events = options.send_initial_events == Some(true);
     let prefix = read::key_prefix(ctx, res);
@@ -285,7 +285,18 @@ impl Watcher {
         }
     }
 
+    /// A custom resource whose definition changed is another one: clients begin again with what it is now.
+    fn outdated(&self) -> bool {
+        let r = &self.res;
+        let now = || self.ctx.server.registry.resource(&r.group, &r.version, &r.plural);
+        r.custom.is_some() && !now().is_some_and(|n| Arc::ptr_eq(&n, r))
+    }
+
     async fn fill(&mut self) {
+        if self.outdated() {
+            self.over = true;
+            return;
+        }
         if self.initial.len() > 0 {
             let some: Vec<Arc<Stored>> = self.initial.by_ref().take(BATCH).collect();
             for s in &some {

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     admission::{self, Operation},
+    custom::objects,
     http::{Answer, ApiError, Group, Offers},
     kinds::{self, Action, Strategy, meta},
     registry::Resource,
@@ -28,7 +29,7 @@ const TRIES: usize = 16;
 pub fn expected<'a>(ctx: &Ctx, res: &'a Resource) -> Result<Expected<'a>, ApiError> {
     let _ = ctx;
     let ty = res.type_id.ok_or_else(|| ApiError::internal(format!("kind {} is not in the schema", res.kind)))?;
-    Ok(Expected { group: &res.group, version: &res.version, kind: &res.kind, ty })
+    Ok(Expected { group: &res.group, version: &res.version, kind: &res.kind, ty, custom: res.custom.as_ref() })
 }
 
 pub fn now() -> String {
@@ -50,10 +51,13 @@ pub fn generate_name(base: &str) -> String {
 
 /// The bytes of a document as they go to etcd: in the storage version, without a resourceVersion.
 pub fn to_storage(ctx_schema: &k8s_schema::Schema, res: &Resource, doc: &Doc) -> Result<Bytes, ApiError> {
-    let mut doc = kinds::convert::to_storage(ctx_schema, doc.clone(), res).map_err(ApiError::internal)?;
+    let mut doc = match &res.custom {
+        Some(custom) => custom.to_storage(doc),
+        None => kinds::convert::to_storage(ctx_schema, doc.clone(), res).map_err(ApiError::internal)?,
+    };
     doc.remove("metadata.resourceVersion");
     doc.remove("metadata.selfLink");
-    if matches!(res.group.as_str(), "apiextensions.k8s.io" | "apiregistration.k8s.io") {
+    if res.custom.is_some() || matches!(res.group.as_str(), "apiextensions.k8s.io" | "apiregistration.k8s.io") {
         let mut json = doc.to_json();
         json.push(b'\n');
         return Ok(json.into());
@@ -102,14 +106,14 @@ pub async fn create(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<
 
 /// Creates `doc`, already decoded, with everything a create does. Also what an update or apply of something absent comes to.
 pub async fn create_doc(ctx: &Ctx, res: &Resource, mut doc: Doc, options: &WriteOptions) -> Result<Doc, ApiError> {
-    let strategy = kinds::strategy(&res.group, &res.kind);
+    let strategy = kinds::strategy_of(res);
     check_namespace(ctx, res, &mut doc)?;
     kinds::defaults::apply(res, &mut doc);
     meta::dedup_owners(&mut doc, &mut |w| ctx.warn(w));
     if options.manager != MANAGED_ALREADY {
         let mut empty = Doc::new(&ctx.server.objects.schema, doc.type_id());
         empty.set_type_meta(&res.api_version(), &res.kind);
-        meta::track(&mut doc, &empty, &ctx.manager(&options.manager), "", strategy.reset_on_create());
+        meta::track(res, &mut doc, &empty, &ctx.manager(&options.manager), "", strategy.reset_on_create());
     }
     admission::mutate(ctx, res, "", Operation::Create, &mut doc, None)?;
     let generate = doc.at("metadata.generateName").str().to_owned();
@@ -143,6 +147,9 @@ pub async fn create_doc(ctx: &Ctx, res: &Resource, mut doc: Doc, options: &Write
                 if let Some(rev) = rev {
                     set(&mut doc, "metadata.resourceVersion", rev.to_string())?;
                 }
+                if let Some(custom) = &res.custom {
+                    custom.settle(&mut doc);
+                }
                 return Ok(doc);
             }
             Err(e) => {
@@ -164,6 +171,10 @@ async fn store_new(ctx: &Ctx, res: &Resource, strategy: &Strategy, doc: &Doc, na
     let mut errors = ErrorList::new();
     meta::validate_create(doc, res.namespaced, strategy.name, &mut errors);
     (strategy.validate_create)(doc, &mut errors);
+    if let Some(custom) = &res.custom {
+        objects::validate_create(custom, doc, &mut errors);
+        objects::warnings(doc, None).into_iter().for_each(|w| ctx.warn(w));
+    }
     let kind = Group(&res.group, &res.kind);
     if !errors.is_empty() {
         return Err(ApiError::invalid(kind, name, &errors));
@@ -203,11 +214,11 @@ pub async fn update(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<
     meta::dedup_owners(&mut new, &mut |w| ctx.warn(w));
     let manager = ctx.manager(&options.manager);
     let sub = ctx.info.subresource.clone();
-    let strategy = kinds::strategy(&res.group, &res.kind);
+    let strategy = kinds::strategy_of(res);
     let given = new.clone();
     let result = change(ctx, res, options.dry_run, |old| {
         let mut new = given.clone();
-        meta::track(&mut new, old, &manager, &sub, strategy.reset_on_update(&sub));
+        meta::track(res, &mut new, old, &manager, &sub, strategy.reset_on_update(&sub));
         Ok(new)
     })
     .await;
@@ -253,7 +264,7 @@ pub async fn change(
     dry_run: bool,
     mut make: impl FnMut(&Doc) -> Result<Doc, ApiError>,
 ) -> Result<Doc, ApiError> {
-    let strategy = kinds::strategy(&res.group, &res.kind);
+    let strategy = kinds::strategy_of(res);
     let name = ctx.info.name.clone();
     let sub = ctx.info.subresource.as_str();
     let mut fresh = false;
@@ -302,7 +313,7 @@ async fn attempt(
         return Err(ApiError::modified(plural, name));
     }
     let (new_uid, old_uid) = (new.at("metadata.uid").str().to_owned(), old.at("metadata.uid").str().to_owned());
-    if !new_uid.is_empty() && new_uid != old_uid {
+    if !new_uid.is_empty() && new_uid != old_uid && !(res.custom.is_some() && ctx.info.verb == "patch") {
         return Err(ApiError::conflict(
             plural,
             name,
@@ -338,6 +349,10 @@ async fn attempt(
         let mut errors = ErrorList::new();
         meta::validate_update(&new, old, &mut errors);
         strategy.validate_update(action, &new, old, &mut errors);
+        if let Some(custom) = &res.custom {
+            objects::validate_update(custom, action, &new, old, &mut errors);
+            objects::warnings(&new, Some(old)).into_iter().for_each(|w| ctx.warn(w));
+        }
         if !errors.is_empty() {
             return Err(ApiError::invalid(Group(&res.group, &res.kind), name, &errors));
         }
@@ -354,7 +369,15 @@ async fn attempt(
             && (res.plural != "namespaces" || new.at("spec.finalizers").is_empty());
         k8s_schema::apply::ignore_times(old, &mut new);
         let value = to_storage(&ctx.server.objects.schema, res, &new)?;
-        if value == to_storage(&ctx.server.objects.schema, res, old)? && !gone {
+        // What is stored of a custom resource may be of another version, or lack new defaults: writing it again mends that.
+        let same = match &res.custom {
+            Some(_) => value == stored.body,
+            None => value == to_storage(&ctx.server.objects.schema, res, old)?,
+        };
+        if let Some(custom) = &res.custom {
+            custom.settle(&mut new);
+        }
+        if same && !gone {
             set(&mut new, "metadata.resourceVersion", stored.rev.to_string())?;
             return Ok(Some(new.clone()));
         }

@@ -137,6 +137,21 @@ pub fn wanted(headers: &HeaderMap, pretty: bool, offers: Offers, list: bool) -> 
     Err(if routed { ApiError::not_acceptable(ALL) } else { router_refusal(list) })
 }
 
+/// Custom resources have no protobuf form: it is as if the client had not asked for it, unless it asks for nothing else.
+pub fn without_protobuf(headers: &mut HeaderMap) {
+    let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let plain = |c: &&str| c.contains("protobuf") && !c.contains("as=");
+    if !accept.split(',').any(|c| plain(&c)) {
+        return;
+    }
+    let rest: Vec<&str> = accept.split(',').filter(|c| !plain(c)).collect();
+    // Nothing left that could be served is refused further on.
+    let rest = if rest.is_empty() { "application/vnd.kubernetes.none".to_owned() } else { rest.join(",") };
+    if let Ok(v) = header::HeaderValue::from_str(&rest) {
+        headers.insert(header::ACCEPT, v);
+    }
+}
+
 /// What a body is in, by its Content-Type; nothing said means JSON.
 pub fn content(headers: &HeaderMap) -> Result<Media, ApiError> {
     let ct = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");

@@ -11,6 +11,10 @@ pub const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation"
 
 /// Fills in the defaults of `doc`, which is of the kind that `res` serves.
 pub fn apply(res: &Resource, doc: &mut Doc) {
+    if let Some(custom) = &res.custom {
+        custom.default(doc);
+        return;
+    }
     let result = match (res.group.as_str(), res.kind.as_str()) {
         ("", "Pod") => pod(doc.root_mut()),
         ("", "PodTemplate") => template(doc.root_mut(), "template"),
@@ -28,6 +32,7 @@ pub fn apply(res: &Resource, doc: &mut Doc) {
         ("apps", "StatefulSet") => stateful_set(doc.root_mut()),
         ("batch", "Job") => job(doc.root_mut()),
         ("batch", "CronJob") => cron_job(doc.root_mut()),
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => crate::custom::crd::default(doc.root_mut()),
         ("discovery.k8s.io", "EndpointSlice") => doc.for_each("ports", |mut p| {
             set(&mut p, "name", "")?;
             set(&mut p, "protocol", "TCP")
@@ -62,7 +67,6 @@ pub fn apply(res: &Resource, doc: &mut Doc) {
                 Ok(())
             }
         }
-        ("apiextensions.k8s.io", "CustomResourceDefinition") => crd(doc.root_mut()),
         _ => Ok(()),
     };
     if let Err(e) = result {
@@ -506,19 +510,6 @@ fn priority_level(mut m: Mut<'_>) -> Done {
     if m.get("spec.exempt").exists() {
         set(&mut m, "spec.exempt.nominalConcurrencyShares", 0)?;
         set(&mut m, "spec.exempt.lendablePercent", 0)?;
-    }
-    Ok(())
-}
-
-fn crd(mut m: Mut<'_>) -> Done {
-    set(&mut m, "spec.conversion.strategy", "None")?;
-    let kind = m.get("spec.names.kind").str().to_owned();
-    if !kind.is_empty() {
-        set(&mut m, "spec.names.singular", kind.to_lowercase())?;
-        set(&mut m, "spec.names.listKind", format!("{kind}List"))?;
-    }
-    if m.get("spec.conversion.webhook.clientConfig.service").exists() {
-        set(&mut m, "spec.conversion.webhook.clientConfig.service.port", 443)?;
     }
     Ok(())
 }

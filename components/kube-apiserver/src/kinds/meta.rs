@@ -7,6 +7,7 @@ use k8s_schema::{
 
 use crate::{
     http::ApiError,
+    registry::Resource,
     validation::{ErrorList, FieldError, child, names, values},
 };
 
@@ -149,13 +150,15 @@ fn ignored(reset: &[&str]) -> Set {
 }
 
 /// Notes which fields of `new` its manager now manages, against the object that was there. `reset`: fields this write cannot set.
-pub fn track(new: &mut Doc, old: &Doc, manager: &str, subresource: &str, reset: &[&str]) {
+pub fn track(res: &Resource, new: &mut Doc, old: &Doc, manager: &str, subresource: &str, reset: &[&str]) {
     let now = jiff::Timestamp::now().as_second();
-    apply::update(old, new, &Operation { manager, subresource, now, ignored: &ignored(reset) });
+    let typed_by = res.custom.as_ref().and_then(crate::custom::Custom::types);
+    apply::update(old, new, &Operation { manager, subresource, now, ignored: &ignored(reset), typed_by });
 }
 
 /// Server-side apply of `applied` on `live`.
 pub fn apply(
+    res: &Resource,
     live: &Doc,
     applied: &serde_json::Value,
     manager: &str,
@@ -164,7 +167,8 @@ pub fn apply(
     reset: &[&str],
 ) -> Result<Doc, ApiError> {
     let now = jiff::Timestamp::now().as_second();
-    let operation = Operation { manager, subresource, now, ignored: &ignored(reset) };
+    let typed_by = res.custom.as_ref().and_then(crate::custom::Custom::types);
+    let operation = Operation { manager, subresource, now, ignored: &ignored(reset), typed_by };
     apply::apply(live, applied, &operation, force).map_err(|e| {
         let message = e.to_string();
         match e {

@@ -28,7 +28,10 @@ use k8s_schema::Doc;
 
 pub use selectors::{check_field_selector, selectable};
 
-use crate::validation::{ErrorList, names};
+use crate::{
+    registry::Resource,
+    validation::{ErrorList, names},
+};
 
 /// Which part of an object an update is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +88,8 @@ pub struct Strategy {
     pub returns_deleted: bool,
     pub orphans_by_default: bool,
     pub delete_warning: Option<&'static str>,
+    /// A custom resource: its schema says more.
+    pub custom: bool,
 }
 
 pub const PLAIN: Strategy = Strategy {
@@ -105,6 +110,7 @@ pub const PLAIN: Strategy = Strategy {
     returns_deleted: false,
     orphans_by_default: false,
     delete_warning: None,
+    custom: false,
 };
 
 /// A kind with a spec that counts generations and a status of its own.
@@ -161,7 +167,7 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", GENERATION),
     ("flowcontrol.apiserver.k8s.io", "FlowSchema", SPEC_AND_STATUS),
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", SPEC_AND_STATUS),
-    ("apiextensions.k8s.io", "CustomResourceDefinition", SPEC_AND_STATUS),
+    ("apiextensions.k8s.io", "CustomResourceDefinition", crate::custom::crd::CUSTOM_RESOURCE_DEFINITION),
     ("apiregistration.k8s.io", "APIService", SPEC_AND_STATUS_NO_GENERATION),
     ("resource.k8s.io", "DeviceClass", GENERATION),
     ("resource.k8s.io", "ResourceSlice", GENERATION),
@@ -173,18 +179,30 @@ const SPEC_AND_STATUS_NO_GENERATION: Strategy = Strategy { status: true, ..PLAIN
 
 static FALLBACK: Strategy = PLAIN;
 
-pub fn strategy(group: &str, kind: &str) -> &'static Strategy {
+static CUSTOM: Strategy = Strategy { custom: true, generation: true, unconditional_update: false, ..PLAIN };
+static CUSTOM_WITH_STATUS: Strategy = Strategy { custom: true, unconditional_update: false, ..SPEC_AND_STATUS };
+
+/// How the objects of a resource behave.
+pub fn strategy_of(res: &Resource) -> &'static Strategy {
+    match &res.custom {
+        Some(c) if c.version().status => &CUSTOM_WITH_STATUS,
+        Some(_) => &CUSTOM,
+        None => strategy(&res.group, &res.kind),
+    }
+}
+
+fn strategy(group: &str, kind: &str) -> &'static Strategy {
     STRATEGIES.iter().find(|(g, k, _)| *g == group && *k == kind).map_or(&FALLBACK, |(_, _, s)| s)
 }
 
-/// The parts of an object beside its metadata and status.
-fn same_spec(a: &Doc, b: &Doc) -> bool {
+/// Whether the parts of an object beside its metadata, and beside its status if that is no part of it, are the same.
+fn same_spec(a: &Doc, b: &Doc, status: bool) -> bool {
     let fields = |d: &Doc| d.root().fields().map(|(n, _)| n.to_owned()).collect::<Vec<_>>();
     let mut names = fields(a);
     names.extend(fields(b));
     names
         .iter()
-        .filter(|n| !matches!(n.as_str(), "metadata" | "status" | "kind" | "apiVersion"))
+        .filter(|n| !matches!(n.as_str(), "metadata" | "kind" | "apiVersion") && (status || *n != "status"))
         .all(|n| a.root().get(n).semantic_eq(b.root().get(n)))
 }
 
@@ -213,6 +231,7 @@ impl Strategy {
         match (Action::of(subresource), self.status) {
             (Action::Main, _) if self.unmanaged_spec => &["spec", "status"],
             (Action::Main, true) => &["status"],
+            (Action::Status, _) if self.custom => &["spec", "metadata"],
             (Action::Status, _) => &["spec"],
             _ => &[],
         }
@@ -220,6 +239,14 @@ impl Strategy {
 
     pub fn prepare_update(&self, action: Action, new: &mut Doc, old: &Doc) {
         match action {
+            Action::Status if self.custom => {
+                let mut kept = old.clone();
+                restore(&mut kept, new, "status");
+                for f in ["metadata.managedFields", "metadata.resourceVersion"] {
+                    restore(&mut kept, new, f);
+                }
+                *new = kept;
+            }
             Action::Status => {
                 // Everything but the status and parts of the metadata stays as it was.
                 let mut kept = old.clone();
@@ -242,7 +269,7 @@ impl Strategy {
         }
         (self.prepare_update)(action, new, old);
         let noted = self.annotations_count && !new.at("metadata.annotations").semantic_eq(old.at("metadata.annotations"));
-        if self.generation && action != Action::Status && (noted || !same_spec(new, old)) {
+        if self.generation && action != Action::Status && (noted || !same_spec(new, old, self.custom && !self.status)) {
             // A number in a field of every kind: this cannot fail.
             let _ = new.set("metadata.generation", old.at("metadata.generation").int() + 1);
         }

@@ -75,12 +75,13 @@ pub fn check_field_selector(res: &Resource, selector: &FieldSelector) -> Result<
     let extra = fields_of(&res.prefix);
     let known = |f: &str| match f {
         "metadata.name" | "metadata.namespace" => true,
+        f if res.custom.is_some() => res.custom.as_ref().is_some_and(|c| c.version().selectable.iter().any(|s| s == f)),
         f => extra.iter().any(|(n, _)| *n == f),
     };
     for r in selector.requirements() {
         let field = r.field.as_str();
         if !known(field) {
-            let m = if extra.is_empty() {
+            let m = if extra.is_empty() && res.custom.is_none() {
                 format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
             } else {
                 format!("field label not supported: {field}")

@@ -1,10 +1,17 @@
-//! What this server serves: resources by group, version and plural name. The built-in ones are rows of [`table`].
+//! What this server serves: resources by group, version and plural name. The built-in ones are rows of [`table`]; those of definitions
+//! come and go in [`dynamic`].
 
+mod dynamic;
 mod table;
 
 use std::{collections::HashMap, sync::Arc};
 
+use arc_swap::ArcSwap;
 use k8s_schema::{Schema, TypeId};
+
+pub use dynamic::Dynamic;
+
+use crate::custom::{Custom, Definition};
 
 /// A row of the table of built-in resources.
 pub struct Row {
@@ -49,6 +56,8 @@ pub struct Resource {
     /// The type in the schema, when it has one.
     pub type_id: Option<TypeId>,
     pub storage_type: Option<TypeId>,
+    /// The definition behind a custom resource.
+    pub custom: Option<Custom>,
 }
 
 #[derive(Debug)]
@@ -92,6 +101,10 @@ pub struct Registry {
     resources: Vec<Arc<Resource>>,
     by_name: HashMap<(String, String, String), Arc<Resource>>,
     groups: Vec<(String, Vec<String>)>,
+    /// What definitions add. Replaced as a whole.
+    dynamic: ArcSwap<Dynamic>,
+    /// Held while it is replaced.
+    changing: parking_lot::Mutex<()>,
 }
 
 impl Registry {
@@ -126,34 +139,76 @@ impl Registry {
                         .collect(),
                     type_id: schema.kind(r.gv.0, r.gv.1, r.kind),
                     storage_type: schema.kind(r.storage.0, r.storage.1, r.kind),
+                    custom: None,
                 })
             })
             .collect();
         let by_name = resources.iter().map(|r| ((r.group.clone(), r.version.clone(), r.plural.clone()), Arc::clone(r))).collect();
         let groups = table::GROUPS.iter().map(|(g, v)| ((*g).to_owned(), own(v))).collect();
-        Self { resources, by_name, groups }
+        Self { resources, by_name, groups, dynamic: ArcSwap::default(), changing: parking_lot::Mutex::default() }
     }
 
-    pub fn resource(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        self.by_name.get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+    pub fn resource(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
+        let builtin = self.by_name.get(&(group.to_owned(), version.to_owned(), plural.to_owned()));
+        builtin.cloned().or_else(|| self.dynamic.load().resource(group, version, plural))
     }
 
-    /// The resource that stores kind `kind` of `group`, in its storage version.
+    /// What definitions add, as it is now.
+    pub fn dynamic(&self) -> Arc<Dynamic> {
+        self.dynamic.load_full()
+    }
+
+    /// Serves what a definition says. Whether anything that is served changed.
+    pub fn define(&self, definition: Definition) -> bool {
+        let _changing = self.changing.lock();
+        match self.dynamic.load().with(definition) {
+            Some(new) => {
+                self.dynamic.store(Arc::new(new));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Serves a definition no longer; gives the storage prefix of its objects.
+    pub fn undefine(&self, name: &str) -> Option<String> {
+        let _changing = self.changing.lock();
+        let (new, prefix) = self.dynamic.load().without(name)?;
+        self.dynamic.store(Arc::new(new));
+        Some(prefix)
+    }
+
+    /// The built-in resource that stores kind `kind` of `group`, in its storage version.
     pub fn stored(&self, group: &str, plural: &str) -> Option<&Arc<Resource>> {
         self.resources.iter().find(|r| r.group == group && r.plural == plural && !r.prefix.is_empty())
     }
 
+    /// The built-in resources.
     pub fn all(&self) -> &[Arc<Resource>] {
         &self.resources
     }
 
-    /// Named groups (not core) with their versions, the preferred first.
-    pub fn groups(&self) -> &[(String, Vec<String>)] {
+    /// Named groups (not core) with their versions, the preferred first; built-in ones come first.
+    pub fn groups(&self) -> Vec<(String, Vec<String>)> {
+        let mut all = self.groups.clone();
+        for (group, versions) in self.dynamic.load().groups() {
+            match all.iter_mut().find(|(g, _)| g == group) {
+                Some((_, known)) => known.extend(versions.iter().filter(|v| !known.contains(v)).cloned().collect::<Vec<_>>()),
+                None => all.push((group.clone(), versions.clone())),
+            }
+        }
+        all
+    }
+
+    /// The named groups that are there without any definition.
+    pub fn builtin_groups(&self) -> &[(String, Vec<String>)] {
         &self.groups
     }
 
-    pub fn of_group_version<'a>(&'a self, group: &'a str, version: &'a str) -> impl Iterator<Item = &'a Arc<Resource>> {
-        self.resources.iter().filter(move |r| r.group == group && r.version == version)
+    pub fn of_group_version(&self, group: &str, version: &str) -> Vec<Arc<Resource>> {
+        let mut all: Vec<Arc<Resource>> = self.resources.iter().filter(|r| r.group == group && r.version == version).cloned().collect();
+        all.extend(self.dynamic.load().all().iter().filter(|r| r.group == group && r.version == version).cloned());
+        all
     }
 
     /// Every storage prefix once.

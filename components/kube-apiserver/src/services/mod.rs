@@ -132,7 +132,7 @@ async fn any_ip(server: &Server, v6: bool, namespace: &str, name: &str) -> Resul
         let upper = (start..size).chain(offset..start).take(70_000);
         for n in upper.chain(0..offset) {
             let ip = nth(net, n);
-            if cache.is_some_and(|c| c.get(&ip.to_string()).is_some()) {
+            if cache.as_ref().is_some_and(|c| c.get(&ip.to_string()).is_some()) {
                 continue;
             }
             if record_ip(server, ip, namespace, name).await? {

@@ -8,6 +8,6 @@ mod watch_cache;
 
 pub use cow_map::CowMap;
 pub use etcd::{Etcd, EtcdConfig, RawKv, StoreError, prefix_end};
-pub use reflector::{Ingest, Reflector};
-pub use stored::{EncodedCache, Interner, Stored};
+pub use reflector::{Defined, Ingest, Reflector};
+pub use stored::{CUSTOM_FIELD, EncodedCache, Interner, Stored};
 pub use watch_cache::{Cursor, Event, EventKind, ResourceCache};

@@ -7,6 +7,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use etcd_client::{EventType, WatchStream};
+use parking_lot::RwLock;
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::{CowMap, Etcd, Interner, ResourceCache, StoreError, Stored, etcd::prefix_end};
@@ -22,6 +23,34 @@ const IDLE: Duration = Duration::from_secs(5);
 pub trait Ingest: Send + Sync {
     /// Labels and selectable fields of the object at `prefix`/`key`.
     fn ingest(&self, prefix: &str, key: &str, rev: i64, body: Bytes, interner: &Interner) -> Result<Stored, String>;
+
+    /// Where the objects are that say which further prefixes there are, if any do.
+    fn definitions(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// One of these objects came, changed or went (`None`).
+    fn defined(&self, key: &str, object: Option<&Stored>) -> Defined {
+        let _ = (key, object);
+        Defined::Nothing
+    }
+
+    /// Only the definitions with these keys are left.
+    fn only(&self, keys: &[String]) {
+        let _ = keys;
+    }
+}
+
+/// What a definition does to the caches.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Defined {
+    Nothing,
+    /// Objects below this prefix are wanted; what was read of those there already is to be read again.
+    Changed(String),
+    /// The prefix is wanted as it was.
+    Same(String),
+    /// They are not wanted any more.
+    Gone(String),
 }
 
 /// The caches of all resources, by storage prefix.
@@ -29,6 +58,8 @@ pub struct Reflector {
     etcd: Etcd,
     root: String,
     caches: HashMap<String, Arc<ResourceCache>>,
+    /// Caches of prefixes that definitions add.
+    dynamic: RwLock<HashMap<String, Arc<ResourceCache>>>,
     ingest: Box<dyn Ingest>,
     interner: Interner,
     observed: watch::Sender<i64>,
@@ -50,6 +81,7 @@ impl Reflector {
             etcd,
             root: root.to_owned(),
             caches: prefixes.into_iter().map(|p| (p, Arc::default())).collect(),
+            dynamic: RwLock::default(),
             ingest,
             interner: Interner::default(),
             observed: watch::channel(0).0,
@@ -58,8 +90,8 @@ impl Reflector {
         })
     }
 
-    pub fn cache(&self, prefix: &str) -> Option<&Arc<ResourceCache>> {
-        self.caches.get(prefix)
+    pub fn cache(&self, prefix: &str) -> Option<Arc<ResourceCache>> {
+        self.caches.get(prefix).cloned().or_else(|| self.dynamic.read().get(prefix).cloned())
     }
 
     /// Everything up to this revision is in the caches; 0 before the first load.
@@ -78,23 +110,117 @@ impl Reflector {
     /// Splits a key below the root into a known prefix and the rest.
     fn split<'a>(&self, key: &'a str) -> Option<(&'a str, &'a str)> {
         let key = key.strip_prefix(self.root.as_str())?;
-        key.match_indices('/').take(3).map(|(i, _)| (&key[..i], &key[i + 1..])).find(|(p, _)| self.caches.contains_key(*p))
+        let mut splits = key.match_indices('/').take(3).map(|(i, _)| (&key[..i], &key[i + 1..]));
+        splits.clone().find(|(p, _)| self.caches.contains_key(*p)).or_else(|| {
+            let dynamic = self.dynamic.read();
+            splits.find(|(p, _)| dynamic.contains_key(*p))
+        })
+    }
+
+    /// Reads the definitions first: they say which other prefixes are wanted.
+    async fn load_definitions(&self) -> Result<i64, StoreError> {
+        let Some(prefix) = self.ingest.definitions() else { return Ok(0) };
+        let base = format!("{}{prefix}/", self.root);
+        let (mut start, mut rev, mut keys, mut wanted) = (base.clone(), 0, Vec::new(), Vec::new());
+        loop {
+            let page = self.etcd.range(&start, prefix_end(&base), PAGE, rev).await?;
+            rev = page.rev;
+            let last = page.kvs.last().map(|kv| kv.key.clone());
+            for kv in page.kvs {
+                let Some(key) = kv.key.strip_prefix(&base) else { continue };
+                match self.ingest.ingest(prefix, key, kv.rev, kv.value, &self.interner) {
+                    Ok(s) => {
+                        if let Defined::Changed(p) | Defined::Same(p) = self.ingest.defined(key, Some(&s)) {
+                            wanted.push(p);
+                        }
+                        keys.push(key.to_owned());
+                    }
+                    Err(reason) => tracing::error!(key, reason, "a definition in etcd cannot be decoded and is not served"),
+                }
+            }
+            match last {
+                Some(last) if page.more => start = format!("{last}\0"),
+                _ => break,
+            }
+        }
+        self.ingest.only(&keys);
+        let mut dynamic = self.dynamic.write();
+        dynamic.retain(|p, _| wanted.contains(p));
+        for p in wanted {
+            dynamic.entry(p).or_default();
+        }
+        Ok(rev)
+    }
+
+    /// A definition came, changed or went: caches follow before any later event is looked at.
+    async fn redefine(&self, key: &str, object: Option<&Stored>, rev: i64) -> Result<(), StoreError> {
+        match self.ingest.defined(key, object) {
+            Defined::Nothing => {}
+            Defined::Gone(prefix) => {
+                if let Some(cache) = self.dynamic.write().remove(&prefix) {
+                    cache.wake();
+                }
+            }
+            Defined::Changed(prefix) | Defined::Same(prefix) if self.cache(&prefix).is_none() => {
+                let map = self.load_prefix(&prefix, rev).await?;
+                let cache = Arc::new(ResourceCache::default());
+                cache.load(map, rev);
+                self.dynamic.write().insert(prefix, cache);
+            }
+            Defined::Same(_) => {}
+            Defined::Changed(prefix) => {
+                if let Some(cache) = self.cache(&prefix) {
+                    cache.refresh(|s| {
+                        let again = self.ingest.ingest(&prefix, &s.key, s.rev, s.body.clone(), &self.interner);
+                        again.map(Arc::new).unwrap_or_else(|_| Arc::clone(s))
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything below a prefix at a revision.
+    async fn load_prefix(&self, prefix: &str, rev: i64) -> Result<CowMap<Arc<Stored>>, StoreError> {
+        let base = format!("{}{prefix}/", self.root);
+        let (mut start, mut map) = (base.clone(), CowMap::default());
+        loop {
+            let page = self.etcd.range(&start, prefix_end(&base), PAGE, rev).await?;
+            let last = page.kvs.last().map(|kv| kv.key.clone());
+            for kv in page.kvs {
+                let Some(key) = kv.key.strip_prefix(&base) else { continue };
+                match self.ingest.ingest(prefix, key, kv.rev, kv.value, &self.interner) {
+                    Ok(s) => {
+                        map.insert(Arc::clone(&s.key), Arc::new(s));
+                    }
+                    Err(reason) => tracing::error!(key = kv.key, reason, "an object in etcd cannot be decoded and is not served"),
+                }
+            }
+            match last {
+                Some(last) if page.more => start = format!("{last}\0"),
+                _ => return Ok(map),
+            }
+        }
     }
 
     /// Fills all caches at one revision, which is returned.
     async fn load(&self) -> Result<i64, StoreError> {
-        let mut maps: HashMap<&str, CowMap<Arc<Stored>>> = HashMap::new();
-        let (mut start, mut rev) = (self.root.clone(), 0);
+        let mut maps: HashMap<String, CowMap<Arc<Stored>>> = HashMap::new();
+        let (mut start, mut rev) = (self.root.clone(), self.load_definitions().await?);
         loop {
             let page = self.etcd.range(&start, prefix_end(&self.root), PAGE, rev).await?;
             rev = page.rev;
             let last = page.kvs.last().map(|kv| kv.key.clone());
             for kv in page.kvs {
                 let Some((prefix, key)) = self.split(&kv.key) else { continue };
-                let Some((prefix, _)) = self.caches.get_key_value(prefix) else { continue };
                 match self.ingest.ingest(prefix, key, kv.rev, kv.value, &self.interner) {
                     Ok(s) => {
-                        maps.entry(prefix).or_default().insert(Arc::clone(&s.key), Arc::new(s));
+                        if !maps.contains_key(prefix) {
+                            maps.insert(prefix.to_owned(), CowMap::default());
+                        }
+                        if let Some(map) = maps.get_mut(prefix) {
+                            map.insert(Arc::clone(&s.key), Arc::new(s));
+                        }
                     }
                     Err(reason) => tracing::error!(key = kv.key, reason, "an object in etcd cannot be decoded and is not served"),
                 }
@@ -104,8 +230,8 @@ impl Reflector {
                 _ => break,
             }
         }
-        for (prefix, cache) in &self.caches {
-            cache.load(maps.remove(prefix.as_str()).unwrap_or_default(), rev);
+        for (prefix, cache) in self.caches.iter().chain(self.dynamic.read().iter()) {
+            cache.load(maps.remove(prefix).unwrap_or_default(), rev);
         }
         self.observed.send_replace(rev);
         Ok(rev)
@@ -175,12 +301,23 @@ impl Reflector {
                 let rev = kv.mod_revision();
                 let full = String::from_utf8_lossy(kv.key());
                 if let Some((prefix, key)) = self.split(&full) {
-                    // `split` only gives prefixes that are in the map.
-                    let Some(cache) = self.caches.get(prefix) else { continue };
+                    // `split` only gives prefixes that are in a map.
+                    let Some(cache) = self.cache(prefix) else { continue };
+                    let definition = self.ingest.definitions() == Some(prefix);
                     match event.event_type() {
-                        EventType::Delete => cache.delete(key, rev),
+                        EventType::Delete => {
+                            if definition {
+                                self.redefine(key, None, rev).await?;
+                            }
+                            cache.delete(key, rev);
+                        }
                         EventType::Put => match self.ingest.ingest(prefix, key, rev, Bytes::copy_from_slice(kv.value()), &self.interner) {
-                            Ok(s) => cache.put(Arc::new(s)),
+                            Ok(s) => {
+                                if definition {
+                                    self.redefine(key, Some(&s), rev).await?;
+                                }
+                                cache.put(Arc::new(s));
+                            }
                             Err(reason) => {
                                 tracing::error!(key = &*full, reason, "an object in etcd cannot be decoded and is not served");
                                 cache.delete(key, rev);

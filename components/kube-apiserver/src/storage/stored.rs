@@ -33,6 +33,9 @@ impl Interner {
     }
 }
 
+/// Selectable fields of custom resources have no static names, so they stand among the labels, behind a character no label has.
+pub const CUSTOM_FIELD: char = '\0';
+
 /// An object of the watch cache.
 #[derive(Debug)]
 pub struct Stored {
@@ -75,7 +78,10 @@ impl Stored {
         match name {
             "metadata.name" => Some(self.name()),
             "metadata.namespace" => Some(self.namespace()),
-            _ => self.fields.iter().find(|(k, _)| *k == name).map(|(_, v)| &**v),
+            _ => self.fields.iter().find(|(k, _)| *k == name).map(|(_, v)| &**v).or_else(|| {
+                let hidden = |k: &str| k.strip_prefix(CUSTOM_FIELD).is_some_and(|k| k == name);
+                self.labels.iter().find(|(k, _)| hidden(k)).map(|(_, v)| &**v)
+            }),
         }
     }
 }

@@ -126,6 +126,26 @@ impl ResourceCache {
         self.push(s, Event { kind: EventKind::Delete, object, previous: Some(old), at: Instant::now() });
     }
 
+    /// Reads everything again with `again`; revisions and places stay as they are, and followers are woken.
+    pub fn refresh(&self, mut again: impl FnMut(&Arc<Stored>) -> Arc<Stored>) {
+        let mut s = self.state.write();
+        let old = std::mem::take(&mut s.objects);
+        for (key, object) in old.range("", None) {
+            s.objects.insert(Arc::clone(key), again(object));
+        }
+        for event in &mut s.ring {
+            event.object = again(&event.object);
+            event.previous = event.previous.as_ref().map(&mut again);
+        }
+        drop(s);
+        self.wake();
+    }
+
+    /// Makes followers look again though nothing came.
+    pub fn wake(&self) {
+        self.head.send_modify(|_| {});
+    }
+
     fn push(&self, mut s: parking_lot::RwLockWriteGuard<'_, State>, event: Event) {
         s.changed = event.rev();
         s.bytes += event.object.body.len();

@@ -15,6 +15,8 @@ pub enum Kind {
     Forbidden,
     TooLong,
     TooMany,
+    TypeInvalid,
+    Internal,
 }
 
 impl Kind {
@@ -23,7 +25,8 @@ impl Kind {
             Self::NotFound => "Not found",
             Self::Required => "Required value",
             Self::Duplicate => "Duplicate value",
-            Self::Invalid => "Invalid value",
+            Self::Invalid | Self::TypeInvalid => "Invalid value",
+            Self::Internal => "Internal error",
             Self::NotSupported => "Unsupported value",
             Self::Forbidden => "Forbidden",
             Self::TooLong => "Too long",
@@ -42,6 +45,8 @@ impl Kind {
             Self::Forbidden => "FieldValueForbidden",
             Self::TooLong => "FieldValueTooLong",
             Self::TooMany => "FieldValueTooMany",
+            Self::TypeInvalid => "FieldValueTypeInvalid",
+            Self::Internal => "InternalError",
         }
     }
 }
@@ -134,6 +139,16 @@ impl FieldError {
         Self::new(Kind::Invalid, field, shown.to_owned(), detail)
     }
 
+    /// The value is of a wrong type.
+    pub fn type_invalid(field: impl Into<String>, value: impl Shown, detail: impl Into<String>) -> Self {
+        Self::new(Kind::TypeInvalid, field, value.shown(), detail)
+    }
+
+    /// Something failed that is not the client's doing.
+    pub fn internal(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::new(Kind::Internal, field, String::new(), detail)
+    }
+
     pub fn duplicate(field: impl Into<String>, value: impl Shown) -> Self {
         Self::new(Kind::Duplicate, field, value.shown(), "")
     }
@@ -176,7 +191,7 @@ impl FieldError {
     pub fn error_body(&self) -> String {
         let mut s = self.kind.text().to_owned();
         match self.kind {
-            Kind::Required | Kind::Forbidden | Kind::TooLong => {}
+            Kind::Required | Kind::Forbidden | Kind::TooLong | Kind::Internal => {}
             _ => {
                 s.push_str(": ");
                 s.push_str(&self.shown);
@@ -215,6 +230,10 @@ impl ErrorList {
         for m in messages {
             self.0.push(FieldError::new(Kind::Invalid, field, shown.clone(), m));
         }
+    }
+
+    pub fn append(&mut self, mut other: Self) {
+        self.0.append(&mut other.0);
     }
 
     pub fn is_empty(&self) -> bool {

@@ -17,6 +17,8 @@ use tonic::{Request, Response, Status, Streaming};
 use super::authorize::Caller;
 use super::images::Upload;
 use crate::etcd::{self, EtcdError};
+use crate::events::Severity;
+use crate::kubernetes::etcd::EtcdLifeError;
 use crate::machine::Machine;
 
 pub struct Handler(pub Arc<Machine>);
@@ -61,7 +63,12 @@ impl EtcdService for Handler {
         let directory = self.0.paths.snapshots();
         let path = if name.is_empty() {
             self.control_plane()?;
-            let taken = etcd::keep(&self.0.paths, limits::SNAPSHOT_BYTES).await.map_err(|error| status(&error))?;
+            let most = self.0.loaded().map_or(usize::MAX, |loaded| usize::from(loaded.config.cluster.etcd.snapshots.keep));
+            let taken = etcd::keep(&self.0.paths, limits::SNAPSHOT_BYTES, most.max(1)).await.map_err(|error| {
+                let text = format!("asked for by {}: {}", caller.name, super::chain(&error));
+                self.0.event(Severity::Warning, etcd::SNAPSHOT_FAILED, &text);
+                self.failure(&error)
+            })?;
             caller.did(format_args!("take etcd snapshot {}", taken.0));
             directory.join(taken.0)
         } else {
@@ -84,6 +91,7 @@ impl EtcdService for Handler {
             taken_unix: info.taken_unix,
             revision: info.revision,
             sha256: info.sha256,
+            keys: info.keys,
         });
         Ok(Response::new(EtcdListSnapshotsResponse { snapshots: snapshots.collect() }))
     }
@@ -95,7 +103,10 @@ impl EtcdService for Handler {
         let upload = Upload::receive(uploads, request.into_inner(), limits::SNAPSHOT_BYTES).await?;
         if let Err(error) = etcd::check(&upload.path) {
             caller.refused("recover etcd", &error);
-            return Err(Status::invalid_argument(super::chain(&error)));
+            // The upload's own name means nothing to anyone.
+            let text = super::chain(&error).replace(&upload.path.display().to_string(), "that was sent");
+            self.0.event(Severity::Warning, "EtcdRecoverRefused", &text);
+            return Err(Status::invalid_argument(text));
         }
         let loaded = self.0.loaded().ok_or_else(|| Status::failed_precondition("the machine has no config yet"))?;
         let addresses = self.0.addresses();
@@ -104,7 +115,18 @@ impl EtcdService for Handler {
         let _changing = self.0.changing.lock().await;
         caller.did("recover etcd from a snapshot");
         let recovered = crate::kubernetes::etcd::recover(&self.0.paths, &loaded.config, &facts, &upload.path).await;
-        let recovered = recovered.map_err(|error| super::internal(&error))?;
+        let recovered = recovered.map_err(|error| {
+            caller.refused("recover etcd", &error);
+            self.0.event(Severity::Warning, "EtcdRecoverFailed", &super::chain(&error));
+            match error {
+                EtcdLifeError::Snapshot(_) | EtcdLifeError::Tool { operation: "snapshot status", .. } => {
+                    Status::invalid_argument(super::chain(&error))
+                }
+                other => super::internal(&other),
+            }
+        })?;
+        let message = format!("etcd's data was replaced by a snapshot of revision {} with {} keys", recovered.revision, recovered.keys);
+        self.0.event(Severity::Normal, "EtcdRecovered", &message);
         self.0.wake();
         Ok(Response::new(EtcdRecoverResponse { revision: recovered.revision }))
     }
@@ -120,8 +142,23 @@ impl Handler {
 
     async fn connect(&self) -> Result<Client, Status> {
         self.control_plane()?;
+        if let Some(reason) = crate::kubernetes::etcd::halted(&self.0.paths) {
+            return Err(halted(&reason));
+        }
         etcd::connect(&self.0.paths).await.map_err(|error| status(&error))
     }
+
+    /// A halted etcd does not answer, and that it is halted says more than that.
+    fn failure(&self, error: &EtcdError) -> Status {
+        match crate::kubernetes::etcd::halted(&self.0.paths) {
+            Some(reason) => halted(&reason),
+            None => status(error),
+        }
+    }
+}
+
+fn halted(reason: &str) -> Status {
+    Status::failed_precondition(format!("etcd is halted: {reason}"))
 }
 
 fn call(error: etcd_client::Error) -> Status {
@@ -132,7 +169,7 @@ fn status(error: &EtcdError) -> Status {
     let text = super::chain(error);
     match error {
         EtcdError::Credentials { .. } | EtcdError::Call { .. } => Status::unavailable(text),
-        EtcdError::Damaged { .. } => Status::data_loss(text),
+        EtcdError::Damaged { .. } | EtcdError::Unreadable(_) | EtcdError::Stale { .. } => Status::data_loss(text),
         _ => Status::internal(text),
     }
 }

@@ -2,7 +2,6 @@
 //! here: the name must be free or already this address's, the address is where the request came from. The requester
 //! contributes a public key.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,23 +9,20 @@ use std::time::Duration;
 use jiff::Timestamp;
 use machine_api::SERVER_NAME;
 use machine_api::v1alpha1::join_service_server::JoinService;
-use machine_api::v1alpha1::{JoinRequest, JoinResponse};
+use machine_api::v1alpha1::{JoinRequest, JoinResponse, LeaveRequest, LeaveResponse};
 use machine_config::CertificateAuthority;
 use pki::{Authority, LeafSpec};
 use tonic::{Request, Response, Status};
 
 use super::authorize::Caller;
-use crate::machine::Machine;
+use crate::joined::Joined;
+use crate::machine::{Loaded, Machine};
 use crate::serving;
 
 pub struct Handler(pub Arc<Machine>);
 
 /// A guess costs this long; guesses are answered one after the other.
 const WRONG_TOKEN_DELAY: Duration = Duration::from_secs(1);
-/// Names that joined, kept in STATE.
-const JOINED: &str = "joined.json";
-/// Machines that can join a cluster.
-const MAX_JOINED: usize = 10_000;
 
 static WRONG_TOKENS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
@@ -35,31 +31,17 @@ impl JoinService for Handler {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let mut caller = Caller::of(&request)?;
         let JoinRequest { token, hostname, machine_csr, kube_proxy_csr } = request.into_inner();
-        for (what, text) in [("the token", &token), ("the hostname", &hostname)] {
-            super::bounded(what, text)?;
-        }
-        let loaded = self.0.loaded().ok_or_else(|| Status::failed_precondition("the machine has no config yet"))?;
-        if !loaded.config.is_control_plane() {
-            return Err(Status::failed_precondition("this machine is a worker: join through a control plane"));
-        }
-        caller.name = format!("join token for {hostname:?}");
-        if !same(token.as_bytes(), loaded.config.secrets.join_token.reveal().as_bytes()) {
-            let _one_at_a_time = WRONG_TOKENS.lock().await;
-            tokio::time::sleep(WRONG_TOKEN_DELAY).await;
-            caller.refused("join", "the token is wrong");
-            return Err(Status::unauthenticated("the join token is wrong"));
-        }
+        let loaded = self.admit(&mut caller, "join", &token, &hostname).await?;
         let refuse = |why: String| {
             caller.refused("join", &why);
             Status::permission_denied(why)
         };
-        let address = caller.peer.map(|peer| peer.ip().to_canonical()).ok_or_else(|| Status::internal("the peer has no address"))?;
+        let address = address(&caller)?;
         check_name(&hostname, &self.0.hostname()).map_err(refuse)?;
 
         let _changing = self.0.changing.lock().await;
-        let text = self.0.state.text(JOINED).map_err(|error| super::internal(&error))?.unwrap_or_else(|| "{}".to_owned());
-        let mut joined: BTreeMap<String, IpAddr> = serde_json::from_str(&text).map_err(|error| super::internal(&error))?;
-        let known = claim(&mut joined, &hostname, address).map_err(refuse)?;
+        let mut joined = Joined::load(&self.0.state).map_err(|error| super::internal(&error))?;
+        let known = joined.claim(&hostname, address).map_err(refuse)?;
 
         let now = Timestamp::now();
         let (machine, kube_proxy) = specs(&hostname, address);
@@ -69,12 +51,54 @@ impl JoinService for Handler {
             kube_proxy_certificate: sign(&authorities.cluster, &kube_proxy_csr, &kube_proxy, now)?,
         };
         if !known {
-            let text = serde_json::to_vec(&joined).map_err(|error| super::internal(&error))?;
-            self.0.state.write(JOINED, &text).map_err(|error| super::internal(&error))?;
+            joined.save(&self.0.state).map_err(|error| super::internal(&error))?;
         }
         caller.did(format_args!("issue certificates to {hostname} at {address}"));
         Ok(Response::new(response))
     }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        let mut caller = Caller::of(&request)?;
+        let LeaveRequest { token, hostname } = request.into_inner();
+        self.admit(&mut caller, "leave", &token, &hostname).await?;
+        let address = address(&caller)?;
+        let _changing = self.0.changing.lock().await;
+        let mut joined = Joined::load(&self.0.state).map_err(|error| super::internal(&error))?;
+        let released = joined.release(&hostname, address).map_err(|why| {
+            caller.refused("leave", &why);
+            Status::permission_denied(why)
+        })?;
+        if released {
+            joined.save(&self.0.state).map_err(|error| super::internal(&error))?;
+            caller.did(format_args!("release the name {hostname}"));
+        }
+        Ok(Response::new(LeaveResponse {}))
+    }
+}
+
+impl Handler {
+    /// Lets in who knows the token. From then on the log knows the caller by the name it gives itself.
+    async fn admit(&self, caller: &mut Caller, what: &str, token: &str, hostname: &str) -> Result<Arc<Loaded>, Status> {
+        for (field, text) in [("the token", token), ("the hostname", hostname)] {
+            super::bounded(field, text)?;
+        }
+        let loaded = self.0.loaded().ok_or_else(|| Status::failed_precondition("the machine has no config yet"))?;
+        if !loaded.config.is_control_plane() {
+            return Err(Status::failed_precondition("this machine is a worker: join through a control plane"));
+        }
+        caller.name = format!("join token for {hostname:?}");
+        if same(token.as_bytes(), loaded.config.secrets.join_token.reveal().as_bytes()) {
+            return Ok(loaded);
+        }
+        let _one_at_a_time = WRONG_TOKENS.lock().await;
+        tokio::time::sleep(WRONG_TOKEN_DELAY).await;
+        caller.refused(what, "the token is wrong");
+        Err(Status::unauthenticated("the join token is wrong"))
+    }
+}
+
+fn address(caller: &Caller) -> Result<IpAddr, Status> {
+    caller.peer.map(|peer| peer.ip().to_canonical()).ok_or_else(|| Status::internal("the peer has no address"))
 }
 
 /// Compares without an early exit.
@@ -89,21 +113,6 @@ fn check_name(hostname: &str, own: &str) -> Result<(), String> {
         return Err(format!("a machine can't join under the name {hostname}"));
     }
     Ok(())
-}
-
-/// Gives a name to an address. Whether it had it already; an error when the name is another's.
-fn claim(joined: &mut BTreeMap<String, IpAddr>, hostname: &str, address: IpAddr) -> Result<bool, String> {
-    match joined.get(hostname) {
-        Some(holder) if *holder == address => Ok(true),
-        Some(holder) => Err(format!(
-            "the name {hostname} belongs to the machine at {holder}, and {address} asked for it: give the machine another name"
-        )),
-        None if joined.len() >= MAX_JOINED => Err(format!("the cluster already has {MAX_JOINED} machines")),
-        None => {
-            joined.insert(hostname.to_owned(), address);
-            Ok(false)
-        }
-    }
 }
 
 /// What is issued: the machine API's serving certificate, and kube-proxy's client certificate.
@@ -133,16 +142,6 @@ fn sign(authority: &CertificateAuthority, csr: &str, spec: &LeafSpec, now: Times
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_belongs_to_the_first_address_that_asked() {
-        let mut joined = BTreeMap::new();
-        let (first, second) = ("10.5.0.21".parse().unwrap(), "10.5.0.22".parse().unwrap());
-        assert_eq!(claim(&mut joined, "worker-1", first), Ok(false));
-        assert_eq!(claim(&mut joined, "worker-1", first), Ok(true));
-        assert!(claim(&mut joined, "worker-1", second).unwrap_err().contains("belongs to the machine at 10.5.0.21"));
-        assert_eq!(claim(&mut joined, "worker-2", second), Ok(false));
-    }
 
     #[test]
     fn names_of_control_planes_are_not_given_away() {

@@ -10,8 +10,8 @@ use machine_api::limits;
 use machine_api::v1alpha1::machine_service_server::MachineService;
 use machine_api::v1alpha1::{
     self as api, ApplyConfigRequest, ApplyConfigResponse, ApplyMode, BootstrapRequest, BootstrapResponse, ConfigChange, ConfigFile,
-    InstallProgress, InstallRequest, KubeconfigRequest, KubeconfigResponse, RebootRequest, RebootResponse, ResetRequest, ResetResponse,
-    ShutdownRequest, ShutdownResponse, VersionRequest, VersionResponse,
+    ConfirmConfigRequest, ConfirmConfigResponse, InstallProgress, InstallRequest, KubeconfigRequest, KubeconfigResponse, RebootRequest,
+    RebootResponse, ResetRequest, ResetResponse, ShutdownRequest, ShutdownResponse, VersionRequest, VersionResponse,
 };
 use machine_config::diff::{Change, Effect, diff};
 use machine_config::{Config, ConfigErrors, Documents};
@@ -24,11 +24,14 @@ use super::authorize::Caller;
 use crate::install::{self, InstallError, Media, Progress};
 use crate::machine::{Loaded, Machine, Mode, ObservedDisk};
 use crate::state::StateError;
+use crate::trial;
 
 pub struct Handler(pub Arc<Machine>);
 
 /// How long a caller gets to read the answer before the machine goes down.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How long a worker that is reset tries to give its name back.
+const LEAVE: Duration = Duration::from_secs(5);
 
 #[tonic::async_trait]
 impl MachineService for Handler {
@@ -56,15 +59,34 @@ impl MachineService for Handler {
 
     async fn apply_config(&self, request: Request<ApplyConfigRequest>) -> Result<Response<ApplyConfigResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let ApplyConfigRequest { files, dry_run, mode } = request.into_inner();
+        let ApplyConfigRequest { files, dry_run, mode, try_seconds } = request.into_inner();
         let mode = ApplyMode::try_from(mode).map_err(|_| Status::invalid_argument("unknown apply mode"))?;
+        let time = match try_seconds {
+            0 => trial::TRY,
+            seconds => Duration::from_secs(seconds.into()).min(trial::LONGEST),
+        };
         let (config, text) = read(&files)?;
-        match self.0.loaded() {
+        let warnings = doubts(&self.0, &config).await;
+        let response = match self.0.loaded() {
             None if dry_run => self.describe_installation(&config, &text),
             None => Err(Status::failed_precondition("the machine has no config yet: install it")),
-            Some(current) => self.apply(&caller, &current, config, text, dry_run, mode).await,
+            Some(current) => self.apply(&caller, &current, Loaded { text, config }, dry_run, mode, time).await,
+        }?;
+        Ok(Response::new(ApplyConfigResponse { warnings, ..response }))
+    }
+
+    async fn confirm_config(&self, request: Request<ConfirmConfigRequest>) -> Result<Response<ConfirmConfigResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        match self.0.confirm_config() {
+            Ok(true) => {
+                caller.did("confirm the config that was tried");
+                Ok(Response::new(ConfirmConfigResponse { outcome: "the config that was tried is kept".to_owned() }))
+            }
+            Ok(false) => {
+                Err(Status::failed_precondition("no config is being tried; if one was, its time is over and the one before is back"))
+            }
+            Err(error) => Err(super::internal(&error)),
         }
-        .map(Response::new)
     }
 
     async fn install(&self, request: Request<InstallRequest>) -> Result<Response<Self::InstallStream>, Status> {
@@ -151,7 +173,7 @@ impl MachineService for Handler {
 
     async fn reset(&self, request: Request<ResetRequest>) -> Result<Response<ResetResponse>, Status> {
         let caller = Caller::of(&request)?;
-        self.running()?;
+        let loaded = self.running()?;
         let confirmed = request.into_inner().confirm_hostname;
         let hostname = self.0.hostname();
         if confirmed != hostname {
@@ -161,6 +183,14 @@ impl MachineService for Handler {
         let _changing = self.0.changing.try_lock().map_err(|_| busy())?;
         caller.did("reset: wipe STATE, ETCD and DATA");
         self.0.state.request_reset().map_err(|error| super::internal(&error))?;
+        if !loaded.config.is_control_plane() {
+            // Without an answer the name stays taken until the Node is deleted.
+            let left = tokio::time::timeout(LEAVE, crate::join::leave(&loaded.config, &hostname)).await;
+            let problem = left.map_or(Some("no answer".to_owned()), |left| left.err().map(|error| super::chain(&error)));
+            if let Some(problem) = problem {
+                tracing::warn!(problem, hostname, "give the machine's name back");
+            }
+        }
         self.go_down(format!("reset by {}", caller.name), true);
         Ok(Response::new(ResetResponse {}))
     }
@@ -282,12 +312,12 @@ impl Handler {
         &self,
         caller: &Caller,
         current: &Loaded,
-        config: Config,
-        text: String,
+        wanted: Loaded,
         dry_run: bool,
         mode: ApplyMode,
+        time: Duration,
     ) -> Result<ApplyConfigResponse, Status> {
-        let changes = diff(&current.config, &config);
+        let changes = diff(&current.config, &wanted.config);
         let refuse = |why: String| {
             if !dry_run {
                 caller.refused("apply config", &why);
@@ -296,22 +326,42 @@ impl Handler {
         };
         let decision = decide(&changes, mode).map_err(refuse)?;
         let shown = changes.iter().map(wire).collect();
-        if dry_run || changes.is_empty() {
-            return Ok(ApplyConfigResponse { changes: shown, outcome: decision.would().to_owned(), warnings: Vec::new() });
+        if dry_run {
+            return Ok(ApplyConfigResponse { changes: shown, outcome: decision.would().to_owned(), ..ApplyConfigResponse::default() });
         }
         let _changing = self.0.changing.try_lock().map_err(|_| busy())?;
-        self.0.state.set_config(&text).map_err(|error| super::internal(&error))?;
-        for change in &changes {
-            caller.did(format_args!("apply config: {change}"));
-        }
-        match decision {
-            Decision::Nothing | Decision::Stage => {}
-            Decision::Now => {
-                self.0.config.send_replace(Some(Arc::new(Loaded { text, config })));
+        let trial = match decision {
+            // Applying what is on trial for good is as good as confirming it.
+            Decision::Nothing => {
+                let kept = mode != ApplyMode::Try && self.0.confirm_config().map_err(|error| super::internal(&error))?;
+                if kept {
+                    caller.did("confirm the config that was tried, by applying it");
+                }
+                None
             }
-            Decision::Reboot => self.go_down(format!("config applied by {}", caller.name), true),
+            Decision::Try => Some(time),
+            Decision::Prove => Some(trial::REACH),
+            Decision::Now | Decision::Reboot | Decision::Stage => {
+                self.0.state.set_config(&wanted.text).map_err(|error| super::internal(&error))?;
+                if decision != Decision::Stage {
+                    self.0.trials.forget();
+                }
+                None
+            }
+        };
+        for change in &changes {
+            caller.did(format_args!("{} config: {change}", if trial.is_some() { "try" } else { "apply" }));
         }
-        Ok(ApplyConfigResponse { changes: shown, outcome: decision.did().to_owned(), warnings: Vec::new() })
+        match (decision, trial) {
+            (_, Some(time)) => self.0.try_config(wanted, time),
+            (Decision::Now, None) => {
+                self.0.config.send_replace(Some(Arc::new(wanted)));
+            }
+            (Decision::Reboot, None) => self.go_down(format!("config applied by {}", caller.name), true),
+            _ => {}
+        }
+        let confirm_seconds = trial.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+        Ok(ApplyConfigResponse { changes: shown, outcome: decision.did().to_owned(), warnings: Vec::new(), confirm_seconds })
     }
 
     /// Asks init to end everything, after the answer had time to leave.
@@ -343,6 +393,10 @@ enum Decision {
     Now,
     Reboot,
     Stage,
+    /// As the caller wants it.
+    Try,
+    /// Links change: the machine must be reached again, or it goes back.
+    Prove,
 }
 
 impl Decision {
@@ -352,6 +406,8 @@ impl Decision {
             Decision::Now => "would take effect at once",
             Decision::Reboot => "would take effect after a reboot that follows at once",
             Decision::Stage => "would take effect at the next boot",
+            Decision::Try => "would take effect at once, until its time is over or it is confirmed",
+            Decision::Prove => "would take effect at once, and go away again unless the machine is reached under it",
         }
     }
 
@@ -361,6 +417,8 @@ impl Decision {
             Decision::Now => "in effect",
             Decision::Reboot => "written; the machine reboots",
             Decision::Stage => "written; in effect after the next boot",
+            Decision::Try => "in effect until its time is over or it is confirmed",
+            Decision::Prove => "in effect; it is kept when it is confirmed over a new connection",
         }
     }
 }
@@ -377,14 +435,26 @@ fn decide(changes: &[Change], mode: ApplyMode) -> Result<Decision, String> {
     if !reinstall.is_empty() {
         return Err(format!("only a new installation can change this: {reinstall}"));
     }
-    match mode {
-        ApplyMode::Reboot => Ok(Decision::Reboot),
-        ApplyMode::Staged => Ok(Decision::Stage),
-        ApplyMode::Auto => {
-            let reboot = those(Effect::Reboot);
-            if reboot.is_empty() { Ok(Decision::Now) } else { Err(format!("this needs --mode reboot or --mode staged: {reboot}")) }
+    let reboot = those(Effect::Reboot);
+    match (mode, reboot.is_empty()) {
+        (ApplyMode::Staged, _) => Ok(Decision::Stage),
+        (ApplyMode::Reboot, _) | (ApplyMode::Auto, false) => Ok(Decision::Reboot),
+        (ApplyMode::NoReboot, false) => Err(format!("this needs a reboot, so --mode auto, reboot or staged: {reboot}")),
+        (ApplyMode::Try, false) => Err(format!("this needs a reboot and can't be tried: {reboot}")),
+        (ApplyMode::Try, true) => Ok(Decision::Try),
+        (ApplyMode::Auto | ApplyMode::NoReboot, true) => {
+            let links = changes.iter().any(|change| change.document.starts_with("LinkConfig"));
+            Ok(if links { Decision::Prove } else { Decision::Now })
         }
     }
+}
+
+/// What is right by itself and does not fit this machine as it is now. No reason to refuse: the card may come later.
+async fn doubts(machine: &Machine, config: &Config) -> Vec<String> {
+    crate::reconcilers::missing_links(&machine.paths, config).await.unwrap_or_else(|error| {
+        tracing::warn!(error = %super::chain(error.as_ref()), "compare a config with the machine's links");
+        Vec::new()
+    })
 }
 
 fn wire(change: &Change) -> ConfigChange {
@@ -406,13 +476,33 @@ mod tests {
 
     #[test]
     fn a_change_takes_effect_as_early_as_it_can() {
+        use ApplyMode::{Auto, NoReboot, Reboot, Staged, Try};
         let (live, reboot, reinstall) = (change(Effect::Live), change(Effect::Reboot), change(Effect::Reinstall));
-        assert_eq!(decide(&[], ApplyMode::Reboot), Ok(Decision::Nothing));
-        assert_eq!(decide(std::slice::from_ref(&live), ApplyMode::Auto), Ok(Decision::Now));
-        assert_eq!(decide(std::slice::from_ref(&live), ApplyMode::Staged), Ok(Decision::Stage));
-        assert!(decide(&[live.clone(), reboot.clone()], ApplyMode::Auto).unwrap_err().contains("--mode reboot"));
-        assert_eq!(decide(&[live.clone(), reboot], ApplyMode::Reboot), Ok(Decision::Reboot));
-        assert!(decide(&[live, reinstall], ApplyMode::Reboot).unwrap_err().contains("installation"));
+        let link = Change { document: "LinkConfig eth0".into(), ..live.clone() };
+        let cases: &[(&[&Change], ApplyMode, Result<Decision, &str>)] = &[
+            (&[], Reboot, Ok(Decision::Nothing)),
+            (&[&live], Auto, Ok(Decision::Now)),
+            (&[&live], NoReboot, Ok(Decision::Now)),
+            (&[&live], Staged, Ok(Decision::Stage)),
+            (&[&live], Reboot, Ok(Decision::Reboot)),
+            (&[&live], Try, Ok(Decision::Try)),
+            (&[&live, &link], Auto, Ok(Decision::Prove)),
+            (&[&link], Try, Ok(Decision::Try)),
+            (&[&link], Staged, Ok(Decision::Stage)),
+            (&[&live, &reboot], Auto, Ok(Decision::Reboot)),
+            (&[&live, &reboot], NoReboot, Err("this needs a reboot")),
+            (&[&live, &reboot], Try, Err("can't be tried")),
+            (&[&live, &reinstall], Reboot, Err("installation")),
+            (&[&reinstall], Try, Err("installation")),
+        ];
+        for (changes, mode, expected) in cases {
+            let changes: Vec<Change> = changes.iter().map(|change| (*change).clone()).collect();
+            match (decide(&changes, *mode), expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, *expected, "{changes:?} {mode:?}"),
+                (Err(found), Err(expected)) => assert!(found.contains(expected), "{found}"),
+                (found, expected) => panic!("{changes:?} {mode:?}: {found:?}, not {expected:?}"),
+            }
+        }
     }
 
     #[test]

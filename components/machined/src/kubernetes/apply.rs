@@ -1,5 +1,6 @@
-//! Brings the default manifests into the cluster: what is missing is created, and what was made from another version of its manifest is patched. What a person
-//! changed beside that is left alone.
+//! Brings the default manifests into the cluster by server-side apply, as the field manager `strake`: what is missing is created, fields of a newer manifest
+//! are set, and those that it no longer has are removed. Fields of other managers, people's for example, are left alone, and so is an object made from this
+//! very manifest.
 
 use std::time::Duration;
 
@@ -19,15 +20,16 @@ const ROLE_LABEL: &str = "node-role.kubernetes.io/control-plane";
 /// How long one request may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The name under which machined owns fields.
+const MANAGER: &str = "strake";
+
 /// What to do about a manifest.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Plan {
-    /// It is as it should be.
+    /// It was made from this very manifest.
     Keep,
-    /// It is missing.
-    Create(Value),
-    /// It was made from another version.
-    Patch(Value),
+    /// It is missing, or was made from another version.
+    Apply(Value),
 }
 
 /// Compares a manifest with what the cluster has under its name.
@@ -37,10 +39,20 @@ pub fn plan(manifest: &Manifest, found: Option<&Value>) -> Plan {
     let digest: String = Sha256::digest(wanted.to_string()).iter().take(16).map(|b| format!("{b:02x}")).collect();
     wanted["metadata"]["annotations"] = json!({ANNOTATION: digest});
     match found {
-        None => Plan::Create(wanted),
-        Some(found) if found["metadata"]["annotations"][ANNOTATION] == digest.as_str() => Plan::Keep,
-        Some(_) => Plan::Patch(wanted),
+        Some(found) if found["metadata"]["annotations"][ANNOTATION] == digest.as_str() && owned(found) => Plan::Keep,
+        _ => Plan::Apply(wanted),
     }
+}
+
+/// Whether we are among those who applied an object; before that, removed fields could not be noticed.
+fn owned(found: &Value) -> bool {
+    let managers = found["metadata"]["managedFields"].as_array();
+    managers.into_iter().flatten().any(|entry| entry["manager"] == MANAGER && entry["operation"] == "Apply")
+}
+
+/// The request that applies an object. Conflicts are decided for the manifest: what it names is the system's.
+fn request(manifest: &Manifest, object: &Value) -> Request {
+    Request::patch(&manifest.resource, manifest.namespace, &manifest.name, &Patch::apply(object, MANAGER, true)).with_timeout(TIMEOUT)
 }
 
 /// Keeps the default manifests in the cluster.
@@ -109,16 +121,9 @@ async fn bring(client: &Client, manifest: &Manifest) -> Result<bool, Error> {
         Err(error) if error.is_not_found() => None,
         Err(error) => return Err(error),
     };
-    let request = match plan(manifest, found.as_ref()) {
-        Plan::Keep => return Ok(false),
-        Plan::Create(object) => Request::create(&manifest.resource, manifest.namespace, &object),
-        Plan::Patch(object) => Request::patch(&manifest.resource, manifest.namespace, &manifest.name, &Patch::merge(&object)),
-    };
-    match client.call::<Value>(&request.with_timeout(TIMEOUT)).await {
-        Ok(_) => Ok(true),
-        // Another control plane was faster.
-        Err(error) if error.is_already_exists() => Ok(false),
-        Err(error) => Err(error),
+    match plan(manifest, found.as_ref()) {
+        Plan::Keep => Ok(false),
+        Plan::Apply(object) => client.call::<Value>(&request(manifest, &object)).await.map(|_| true),
     }
 }
 
@@ -142,17 +147,33 @@ mod tests {
     use crate::kubernetes::testing;
 
     #[test]
-    fn missing_is_created_other_versions_are_patched_and_the_rest_is_left_alone() {
+    fn what_is_missing_or_of_another_version_is_applied_and_the_rest_is_left_alone() {
         let config = testing::control_plane_config();
         let manifest = &manifests::render(&config)[0];
-        let Plan::Create(created) = plan(manifest, None) else { panic!("must be created") };
-        assert_eq!(plan(manifest, Some(&created)), Plan::Keep);
-        let mut edited = created.clone();
+        let Plan::Apply(mut applied) = plan(manifest, None) else { panic!("must be applied") };
+        assert!(matches!(plan(manifest, Some(&applied)), Plan::Apply(_)), "made by something else than an apply of ours");
+        applied["metadata"]["managedFields"] =
+            json!([{"manager": "kubectl", "operation": "Update"}, {"manager": "strake", "operation": "Apply"}]);
+        assert_eq!(plan(manifest, Some(&applied)), Plan::Keep);
+        let mut edited = applied.clone();
         edited["metadata"]["labels"]["mine"] = json!("yes");
         assert_eq!(plan(manifest, Some(&edited)), Plan::Keep);
         let mut newer = manifest.clone();
         newer.object["data"]["description"] = json!("");
-        assert!(matches!(plan(&newer, Some(&created)), Plan::Patch(_)));
-        assert!(matches!(plan(manifest, Some(&manifest.object)), Plan::Patch(_)));
+        assert!(matches!(plan(&newer, Some(&applied)), Plan::Apply(_)));
+    }
+
+    #[test]
+    fn manifests_are_applied_on_the_servers_side() {
+        let config = testing::control_plane_config();
+        let manifest = &manifests::render(&config)[0];
+        let request = request(manifest, &manifest.object);
+        assert_eq!((request.method, request.content_type), (k8s_client::Method::Patch, Some("application/apply-patch+yaml")));
+        assert!(request.path_and_query().ends_with("?fieldManager=strake&force=true"), "{}", request.path_and_query());
+        for manifest in manifests::render(&config) {
+            let metadata = &manifest.object["metadata"];
+            // An apply names its object and says nothing of a version.
+            assert!(metadata["name"].is_string() && manifest.object["apiVersion"].is_string() && metadata["resourceVersion"].is_null());
+        }
     }
 }

@@ -79,6 +79,14 @@ pub fn verdict(observed: &Observed) -> Verdict {
     }
 }
 
+/// Why etcd is halted on this machine, if it is.
+pub fn halted(paths: &Paths) -> Option<String> {
+    match verdict(&observe(paths)) {
+        Verdict::Halt(reason) => Some(reason),
+        Verdict::NotBootstrapped | Verdict::Run => None,
+    }
+}
+
 /// Looks at etcd's past.
 pub fn observe(paths: &Paths) -> Observed {
     let id = |path: &str| files::read_text(paths, path).map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
@@ -151,7 +159,7 @@ fn marker(cluster_id: &str) -> File {
     File::private(MARKER, format!("{cluster_id}\n"), 0)
 }
 
-/// What a recovery brought back.
+/// What a snapshot holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
     /// The revision of the snapshot.
@@ -205,7 +213,7 @@ struct SnapshotStatus {
 }
 
 /// What etcd's own tool says of a snapshot; it reads the whole store.
-async fn status(paths: &Paths, snapshot: &Path) -> Result<Recovered, EtcdLifeError> {
+pub async fn status(paths: &Paths, snapshot: &Path) -> Result<Recovered, EtcdLifeError> {
     let mut command = tool(paths);
     command.args(["snapshot", "status", "--write-out=json"]).arg(snapshot);
     let out = run("snapshot status", command).await?;

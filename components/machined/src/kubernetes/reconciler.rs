@@ -11,6 +11,7 @@ use super::etcd::{self, Verdict};
 use super::files::{self, Directory, File};
 use super::kubeconfig::{self, Credentials, ServerAuthority};
 use super::{ADMIN_KUBECONFIG, NodeFacts, api_server_url, node_files, static_pods, uid};
+use crate::events::Severity;
 use crate::paths::Paths;
 use crate::reconcilers::{Context, Outcome, ReconcileError, Reconciler};
 
@@ -39,7 +40,10 @@ impl Reconciler for ContainerdConfig {
 
 /// Certificates, component files, kubelet and kube-proxy files, static pods.
 #[derive(Default)]
-pub struct Kubernetes;
+pub struct Kubernetes {
+    /// Why etcd was halted in the round before, if it was.
+    halted: Option<String>,
+}
 
 #[tonic::async_trait]
 impl Reconciler for Kubernetes {
@@ -56,9 +60,20 @@ impl Reconciler for Kubernetes {
         let Ok(facts) = super::facts(cx) else { return Ok(Outcome::waiting("the machine has no address for its node yet")) };
         let (config, paths, now) = (cx.config(), &cx.machine.paths, Timestamp::now());
         directories(config, paths)?;
-        if config.is_control_plane() { control_plane(config, &facts, paths, now) } else { worker(config, &facts, paths) }
+        let outcome = if config.is_control_plane() { control_plane(config, &facts, paths, now) } else { worker(config, &facts, paths) };
+        let halted = outcome.as_ref().err().and_then(|error| error.downcast_ref::<EtcdHalted>()).map(ToString::to_string);
+        if halted.is_some() && halted != self.halted {
+            cx.machine.event(Severity::Warning, "EtcdHalted", halted.as_deref().unwrap_or_default());
+        }
+        self.halted = halted;
+        outcome
     }
 }
+
+/// etcd must not run, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("etcd is halted: {0}")]
+struct EtcdHalted(String);
 
 /// A worker has no authority: its certificates come from the control plane, the kubelet's by its own request.
 fn worker(config: &Config, facts: &NodeFacts, paths: &Paths) -> Result<Outcome, ReconcileError> {
@@ -97,7 +112,7 @@ fn control_plane(config: &Config, facts: &NodeFacts, paths: &Paths, now: Timesta
             remove_others(paths, &pods)?;
             write_different(paths, &pods)?;
             // An error, so that it is on the console and in every health check.
-            return Err(format!("etcd is halted: {reason}").into());
+            return Err(EtcdHalted(reason).into());
         }
     };
     remove_others(paths, &pods)?;

@@ -1,13 +1,27 @@
-//! Takes etcd snapshots on the config's schedule, checks them, and removes the oldest. What fails is a failed status.
+//! Takes etcd snapshots on the config's schedule, checks them, and removes the oldest. What fails is a failed status, an
+//! event and a metric.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use machine_api::limits;
+use serde_json::json;
 
 use super::{Context, Outcome, ReconcileError, Reconciler};
-use crate::etcd;
+use crate::etcd::{self, SnapshotInfo};
+use crate::events::Severity;
+use crate::resources::Store;
 
-pub struct EtcdSnapshots;
+/// How long etcd may be silent when a snapshot is due, before that is a failure.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How often the kept snapshots are looked at.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Keeps the schedule.
+#[derive(Default)]
+pub struct EtcdSnapshots {
+    /// Since when etcd has been silent while a snapshot was due.
+    asked: Option<Instant>,
+}
 
 #[tonic::async_trait]
 impl Reconciler for EtcdSnapshots {
@@ -29,24 +43,52 @@ impl Reconciler for EtcdSnapshots {
             return Ok(Outcome::ready("none before the cluster is bootstrapped", Duration::from_secs(10)));
         }
         let directory = cx.machine.paths.snapshots();
-        let newest = etcd::kept(&directory)?.last().map(|(_, info)| info.taken_unix);
-        let pause = due_in(newest, crate::clock::unix_seconds(), schedule.interval.0);
+        let kept = etcd::kept(&directory)?;
+        show(&cx.machine.store, &kept);
+        let (now, interval) = (crate::clock::unix_seconds(), schedule.interval.0);
+        let newest = kept.last().map(|(_, info)| info.taken_unix);
+        let pause = due_in(newest, now, interval);
         if !pause.is_zero() {
-            return Ok(Outcome::ready(format!("next in {} s", pause.as_secs()), pause));
+            self.asked = None;
+            return Ok(Outcome::ready(format!("next in {} s", pause.as_secs()), pause.min(LOOK)));
         }
         // Connecting is lazy, so that only a question shows whether someone is there.
         let answers = async { etcd::connect(&cx.machine.paths).await.ok()?.status().await.ok() };
         if answers.await.is_none() {
-            return Ok(Outcome::waiting("etcd does not answer"));
+            let since = *self.asked.get_or_insert_with(Instant::now);
+            if since.elapsed() < PATIENCE {
+                return Ok(Outcome::waiting("etcd does not answer"));
+            }
+            // From now on it is a failure, which is said once for each interval.
+            self.asked = Some(Instant::now() + interval);
+            return Err(failed(cx, "a snapshot is due and etcd does not answer"));
         }
-        let (name, info) = etcd::keep(&cx.machine.paths, limits::SNAPSHOT_BYTES).await?;
-        tracing::info!(name, size = info.size, revision = info.revision, "etcd snapshot taken and checked");
-        let kept = etcd::kept(&directory)?;
-        for name in etcd::surplus(&kept, usize::from(schedule.keep)) {
-            etcd::remove(&directory, &name)?;
-        }
-        Ok(Outcome::ready(format!("took {name} of revision {}", info.revision), schedule.interval.0))
+        self.asked = None;
+        let most = usize::from(schedule.keep).max(1);
+        let (name, info) = match etcd::keep(&cx.machine.paths, limits::SNAPSHOT_BYTES, most).await {
+            Ok(taken) => taken,
+            Err(error) => return Err(failed(cx, &crate::api::chain(&error))),
+        };
+        tracing::info!(name, size = info.size, revision = info.revision, keys = info.keys, "etcd snapshot taken and checked");
+        show(&cx.machine.store, &etcd::kept(&directory)?);
+        Ok(Outcome::ready(format!("took {name} of revision {}", info.revision), interval.min(LOOK)))
     }
+}
+
+/// A failed snapshot is an event, by which it is also counted.
+fn failed(cx: &Context, why: &str) -> ReconcileError {
+    cx.machine.event(Severity::Warning, etcd::SNAPSHOT_FAILED, why);
+    why.into()
+}
+
+/// The kept snapshots as resources.
+fn show(store: &Store, kept: &[(String, SnapshotInfo)]) {
+    let shown = kept.iter().map(|(name, info)| {
+        let taken = jiff::Timestamp::from_second(info.taken_unix).map(|time| time.to_string()).unwrap_or_default();
+        let spec = json!({"taken": taken, "size": info.size, "revision": info.revision, "keys": info.keys, "sha256": info.sha256});
+        (name.clone(), spec)
+    });
+    store.replace("etcd-snapshots", shown.collect());
 }
 
 /// How long until the next snapshot. One from the future, taken with a wrong clock, does not stop the schedule.

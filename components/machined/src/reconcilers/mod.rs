@@ -5,9 +5,11 @@
 mod certificates;
 mod console;
 mod containerd;
+mod etcd_members;
 mod etcd_snapshots;
 mod hostname;
 mod images;
+mod joined;
 mod logs;
 mod network;
 mod observe;
@@ -31,7 +33,7 @@ use crate::machine::{Loaded, Machine};
 
 pub use certificates::kept_certificate;
 pub use console::Console;
-pub use network::Network;
+pub use network::{Network, missing_links};
 pub use observe::observe;
 pub use volumes::mount;
 
@@ -133,14 +135,16 @@ pub fn registry(network: Network) -> Vec<Box<dyn Reconciler>> {
         Box::new(network),
         Box::new(time::Time::default()),
         Box::new(certificates::Certificates),
-        Box::new(crate::kubernetes::Kubernetes),
+        Box::new(crate::kubernetes::Kubernetes::default()),
         Box::new(crate::kubernetes::ContainerdConfig),
         Box::new(containerd::ContainerRuntime::default()),
         Box::new(images::Images::default()),
         Box::new(services::Services),
         Box::new(crate::kubernetes::Manifests::default()),
         Box::new(crate::kubernetes::PodNetwork::default()),
-        Box::new(etcd_snapshots::EtcdSnapshots),
+        Box::new(etcd_members::EtcdMembers::default()),
+        Box::new(etcd_snapshots::EtcdSnapshots::default()),
+        Box::new(joined::Joined::default()),
     ]
 }
 

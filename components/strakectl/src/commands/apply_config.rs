@@ -7,7 +7,9 @@ use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use machine_api::limits;
-use machine_api::v1alpha1::{ApplyConfigRequest, ApplyMode, ConfigFile, InstallProgress, InstallRequest, Mode, VersionRequest};
+use machine_api::v1alpha1::{
+    ApplyConfigRequest, ApplyMode, ConfigFile, ConfirmConfigRequest, InstallProgress, InstallRequest, Mode, VersionRequest,
+};
 use serde_json::json;
 use tokio_stream::StreamExt;
 
@@ -16,6 +18,9 @@ use crate::client::Connection;
 use crate::output::{self, Format};
 
 /// Give a machine its config; a machine in maintenance mode is installed by it.
+///
+/// When links change, the machine must be reached again under the new config, or the one before comes back by itself:
+/// strakectl sees to that. If the machine has another address then, run `strakectl -n ADDRESS confirm-config` in time.
 #[derive(Debug, clap::Args)]
 pub struct ApplyConfig {
     /// A file of the config; may be given several times.
@@ -27,18 +32,32 @@ pub struct ApplyConfig {
     /// When the config takes effect on an installed machine.
     #[arg(long, value_enum, default_value_t)]
     mode: When,
+    /// With --mode try: after how many seconds the machine goes back.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(5..=3600))]
+    try_seconds: u32,
 }
 
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+/// Keep a config that is being tried.
+#[derive(Debug, clap::Args)]
+pub struct ConfirmConfig {}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum When {
-    /// At once, without a reboot; refused when that is impossible.
+    /// At once where that is possible, else after a reboot that follows at once.
     #[default]
     Auto,
+    /// At once; refused when something needs a reboot.
+    NoReboot,
     /// After a reboot that follows at once.
     Reboot,
     /// At the next boot.
     Staged,
+    /// At once, and only until the time is over, unless confirm-config comes before.
+    Try,
 }
+
+/// How long a machine may take to be reached again after its links changed.
+const REACH: Duration = Duration::from_secs(30);
 
 impl ApplyConfig {
     pub async fn run(self, cx: &Cx) -> anyhow::Result<()> {
@@ -50,10 +69,12 @@ impl ApplyConfig {
         }
         let mode = match self.mode {
             When::Auto => ApplyMode::Auto,
+            When::NoReboot => ApplyMode::NoReboot,
             When::Reboot => ApplyMode::Reboot,
             When::Staged => ApplyMode::Staged,
+            When::Try => ApplyMode::Try,
         };
-        let request = ApplyConfigRequest { files, dry_run: self.dry_run, mode: mode.into() };
+        let request = ApplyConfigRequest { files, dry_run: self.dry_run, mode: mode.into(), try_seconds: self.try_seconds };
         let response = machine.machine().apply_config(request).await.map_err(refused)?.into_inner();
         for warning in &response.warnings {
             eprintln!("warning: {warning}");
@@ -67,7 +88,52 @@ impl ApplyConfig {
             super::print(&output::render(cx.output, &["PATH", "OLD", "NEW"], &rows)?)?;
         }
         eprintln!("{}: {}", machine.node, response.outcome);
-        Ok(())
+        match response.confirm_seconds {
+            0 => Ok(()),
+            seconds if self.mode == When::Try => {
+                eprintln!("{}: to keep it, run within {seconds} s: strakectl -n {} confirm-config", machine.node, machine.node);
+                Ok(())
+            }
+            seconds => prove(cx, &machine.node, seconds).await,
+        }
+    }
+}
+
+impl ConfirmConfig {
+    pub async fn run(self, cx: &Cx) -> anyhow::Result<()> {
+        cx.rows(&["RESULT"], |machine| async move {
+            let response = machine.machine().confirm_config(ConfirmConfigRequest {}).await.map_err(refused)?.into_inner();
+            Ok(vec![json!({"result": response.outcome})])
+        })
+        .await
+    }
+}
+
+/// Confirms over a new connection: the old one may live on although nobody else gets in.
+async fn prove(cx: &Cx, node: &str, seconds: u32) -> anyhow::Result<()> {
+    let end = tokio::time::Instant::now() + REACH.min(Duration::from_secs(seconds.into()));
+    loop {
+        // The links are being changed just now.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let attempt = async {
+            let machine = cx.one().await?;
+            machine.machine().confirm_config(ConfirmConfigRequest {}).await.map_err(refused)
+        };
+        let problem = match tokio::time::timeout(cx.timeout(), attempt).await {
+            Ok(Ok(_)) => {
+                eprintln!("{node}: reached under the new config, which is kept");
+                return Ok(());
+            }
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_) => "no answer".to_owned(),
+        };
+        if tokio::time::Instant::now() >= end {
+            bail!(
+                "{node} is not reached under the new config ({problem}); it goes back to the one before by itself. If it has another address now, run \
+                 `strakectl -n ADDRESS confirm-config` within {} s",
+                u64::from(seconds).saturating_sub(REACH.as_secs())
+            );
+        }
     }
 }
 

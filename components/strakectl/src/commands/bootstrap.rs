@@ -1,6 +1,7 @@
 //! `strakectl bootstrap`: makes a control plane the first of a new cluster.
 
 use machine_api::v1alpha1::BootstrapRequest;
+use serde_json::json;
 
 use super::{Cx, refused};
 
@@ -12,6 +13,7 @@ impl Bootstrap {
     pub async fn run(self, cx: &Cx) -> anyhow::Result<()> {
         let machine = cx.control_plane().await?;
         let response = machine.machine().bootstrap(BootstrapRequest {}).await.map_err(refused)?.into_inner();
-        super::print(&format!("{}: bootstrapping cluster {}\n", machine.node, response.cluster_id))
+        let row = json!({"clusterID": response.cluster_id, "result": format!("bootstrapping cluster {}", response.cluster_id)});
+        super::show(cx, &machine.node, &["RESULT"], vec![row])
     }
 }

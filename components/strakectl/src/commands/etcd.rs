@@ -9,13 +9,16 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use indicatif::ProgressBar;
 use machine_api::limits;
-use machine_api::v1alpha1::{Chunk, EtcdListSnapshotsRequest, EtcdMembersRequest, EtcdSnapshotRequest, EtcdStatusRequest};
+use machine_api::v1alpha1::{
+    Chunk, EtcdListSnapshotsRequest, EtcdMember, EtcdMembersRequest, EtcdSnapshotInfo, EtcdSnapshotRequest, EtcdStatusRequest,
+};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 
 use super::{Cx, refused};
+use crate::client::Connection;
 use crate::output;
 
 /// Look after etcd.
@@ -35,7 +38,9 @@ pub enum Etcd {
     },
     /// List the snapshots that the schedule keeps on a control plane.
     Snapshots,
-    /// Replace etcd's data by a snapshot.
+    /// Replace etcd's data by a snapshot, on a machine that lost its own or to go back in time.
+    ///
+    /// The snapshot is checked before anything changes. The old data is kept beside the new until the next recovery.
     Recover {
         /// The snapshot.
         file: PathBuf,
@@ -46,48 +51,54 @@ impl Etcd {
     pub async fn run(self, cx: &Cx) -> anyhow::Result<()> {
         match self {
             Etcd::Status => {
-                let machine = cx.control_plane().await?;
-                let status = machine.etcd().status(EtcdStatusRequest {}).await.map_err(refused)?.into_inner();
-                let row = output::row(json!({
-                    "node": machine.node, "version": status.version, "member": format!("{:x}", status.member_id),
-                    "leader": status.leader_id == status.member_id, "dbSize": status.db_size, "dbSizeInUse": status.db_size_in_use,
-                    "revision": status.revision, "raftIndex": status.raft_index, "raftTerm": status.raft_term,
-                    "learner": status.learner, "errors": status.errors,
-                }));
-                let columns =
-                    ["NODE", "MEMBER", "VERSION", "LEADER", "DB SIZE=dbSize", "IN USE=dbSizeInUse", "REVISION", "TERM=raftTerm", "ERRORS"];
-                super::print(&output::render(cx.output, &columns, &[row])?)
+                let columns = [
+                    "MEMBER",
+                    "VERSION",
+                    "LEADER",
+                    "DB SIZE=dbSize|bytes",
+                    "IN USE=dbSizeInUse|bytes",
+                    "REVISION",
+                    "TERM=raftTerm",
+                    "ERRORS",
+                ];
+                let ask = |machine: Connection| async move {
+                    let status = machine.etcd().status(EtcdStatusRequest {}).await.map_err(refused)?.into_inner();
+                    Ok(vec![json!({
+                        "version": status.version, "member": format!("{:016x}", status.member_id),
+                        "leader": status.leader_id == status.member_id, "dbSize": status.db_size, "dbSizeInUse": status.db_size_in_use,
+                        "revision": status.revision, "raftIndex": status.raft_index, "raftTerm": status.raft_term,
+                        "learner": status.learner, "errors": status.errors,
+                    })])
+                };
+                cx.of_control_planes()?.rows(&columns, ask).await
             }
             Etcd::Members => {
-                let machine = cx.control_plane().await?;
-                let members = machine.etcd().members(EtcdMembersRequest {}).await.map_err(refused)?.into_inner().members;
-                let rows: Vec<_> = members
-                    .into_iter()
-                    .map(|member| {
-                        output::row(json!({
-                            "id": format!("{:x}", member.id), "name": member.name, "peers": member.peer_urls,
+                let ask = |machine: Connection| async move {
+                    let members = machine.etcd().members(EtcdMembersRequest {}).await.map_err(refused)?.into_inner().members;
+                    let row = |member: EtcdMember| {
+                        json!({
+                            "id": format!("{:016x}", member.id), "name": member.name, "peers": member.peer_urls,
                             "clients": member.client_urls, "learner": member.learner,
-                        }))
-                    })
-                    .collect();
-                super::print(&output::render(cx.output, &["ID", "NAME", "PEERS", "CLIENTS", "LEARNER"], &rows)?)
+                        })
+                    };
+                    Ok(members.into_iter().map(row).collect())
+                };
+                cx.of_control_planes()?.rows(&["ID", "NAME", "PEERS", "CLIENTS", "LEARNER"], ask).await
+            }
+            Etcd::Snapshots => {
+                let ask = |machine: Connection| async move {
+                    let list = machine.etcd().list_snapshots(EtcdListSnapshotsRequest {}).await.map_err(refused)?.into_inner();
+                    let row = |snapshot: EtcdSnapshotInfo| {
+                        json!({
+                            "name": snapshot.name, "size": snapshot.size, "taken": output::date(snapshot.taken_unix),
+                            "revision": snapshot.revision, "keys": snapshot.keys, "sha256": snapshot.sha256,
+                        })
+                    };
+                    Ok(list.snapshots.into_iter().map(row).collect())
+                };
+                cx.of_control_planes()?.rows(&["NAME", "SIZE|bytes", "TAKEN", "REVISION", "KEYS", "SHA256"], ask).await
             }
             Etcd::Snapshot { file, name } => snapshot(cx, &file, name.unwrap_or_default()).await,
-            Etcd::Snapshots => {
-                let machine = cx.control_plane().await?;
-                let list = machine.etcd().list_snapshots(EtcdListSnapshotsRequest {}).await.map_err(refused)?.into_inner();
-                let rows: Vec<_> = list
-                    .snapshots
-                    .into_iter()
-                    .map(|snapshot| {
-                        output::row(json!({
-                            "name": snapshot.name, "size": snapshot.size, "taken": output::date(snapshot.taken_unix),
-                            "revision": snapshot.revision, "sha256": snapshot.sha256,
-                        }))
-                    })
-                    .collect();
-                super::print(&output::render(cx.output, &["NAME", "SIZE", "TAKEN", "REVISION", "SHA256"], &rows)?)
-            }
             Etcd::Recover { file } => recover(cx, &file).await,
         }
     }
@@ -113,7 +124,8 @@ async fn snapshot(cx: &Cx, target: &Path, name: String) -> anyhow::Result<()> {
     }
     std::fs::rename(&partial, target).with_context(|| format!("rename {} to {}", partial.display(), target.display()))?;
     let size = std::fs::metadata(target)?.len();
-    super::print(&format!("{}: {} written and checked\n", target.display(), output::size(size)))
+    let row = json!({"file": target.display().to_string(), "size": size, "result": "written and checked"});
+    super::show(cx, &machine.node, &["FILE", "SIZE|bytes", "RESULT"], vec![row])
 }
 
 /// A snapshot ends with the SHA-256 of everything before.
@@ -154,7 +166,8 @@ async fn recover(cx: &Cx, file: &PathBuf) -> anyhow::Result<()> {
         return Err(anyhow::Error::new(problem).context(format!("read {}", file.display())));
     }
     let response = answer.map_err(refused)?.into_inner();
-    super::print(&format!("{}: etcd holds the snapshot of revision {}\n", machine.node, response.revision))
+    let row = json!({"revision": response.revision, "result": format!("etcd holds the snapshot of revision {}", response.revision)});
+    super::show(cx, &machine.node, &["RESULT"], vec![row])
 }
 
 /// A file as a stream of chunks, with a bar. A problem while reading ends the stream early and is left in the second

@@ -38,7 +38,7 @@ enum Until {
 }
 
 /// What only a machine in a running cluster can have.
-const NEED_A_CLUSTER: &[&str] = &["pod-network", "manifests", "etcd-snapshots"];
+const NEED_A_CLUSTER: &[&str] = &["pod-network", "manifests", "etcd", "etcd-snapshots", "joined"];
 
 const COLUMNS: &[&str] = &["NODE", "CHECK", "STATE", "DETAIL"];
 

@@ -50,6 +50,7 @@ impl Reset {
             bail!("this wipes everything that {} ({}) keeps: say --yes", version.hostname, machine.node);
         }
         machine.machine().reset(ResetRequest { confirm_hostname: version.hostname.clone() }).await.map_err(refused)?;
-        super::print(&format!("{}: {} is being reset and comes back in maintenance mode\n", machine.node, version.hostname))
+        let result = format!("{} is being reset and comes back in maintenance mode", version.hostname);
+        super::show(cx, &machine.node, &["RESULT"], vec![json!({"result": result})])
     }
 }

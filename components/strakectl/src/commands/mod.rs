@@ -15,6 +15,7 @@ mod lifecycle;
 mod logs;
 mod resources;
 mod services;
+mod stats;
 mod version;
 
 use std::future::Future;
@@ -68,6 +69,7 @@ pub struct Cx {
 enum Command {
     Version(version::Version),
     ApplyConfig(apply_config::ApplyConfig),
+    ConfirmConfig(apply_config::ConfirmConfig),
     Bootstrap(bootstrap::Bootstrap),
     Kubeconfig(kubeconfig::Kubeconfig),
     Health(health::Health),
@@ -75,6 +77,7 @@ enum Command {
     Services(services::Services),
     #[command(subcommand)]
     Service(services::Service),
+    Stats(stats::Stats),
     Logs(logs::Logs),
     Dmesg(logs::Dmesg),
     Get(resources::Get),
@@ -105,12 +108,14 @@ impl Cli {
         match self.command {
             Command::Version(verb) => verb.run(&cx).await,
             Command::ApplyConfig(verb) => verb.run(&cx).await,
+            Command::ConfirmConfig(verb) => verb.run(&cx).await,
             Command::Bootstrap(verb) => verb.run(&cx).await,
             Command::Kubeconfig(verb) => verb.run(&cx).await,
             Command::Health(verb) => verb.run(&cx).await,
             Command::Wait(verb) => verb.run(&cx).await,
             Command::Services(verb) => verb.run(&cx).await,
             Command::Service(verb) => verb.run(&cx).await,
+            Command::Stats(verb) => verb.run(&cx).await,
             Command::Logs(verb) => verb.run(&cx).await,
             Command::Dmesg(verb) => verb.run(&cx).await,
             Command::Get(verb) => verb.run(&cx).await,
@@ -170,6 +175,13 @@ impl Cx {
         Ok((nodes, Trust::Cluster(context.credentials()?)))
     }
 
+    /// Connections to every machine that is meant; one that can't be reached is an error.
+    pub async fn all(&self) -> anyhow::Result<Vec<Connection>> {
+        let (nodes, trust) = self.targets()?;
+        let connections = nodes.iter().map(|node| Connection::open(node, &trust, self.timeout()));
+        Ok(futures_util::future::try_join_all(connections).await?)
+    }
+
     /// A connection to the one machine that is meant.
     pub async fn one(&self) -> anyhow::Result<Connection> {
         let (nodes, trust) = self.targets()?;
@@ -181,14 +193,20 @@ impl Cx {
 
     /// A connection to the first control plane (or to the machine named with --nodes).
     pub async fn control_plane(&self) -> anyhow::Result<Connection> {
-        if !self.nodes.is_empty() || self.pairing.is_some() {
-            return self.one().await;
+        self.of_control_planes()?.one().await
+    }
+
+    /// The same, but when no machine is named the first control plane is meant, whatever machines the context names.
+    pub fn of_control_planes(&self) -> anyhow::Result<Cx> {
+        let mut cx = self.clone();
+        if cx.nodes.is_empty() && cx.pairing.is_none() {
+            let path = self.strakeconfig_path()?;
+            let config = StrakeConfig::load(&path)?;
+            let (name, context) = config.select(self.context.as_deref(), &path)?;
+            let first = context.endpoints.first();
+            cx.nodes.push(first.with_context(|| format!("context {name:?} has no endpoint: name a machine with --nodes"))?.clone());
         }
-        let path = self.strakeconfig_path()?;
-        let config = StrakeConfig::load(&path)?;
-        let (name, context) = config.select(self.context.as_deref(), &path)?;
-        let node = context.endpoints.first().with_context(|| format!("context {name:?} has no endpoint: name a machine with --nodes"))?;
-        Ok(Connection::open(node, &Trust::Cluster(context.credentials()?), self.timeout()).await?)
+        Ok(cx)
     }
 
     /// Asks every machine at once and shows all rows; machines that fail are reported and make the command fail.
@@ -226,16 +244,25 @@ impl Cx {
         let (mut rows, mut failed) = (Vec::new(), Vec::new());
         for (node, answer) in answers {
             match answer {
-                Ok(values) => rows.extend(values.into_iter().map(|value| {
-                    let mut row = Row::from_iter([("node".to_owned(), Value::from(node.clone()))]);
-                    row.extend(output::row(value));
-                    row
-                })),
+                Ok(values) => rows.extend(values.into_iter().map(|value| with_node(&node, value))),
                 Err(error) => failed.push((node, error)),
             }
         }
         Ok((rows, failed))
     }
+}
+
+/// Rows of one machine's answer, shown with its name as what every machine is asked is.
+pub fn show(cx: &Cx, node: &str, columns: &[&str], values: Vec<Value>) -> anyhow::Result<()> {
+    let columns: Vec<&str> = std::iter::once("NODE").chain(columns.iter().copied()).collect();
+    let rows: Vec<Row> = values.into_iter().map(|value| with_node(node, value)).collect();
+    print(&output::render(cx.output, &columns, &rows)?)
+}
+
+fn with_node(node: &str, value: Value) -> Row {
+    let mut row = Row::from_iter([("node".to_owned(), Value::from(node))]);
+    row.extend(output::row(value));
+    row
 }
 
 /// An error that names every machine that failed.

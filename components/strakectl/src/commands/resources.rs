@@ -64,11 +64,17 @@ impl Links {
 fn columns(kind: &str) -> &'static [&'static str] {
     match kind {
         "status" => &["NAME=id", "STATE", "SINCE", "DETAIL"],
-        "disks" => &["NAME=id", "PATH", "SIZE", "BUS", "MODEL", "SERIAL", "WWID", "USE"],
+        "events" => &["LAST", "SEVERITY", "REASON", "COUNT", "MESSAGE"],
+        "boot" => &["MILESTONE=id", "SECONDS", "SINCE POWER ON=sincePowerOn"],
+        "etcd-members" => &["ID", "NAME", "PEERS", "CLIENTS", "LEARNER", "LEADER"],
+        "etcd-snapshots" => &["NAME=id", "SIZE|bytes", "TAKEN", "REVISION", "KEYS", "SHA256"],
+        "joined" => &["NAME=id", "ADDRESS", "NODE REGISTERED=registered"],
+        "time" => &["NAME=id", "SYNCHRONIZED", "DETAIL"],
+        "disks" => &["NAME=id", "PATH", "SIZE|bytes", "BUS", "MODEL", "SERIAL", "WWID", "USE"],
         "links" => &["NAME=id", "KIND=type", "MAC", "MTU", "STATE"],
         "addresses" => &["ADDRESS=id", "LINK", "ORIGIN"],
         "routes" => &["DESTINATION", "GATEWAY", "LINK", "METRIC", "ORIGIN"],
-        "volumes" => &["LABEL=id", "DEVICE", "MOUNTED", "SIZE", "USED"],
+        "volumes" => &["LABEL=id", "DEVICE", "MOUNTED", "SIZE|bytes", "USED|bytes"],
         "services" => &["NAME=id", "STATE", "RESTARTS", "DETAIL"],
         "certificates" => &["NAME=id", "SUBJECT", "EXPIRES"],
         _ => &["ID=id", "SPEC"],
@@ -94,8 +100,8 @@ fn row(resource: &Resource) -> anyhow::Result<Value> {
             if known {
                 row.insert("spec".to_owned(), Value::from(Value::Object(fields.clone()).to_string()));
             }
-            // A resource's own fields never hide its name.
-            row.extend(fields.into_iter().filter(|(name, _)| !["kind", "id", "version"].contains(&name.as_str())));
+            // A resource's own fields never hide its name, nor the machine's.
+            row.extend(fields.into_iter().filter(|(name, _)| !["kind", "id", "version", "node"].contains(&name.as_str())));
         }
         other => {
             row.insert("spec".to_owned(), other);
@@ -104,9 +110,26 @@ fn row(resource: &Resource) -> anyhow::Result<Value> {
     Ok(Value::Object(row))
 }
 
+/// Shows changes of every machine as they come, until all of them end.
 async fn watch(cx: &Cx, kind: String, id: String) -> anyhow::Result<()> {
-    let machine = cx.one().await?;
-    let mut events = machine.resources().watch(ResourceWatchRequest { kind: kind.clone(), id }).await.map_err(refused)?.into_inner();
+    let machines = cx.all().await?;
+    let several = machines.len() > 1;
+    let mut failed = Vec::new();
+    let watches = machines.into_iter().map(|machine| {
+        let request = ResourceWatchRequest { kind: kind.clone(), id: id.clone() };
+        async move {
+            let ended = watch_one(cx, &machine, request, several).await;
+            (machine.node.clone(), ended)
+        }
+    });
+    for (node, ended) in futures_util::future::join_all(watches).await {
+        failed.extend(ended.err().map(|error| (node, error)));
+    }
+    super::fail(failed)
+}
+
+async fn watch_one(cx: &Cx, machine: &Connection, request: ResourceWatchRequest, several: bool) -> anyhow::Result<()> {
+    let mut events = machine.resources().watch(request).await.map_err(refused)?.into_inner();
     while let Some(event) = events.next().await {
         let event = event.map_err(refused)?;
         let word = match event.r#type() {
@@ -115,9 +138,10 @@ async fn watch(cx: &Cx, kind: String, id: String) -> anyhow::Result<()> {
             Type::Synced | Type::Unspecified => continue,
         };
         let Some(resource) = &event.resource else { continue };
+        let node = if several { format!("{}: ", machine.node) } else { String::new() };
         let text = match cx.output {
-            Format::Table => format!("{word:<8} {} {}\n", resource.id, resource.spec),
-            _ => json!({"event": word, "resource": row(resource)?}).to_string() + "\n",
+            Format::Table => format!("{node}{word:<8} {} {}\n", resource.id, resource.spec),
+            _ => json!({"node": machine.node, "event": word, "resource": row(resource)?}).to_string() + "\n",
         };
         super::print(&text)?;
     }

@@ -12,7 +12,7 @@ pub struct Services {}
 
 impl Services {
     pub async fn run(self, cx: &Cx) -> anyhow::Result<()> {
-        cx.rows(&["SERVICE=name", "STATE", "PID", "RESTARTS", "SINCE", "DETAIL"], |machine| async move {
+        cx.rows(&["SERVICE=name", "STATE", "PID", "MEMORY|bytes", "RESTARTS", "SINCE", "DETAIL"], |machine| async move {
             let list = machine.services().list(ServiceListRequest {}).await.map_err(refused)?.into_inner();
             Ok(list
                 .services
@@ -22,6 +22,7 @@ impl Services {
                         "name": service.name,
                         "state": service.state,
                         "pid": (service.pid > 0).then_some(service.pid),
+                        "memory": (service.memory_bytes > 0).then_some(service.memory_bytes),
                         "restarts": service.restarts,
                         "since": output::date(service.since_unix),
                         "detail": service.detail,

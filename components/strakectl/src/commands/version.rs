@@ -4,6 +4,7 @@ use machine_api::v1alpha1::{Mode, VersionRequest};
 use serde_json::json;
 
 use super::{Cx, refused};
+use crate::output;
 
 /// Show what machines run, and in which mode they are.
 #[derive(Debug, clap::Args)]
@@ -16,7 +17,8 @@ pub struct Version {
 impl Version {
     pub async fn run(self, cx: &Cx) -> anyhow::Result<()> {
         if self.client {
-            return super::print(&format!("strakectl {}\n", env!("CARGO_PKG_VERSION")));
+            let row = output::row(json!({"name": "strakectl", "version": env!("CARGO_PKG_VERSION")}));
+            return super::print(&output::render(cx.output, &["NAME", "VERSION"], &[row])?);
         }
         cx.rows(&["HOSTNAME", "ROLE", "MODE", "VERSION", "KUBERNETES", "KERNEL"], |machine| async move {
             let version = machine.machine().version(VersionRequest {}).await.map_err(refused)?.into_inner();

@@ -165,6 +165,13 @@ fn facts(paths: &Paths, link: &host::net::Link) -> LinkFacts {
     }
 }
 
+/// What a config says of links that this machine does not have, or has several of.
+pub async fn missing_links(paths: &Paths, config: &Config) -> Result<Vec<String>, ReconcileError> {
+    let observed = LinuxNetwork::connect()?.observe().await?;
+    let facts: Vec<LinkFacts> = observed.links.iter().map(|link| facts(paths, link)).collect();
+    Ok(plan::wanted(Some(config), &facts).1)
+}
+
 #[tonic::async_trait]
 impl Reconciler for Network {
     fn name(&self) -> &'static str {
