@@ -76,6 +76,9 @@ pub fn run() -> Result<Infallible, Box<dyn Error>> {
     // Ctrl-Alt-Del becomes a SIGINT to PID 1.
     let _ = rustix::system::reboot(RebootCommand::CadOff);
 
+    // Messages that may wait for logd while it restarts, from each program; a socket takes the limit that holds when it is bound.
+    let _ = fs::write("/proc/sys/net/unix/max_dgram_qlen", "512");
+
     let mut this = EventLoop::new()?;
     // Uevents of devices that appear meanwhile wait in their socket.
     let devices = this.uevents.take();

@@ -66,7 +66,12 @@ pub fn exec_service(args: &[String]) -> i32 {
     }
     let _ = rustix::process::setsid();
     unblock_signals();
-    let error = Command::new(program).args(rest).exec();
+    let mut command = Command::new(program);
+    // So that a program knows that logd reads its output, and gives it events instead of lines (systemd.exec(5)).
+    if let Ok(found) = rustix::fs::fstat(std::io::stderr()) {
+        command.env("JOURNAL_STREAM", format!("{}:{}", found.st_dev, found.st_ino));
+    }
+    let error = command.args(rest).exec();
     eprintln!("init: execute {program}: {error}");
     127
 }

@@ -81,36 +81,34 @@ impl Context {
         Machine::start(&self.programs.tools, self.accelerator, spec).map(Running)
     }
 
-    /// A cluster that is ended with the scenario.
-    pub fn cluster(&self, name: &str, spec: &ClusterSpec) -> Result<RunningCluster, Error> {
-        Cluster::open(&self.dir.join(name), &self.run.join(name), &self.programs, spec).map(RunningCluster)
+    /// A new two-machine cluster, booted from the ISO, that other scenarios start from once it is saved.
+    pub fn new_cluster(&self) -> Result<RunningCluster, Error> {
+        let (base, run) = (self.saved.join(&self.image.root_uuid), self.run.join("saved"));
+        std::fs::create_dir_all(&self.saved).on("create", &self.saved)?;
+        // Saved clusters of earlier images are of no use any more, and large; and one that was left half-way is none.
+        for entry in std::fs::read_dir(&self.saved).on("list", &self.saved)? {
+            let entry = entry.on("list", &self.saved)?;
+            std::fs::remove_dir_all(entry.path()).on("remove", entry.path())?;
+        }
+        let cluster = Cluster::open(&base, &run, &self.programs, &ClusterSpec::small()).map(RunningCluster)?;
+        cluster.up(&self.image.iso, std::slice::from_ref(&self.image.hello), self.accelerator, self)?;
+        Ok(cluster)
     }
 
     /// A running two-machine cluster with the example's image, started from a saved one, which is made first when this image has none.
     pub fn ready_cluster(&self) -> Result<RunningCluster, Error> {
-        let spec = ClusterSpec { workers: 1, memory_mib: 1536, disk_bytes: 20 << 30 };
         let base = self.saved.join(&self.image.root_uuid);
-        let saved = Cluster::open(&base, &self.run.join("saved"), &self.programs, &spec).map(RunningCluster)?;
-        if !saved.is_saved() {
+        let saved = if Cluster::is_saved_in(&base) {
+            Cluster::open(&base, &self.run.join("saved"), &self.programs, &ClusterSpec::small())?
+        } else {
             self.say("making a saved cluster");
-            self.forget_other_images()?;
-            saved.up(&self.image.iso, std::slice::from_ref(&self.image.hello), self.accelerator, self)?;
-            saved.save()?;
-        }
+            let made = self.new_cluster()?;
+            made.save()?;
+            (*made).clone()
+        };
         let cluster = RunningCluster(saved.copy_to(&self.dir.join("cluster"), &self.run.join("cluster"))?);
         cluster.start(self.accelerator, self)?;
         Ok(cluster)
-    }
-
-    /// Saved clusters of earlier images are of no use any more, and large.
-    fn forget_other_images(&self) -> Result<(), Error> {
-        for entry in std::fs::read_dir(&self.saved).on("list", &self.saved)? {
-            let entry = entry.on("list", &self.saved)?;
-            if entry.file_name().to_string_lossy() != self.image.root_uuid {
-                std::fs::remove_dir_all(entry.path()).on("remove", entry.path())?;
-            }
-        }
-        Ok(())
     }
 
     /// Tries until there is a value; an error of `attempt` ends it.

@@ -24,9 +24,12 @@ pub struct Up {
     /// Worker machines beside the control plane
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=i64::from(MAX_WORKERS)))]
     workers: u8,
-    /// Memory of each machine, in MiB
+    /// Memory of the control plane, in MiB
     #[arg(long, default_value_t = 1536, value_parser = clap::value_parser!(u32).range(512..))]
     memory: u32,
+    /// Memory of each worker, in MiB; the same as --memory when unset
+    #[arg(long, value_parser = clap::value_parser!(u32).range(512..))]
+    worker_memory: Option<u32>,
     /// Size of each machine's disk, in GiB; the file takes only what is written
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(14..=2048))]
     disk: u64,
@@ -62,7 +65,12 @@ pub fn up(project: &Project, wanted: &Up) -> Result<()> {
     let programs = programs(project, &tools);
     let accelerator = Accelerator::detect(&cache, &tools)?;
     let dir = directory(project);
-    let spec = ClusterSpec { workers: wanted.workers, memory_mib: wanted.memory, disk_bytes: wanted.disk << 30 };
+    let spec = ClusterSpec {
+        workers: wanted.workers,
+        memory_mib: wanted.memory,
+        worker_memory_mib: wanted.worker_memory.unwrap_or(wanted.memory),
+        disk_bytes: wanted.disk << 30,
+    };
     if wanted.fresh && dir.exists() {
         remove(&dir, &programs, &spec)?;
     }
@@ -89,7 +97,7 @@ pub fn down(project: &Project) -> Result<()> {
     let tools = Tools::prepare(&cache, &project.root.join("image/locks"), Versions::Locked, &|step| println!("{step}"))?;
     // Only what ends the machines is needed, so nothing is built.
     let programs = Programs { tools, strakectl: project.binaries().join("strakectl"), switch: vec!["false".into()] };
-    let unused = ClusterSpec { workers: 0, memory_mib: 0, disk_bytes: 0 };
+    let unused = ClusterSpec { workers: 0, memory_mib: 0, worker_memory_mib: 0, disk_bytes: 0 };
     remove(&dir, &programs, &unused)
 }
 

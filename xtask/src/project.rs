@@ -50,7 +50,7 @@ impl Project {
     /// Builds every binary with the profile of the image. Always the whole workspace: cargo compiles a dependency again for each set of
     /// features that the selected packages ask for together, so one selection means compiling once.
     pub fn build(&self) -> Result<()> {
-        succeed(&mut self.cargo(&["build", "--release", "--quiet", "--workspace", "--bins"]))
+        succeed(&mut self.cargo(&["build", "--release", "--quiet", "--workspace", "--exclude", "bench", "--bins"]))
     }
 }
 

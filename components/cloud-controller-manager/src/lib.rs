@@ -22,7 +22,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Err(error) => error.exit(),
     };
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    options::start_logging(options.verbosity);
+    component_base::start_logging("cloud-controller-manager", options.verbosity);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

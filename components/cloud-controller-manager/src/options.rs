@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 use ipnet::IpNet;
+use component_base::LeaderElection;
 use k8s_client::go_duration;
 
 /// cloud-controller-manager for bare metal.
@@ -45,18 +46,8 @@ pub struct Options {
     /// Accepted for compatibility: the controllers share one identity.
     #[arg(long, default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set)]
     pub use_service_account_credentials: bool,
-    /// Waits for the Lease kube-system/cloud-controller-manager before doing anything.
-    #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set)]
-    pub leader_elect: bool,
-    /// How long a lease lasts without renewal.
-    #[arg(long, default_value = "15s", value_parser = go_duration)]
-    pub leader_elect_lease_duration: Duration,
-    /// How long the leader tries to renew before it gives up.
-    #[arg(long, default_value = "10s", value_parser = go_duration)]
-    pub leader_elect_renew_deadline: Duration,
-    /// Pause between attempts.
-    #[arg(long, default_value = "2s", value_parser = go_duration)]
-    pub leader_elect_retry_period: Duration,
+    #[command(flatten)]
+    pub leader_election: LeaderElection,
     /// A node whose kubelet was silent this long and whose machine does not answer is removed.
     #[arg(long, default_value = "24h", value_parser = go_duration)]
     pub node_gone_after: Duration,
@@ -66,18 +57,6 @@ pub struct Options {
     /// Log verbosity: 4 and more is debug.
     #[arg(short = 'v', long = "v", default_value_t = 0)]
     pub verbosity: u8,
-}
-
-/// One line per event on standard error.
-pub fn start_logging(verbosity: u8) {
-    let level = match verbosity {
-        0..=3 => tracing::Level::INFO,
-        4..=7 => tracing::Level::DEBUG,
-        _ => tracing::Level::TRACE,
-    };
-    let filter = tracing_subscriber::EnvFilter::new(format!("{level},h2=info,hyper=info,hyper_util=info,rustls=info,tower=info"));
-    // A second subscriber in the same process, as in tests, is no problem: the first stays.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
 }
 
 #[cfg(test)]
@@ -91,7 +70,7 @@ mod tests {
                 .split(' '),
         )
         .unwrap();
-        assert!(options.leader_elect && options.configure_cloud_routes);
+        assert!(options.leader_election.leader_elect && options.configure_cloud_routes);
         for bad in ["--no-such=1", "--cloud-provider=aws", "--node-gone-after=soon"] {
             assert!(Options::try_parse_from(["ccm", bad]).is_err(), "{bad}");
         }

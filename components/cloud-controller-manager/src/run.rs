@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use k8s_client::{
-    CancellationToken, Client, Config, EventRecorder, LeaderConfig, LeaderElector, Lease, ReflectorOptions, ServeConfig, hostname, serve,
+    CancellationToken, Client, Config, EventRecorder, LeaderElector, Lease, ReflectorOptions, ServeConfig, hostname, serve,
     spawn_reflector, stop_on_signals,
 };
 
@@ -31,13 +31,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         serve(server, stop.clone()).await?;
     }
     let recorder = EventRecorder::spawn(client.clone(), NAME, &host, stop.clone());
-    let leader = LeaderConfig {
-        lease_duration: options.leader_elect_lease_duration,
-        renew_deadline: options.leader_elect_renew_deadline,
-        retry_period: options.leader_elect_retry_period,
-        ..LeaderConfig::new(NAME, &host)
-    };
-    if options.leader_elect {
+    let leader = options.leader_election.config(NAME, &host);
+    if options.leader_election.leader_elect {
         let elector = LeaderElector::new(client.clone(), leader);
         elector.run(stop, |stop| lead(client, options, recorder, stop)).await?;
     } else {

@@ -37,13 +37,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             return if e.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    let level = match flags.verbosity {
-        0..=3 => tracing_subscriber::filter::LevelFilter::INFO,
-        4..=7 => tracing_subscriber::filter::LevelFilter::DEBUG,
-        _ => tracing_subscriber::filter::LevelFilter::TRACE,
-    };
-    // Another subscriber may already be there, in a test.
-    let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).with_max_level(level).try_init();
+    component_base::start_logging("kube-apiserver", flags.verbosity);
     // The provider may have been installed before, in a test.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let result = flags.into_config().and_then(|config| {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 use ipnet::IpNet;
+use component_base::LeaderElection;
 use k8s_client::go_duration;
 
 /// kube-controller-manager: watches the cluster's desired state and moves the real one towards it.
@@ -72,18 +73,8 @@ pub struct Options {
     /// Controllers to run: `*` for those on by default, `name` to add, `-name` to leave out.
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     pub controllers: Vec<String>,
-    /// Waits for the Lease kube-system/kube-controller-manager before doing anything.
-    #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set)]
-    pub leader_elect: bool,
-    /// How long a lease lasts without renewal.
-    #[arg(long, default_value = "15s", value_parser = go_duration)]
-    pub leader_elect_lease_duration: Duration,
-    /// How long the leader tries to renew before it gives up.
-    #[arg(long, default_value = "10s", value_parser = go_duration)]
-    pub leader_elect_renew_deadline: Duration,
-    /// Pause between attempts.
-    #[arg(long, default_value = "2s", value_parser = go_duration)]
-    pub leader_elect_retry_period: Duration,
+    #[command(flatten)]
+    pub leader_election: LeaderElection,
     /// Name of the cluster.
     #[arg(long, default_value = "kubernetes")]
     pub cluster_name: String,
@@ -104,18 +95,6 @@ pub struct Options {
     pub profiling: bool,
 }
 
-/// One line per event on standard error.
-pub fn start_logging(verbosity: u8) {
-    let level = match verbosity {
-        0..=3 => tracing::Level::INFO,
-        4..=7 => tracing::Level::DEBUG,
-        _ => tracing::Level::TRACE,
-    };
-    let filter = tracing_subscriber::EnvFilter::new(format!("{level},h2=info,hyper=info,hyper_util=info,rustls=info,tower=info"));
-    // A second subscriber in the same process, as in tests, is no problem: the first stays.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,13 +106,13 @@ mod tests {
             --controllers=*,bootstrapsigner,tokencleaner --kubeconfig=/k --leader-elect=true --requestheader-client-ca-file=/fp --root-ca-file=/ca \
             --service-account-private-key-file=/sa --service-cluster-ip-range=10.96.0.0/16 --use-service-account-credentials=true --v=4";
         let options = Options::try_parse_from(line.split_whitespace()).unwrap();
-        assert!(options.allocate_node_cidrs && options.use_service_account_credentials && options.leader_elect);
+        assert!(options.allocate_node_cidrs && options.use_service_account_credentials && options.leader_election.leader_elect);
         assert_eq!(options.controllers, ["*", "bootstrapsigner", "tokencleaner"]);
         assert_eq!(options.cluster_signing_duration, Duration::from_secs(8760 * 3600));
         let options =
             Options::try_parse_from(["kcm", "--leader-elect=false", "--allocate-node-cidrs", "--controllers=-namespace-controller,*"])
                 .unwrap();
-        assert!(!options.leader_elect && options.allocate_node_cidrs);
+        assert!(!options.leader_election.leader_elect && options.allocate_node_cidrs);
         let error = Options::try_parse_from(["kcm", "--no-such-flag=1"]).unwrap_err().to_string();
         assert!(error.contains("--no-such-flag"), "{error}");
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use k8s_client::{Client, Config, EventRecorder, LeaderConfig, LeaderElector, ServeConfig, hostname, serve, stop_on_signals};
+use k8s_client::{Client, Config, EventRecorder, LeaderElector, ServeConfig, hostname, serve, stop_on_signals};
 
 use crate::context::{Context, Informers};
 use crate::credentials::Credentials;
@@ -31,13 +31,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         serve(server, stop.clone()).await?;
     }
 
-    let leader = LeaderConfig {
-        lease_duration: options.leader_elect_lease_duration,
-        renew_deadline: options.leader_elect_renew_deadline,
-        retry_period: options.leader_elect_retry_period,
-        ..LeaderConfig::new("kube-controller-manager", &host)
-    };
-    let elect = options.leader_elect;
+    let leader = options.leader_election.config("kube-controller-manager", &host);
+    let elect = options.leader_election.leader_elect;
     let context = Context {
         credentials: Credentials::new(client.clone(), options.use_service_account_credentials)?,
         recorder: EventRecorder::spawn(client.clone(), "kube-controller-manager", &host, stop.clone()),

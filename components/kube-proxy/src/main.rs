@@ -12,8 +12,7 @@ use kube_proxy::run::run;
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let level = if options.verbosity < 2 { tracing::Level::INFO } else { tracing::Level::DEBUG };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_max_level(level).init();
+    component_base::start_logging("kube-proxy", options.verbosity);
     // An error means a provider is installed already, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let outcome = (tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build())

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
-use k8s_client::{CancellationToken, Check, Client, Config, EventRecorder, LeaderConfig, LeaderElector, ServeConfig, serve};
+use k8s_client::{CancellationToken, Check, Client, Config, EventRecorder, LeaderElector, ServeConfig, serve};
 
 use crate::metrics::Metrics;
 use crate::options::Options;
@@ -36,12 +36,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code().clamp(0, 255) as u8);
         }
     };
-    let level = match options.verbosity {
-        0 | 1 => tracing::Level::INFO,
-        2 | 3 => tracing::Level::DEBUG,
-        _ => tracing::Level::TRACE,
-    };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_max_level(level).init();
+    component_base::start_logging("kube-scheduler", options.verbosity);
     // An error means a provider is installed already, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
@@ -88,11 +83,11 @@ async fn run(options: Options) -> anyhow::Result<()> {
     };
     serve(health, stop.clone()).await?;
     let events = EventRecorder::spawn(client.clone(), state::SCHEDULER_NAME, &host, stop.clone());
-    if !options.leader_elect {
+    if !options.leader_election.leader_elect {
         Scheduler::new(client, events, metrics, stop).run().await;
         return Ok(());
     }
-    let elector = LeaderElector::new(client.clone(), LeaderConfig::new("kube-scheduler", &host));
+    let elector = LeaderElector::new(client.clone(), options.leader_election.config("kube-scheduler", &host));
     elector.run(stop, |stop| Scheduler::new(client, events, metrics, stop).run()).await?;
     Ok(())
 }

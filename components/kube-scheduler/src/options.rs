@@ -3,7 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser};
+use clap::Parser;
+use component_base::LeaderElection;
 
 /// The Kubernetes scheduler: watches pods without a node and binds each to the best one.
 #[derive(Debug, Clone, Parser)]
@@ -24,9 +25,8 @@ pub struct Options {
     /// Port of the health and metrics server.
     #[arg(long, default_value_t = 10259)]
     pub secure_port: u16,
-    /// Hold the Lease kube-system/kube-scheduler before working, so that one of several schedulers does.
-    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
-    pub leader_elect: bool,
+    #[command(flatten)]
+    pub leader_election: LeaderElection,
     /// Serve profiles; this scheduler has none, so only false is accepted.
     #[arg(long, default_value = "false", value_parser = ["false"], num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub profiling: String,
@@ -51,7 +51,7 @@ mod tests {
         let line = "kube-scheduler --authentication-kubeconfig=/a --authorization-kubeconfig=/a --bind-address=127.0.0.1 --kubeconfig=/a --leader-elect=true --profiling=false";
         let options = Options::try_parse_from(line.split(' ')).unwrap();
         assert_eq!(options.bind(), "127.0.0.1:10259".parse().unwrap());
-        assert!(!Options::try_parse_from(["kube-scheduler", "--leader-elect=false"]).unwrap().leader_elect);
+        assert!(!Options::try_parse_from(["kube-scheduler", "--leader-elect=false"]).unwrap().leader_election.leader_elect);
         let error = Options::try_parse_from(["kube-scheduler", "--nonsense"]).unwrap_err();
         assert!(error.to_string().contains("--nonsense"), "{error}");
     }

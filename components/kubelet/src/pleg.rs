@@ -1,4 +1,5 @@
-//! The pod lifecycle event generator: lists the runtime once a second and wakes the workers of pods that changed.
+//! The pod lifecycle event generator: lists the runtime when it says that something happened, and wakes the workers of pods that changed.
+//! What the runtime says only starts a look, so an event that is lost or doubled does no harm; and it is listed every few seconds all the same.
 
 use crate::cri::{Cri, CriError};
 use crate::model::pod::CONFIG_SOURCE;
@@ -7,6 +8,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -28,8 +30,12 @@ pub struct Pleg {
     wakers: Mutex<HashMap<String, Arc<Notify>>>,
 }
 
-/// Time between two looks.
+/// Time between two looks at a runtime that sends no events.
 const PERIOD: Duration = Duration::from_secs(1);
+/// Time between two looks at one that does.
+const PERIOD_WITH_EVENTS: Duration = Duration::from_secs(10);
+/// Events come in bunches (a sandbox and its container); one look serves all of this time.
+const TOGETHER: Duration = Duration::from_millis(50);
 /// Without a successful look for this long the node is not ready.
 pub const HEALTHY_WITHIN: Duration = Duration::from_secs(180);
 
@@ -121,11 +127,10 @@ async fn list(cri: &Cri) -> Result<HashMap<String, RuntimePod>, CriError> {
 
 /// Looks for ever. `changed` is notified when pods appear or disappear.
 pub async fn run(pleg: Arc<Pleg>, cri: Cri, changed: Arc<Notify>) {
-    let mut ticks = tokio::time::interval(PERIOD);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let events = Arc::new(Events::default());
+    tokio::spawn(events.clone().listen(cri.clone()));
     let mut failing = false;
     loop {
-        ticks.tick().await;
         match list(&cri).await {
             Ok(fresh) => {
                 if failing {
@@ -142,6 +147,39 @@ pub async fn run(pleg: Arc<Pleg>, cri: Cri, changed: Arc<Notify>) {
                     failing = true;
                 }
             }
+        }
+        let pause = if !failing && events.flowing.load(Ordering::Relaxed) { PERIOD_WITH_EVENTS } else { PERIOD };
+        if tokio::time::timeout(pause, events.happened.notified()).await.is_ok() {
+            tokio::time::sleep(TOGETHER).await;
+        }
+    }
+}
+
+/// What the runtime's event stream tells.
+#[derive(Default)]
+struct Events {
+    happened: Notify,
+    flowing: AtomicBool,
+}
+
+impl Events {
+    /// Follows the stream for ever; while there is none, looks are as frequent as without it.
+    async fn listen(self: Arc<Self>, cri: Cri) {
+        loop {
+            match cri.container_events().await {
+                Ok(mut stream) => {
+                    self.flowing.store(true, Ordering::Relaxed);
+                    // What happened before the stream began was not in it.
+                    self.happened.notify_one();
+                    while let Ok(Some(_)) = stream.message().await {
+                        self.happened.notify_one();
+                    }
+                    self.flowing.store(false, Ordering::Relaxed);
+                    self.happened.notify_one();
+                }
+                Err(error) => tracing::debug!(error = %error, "follow the runtime's events"),
+            }
+            tokio::time::sleep(PERIOD).await;
         }
     }
 }

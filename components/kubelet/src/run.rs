@@ -22,8 +22,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Entry point: `args` as `clap` expects them, with the program's name first.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
@@ -31,7 +29,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(flags) => flags,
         Err(error) => error.exit(),
     };
-    init_logging(flags.verbosity);
+    component_base::start_logging("kubelet", flags.verbosity);
     // Fails only when a provider was installed before, which is then the same one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(16).enable_all().build() {
@@ -48,17 +46,6 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn init_logging(verbosity: u8) {
-    let level = match verbosity {
-        0..=3 => "info",
-        4..=5 => "debug",
-        _ => "trace",
-    };
-    let filter = tracing_subscriber::EnvFilter::new(format!("warn,kubelet={level},k8s_client={level}"));
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false);
-    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
 }
 
 async fn run(flags: Flags) -> anyhow::Result<()> {

@@ -31,7 +31,7 @@ const KEPT: &str = "/run/strake/milestones.json";
 /// The boot loader's vendor (systemd's boot loader interface).
 const LOADER: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 /// How often what has not been reached yet is asked for.
-const EVERY: Duration = Duration::from_millis(200);
+const EVERY: Duration = Duration::from_secs(1);
 /// What etcd's static pod serves metrics and health on, without TLS.
 const ETCD_HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 2381);
 
@@ -86,7 +86,8 @@ impl Milestones {
         let _ = fs::File::create(&self.kept).and_then(|mut file| file.write_all(&text));
     }
 
-    fn has(&self, id: &str) -> bool {
+    /// Whether it was reached in this boot.
+    pub fn has(&self, id: &str) -> bool {
         self.reached.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains_key(id)
     }
 

@@ -156,7 +156,7 @@ impl Cluster {
         let dir = self.dir.join(&node.name);
         MachineSpec {
             name: node.name.clone(),
-            memory_mib: self.plan.spec.memory_mib,
+            memory_mib: if node.control_plane { self.plan.spec.memory_mib } else { self.plan.spec.worker_memory_mib },
             processors: 1,
             address: node.last_byte(),
             disk: Some(disk(&dir)),

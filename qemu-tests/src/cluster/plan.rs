@@ -22,8 +22,10 @@ pub const MAX_WORKERS: u8 = 9;
 pub struct ClusterSpec {
     /// Workers beside the one control plane.
     pub workers: u8,
-    /// Memory of each machine in MiB.
+    /// Memory of the control plane in MiB.
     pub memory_mib: u32,
+    /// Memory of each worker in MiB.
+    pub worker_memory_mib: u32,
     /// Size of each machine's disk in bytes.
     pub disk_bytes: u64,
 }
@@ -52,6 +54,13 @@ pub struct ClusterPlan {
     pub nodes: Vec<Node>,
     /// The loopback port that leads to the Kubernetes API.
     pub kubernetes_port: u16,
+}
+
+impl ClusterSpec {
+    /// The cluster of the scenarios: the least memory that must do.
+    pub fn small() -> Self {
+        Self { workers: 1, memory_mib: 1024, worker_memory_mib: 512, disk_bytes: 20 << 30 }
+    }
 }
 
 impl ClusterPlan {
@@ -136,7 +145,7 @@ mod tests {
     use super::*;
 
     fn plan(workers: u8) -> ClusterPlan {
-        let spec = ClusterSpec { workers, memory_mib: 1024, disk_bytes: 1 };
+        let spec = ClusterSpec { workers, memory_mib: 1024, worker_memory_mib: 512, disk_bytes: 1 };
         ClusterPlan::new(&spec, Ok::<u16, Infallible>).unwrap()
     }
 

@@ -16,9 +16,9 @@ const FILES: &[&str] = &["cluster.json", "strakeconfig", "kubeconfig", "secrets.
 const SHUTDOWN: Duration = Duration::from_secs(300);
 
 impl Cluster {
-    /// Whether [`Cluster::save`] was completed.
-    pub fn is_saved(&self) -> bool {
-        self.dir.join(COMPLETE).exists()
+    /// Whether a directory holds a cluster whose [`Cluster::save`] was completed.
+    pub fn is_saved_in(dir: &Path) -> bool {
+        dir.join(COMPLETE).exists()
     }
 
     /// Shuts the machines down in order and marks the cluster as one to start others from.

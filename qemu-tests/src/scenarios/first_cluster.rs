@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::cluster::Clients;
-use crate::cluster::plan::{ClusterPlan, ClusterSpec};
+use crate::cluster::plan::ClusterPlan;
 use crate::error::{Error, FileContext};
 use crate::http;
 use crate::scenario::{Context, Scenario};
@@ -21,9 +21,7 @@ pub const SCENARIO: Scenario = Scenario {
 const LABEL: &str = "app=hello";
 
 fn run(context: &Context) -> Result<(), Error> {
-    let spec = ClusterSpec { workers: 1, memory_mib: 1536, disk_bytes: 20 << 30 };
-    let cluster = context.cluster("cluster", &spec)?;
-    cluster.up(&context.image.iso, std::slice::from_ref(&context.image.hello), context.accelerator, context)?;
+    let cluster = context.new_cluster()?;
     let clients = cluster.clients();
 
     context.say("deploying the example");
@@ -48,7 +46,9 @@ fn run(context: &Context) -> Result<(), Error> {
     context.say("every node is Ready again; the workload too?");
     wait_deployment(context, &clients)?;
     reach(context, &clients, cluster.plan())?;
-    exec_and_logs(context, &clients)
+    exec_and_logs(context, &clients)?;
+    context.say("shutting down in order, for other scenarios to start from");
+    cluster.save()
 }
 
 /// Applies the example and waits until both copies are ready, on two nodes.

@@ -184,6 +184,18 @@ impl Cri {
         Ok(call!(self, runtime, list_container_stats, self.timeout, v1::ListContainerStatsRequest { filter: None })?.stats)
     }
 
+    /// The stream of what happens to containers, from now on. It ends with the runtime.
+    pub async fn container_events(&self) -> Result<tonic::Streaming<v1::ContainerEventResponse>, CriError> {
+        // No deadline: the stream is to last as long as the runtime.
+        let mut client = self.runtime.clone();
+        match client.get_container_events(v1::GetEventsRequest {}).await {
+            Ok(response) => Ok(response.into_inner()),
+            Err(status) => {
+                Err(CriError { operation: "get_container_events", code: status.code(), message: status.message().to_owned() })
+            }
+        }
+    }
+
     pub async fn list_images(&self) -> Result<Vec<v1::Image>, CriError> {
         Ok(call!(self, image, list_images, self.timeout, v1::ListImagesRequest { filter: None })?.images)
     }

@@ -26,7 +26,7 @@ pub async fn run(cri: &Cri, id: &str, container: &Container, probe: &Probe, pod_
         } else if let Some(tcp) = &probe.tcp_socket {
             let port = container.resolve_port(&tcp.port).ok_or("invalid port")?;
             let host = if tcp.host.is_empty() { pod_ip } else { &tcp.host };
-            TcpStream::connect((host, port)).await.map(drop).map_err(|e| format!("dial tcp {host}:{port}: {e}"))
+            TcpStream::connect((host, port)).await.map(drop).map_err(|e| format!("dial tcp {host}:{port}: {}", plain(&e)))
         } else if let Some(grpc) = &probe.grpc {
             grpc_health(grpc, pod_ip).await
         } else {
@@ -44,6 +44,12 @@ pub async fn run_exec(cri: &Cri, id: &str, command: &[String], timeout: Duration
     output.truncate(MAX_BODY);
     let output = String::from_utf8_lossy(&output).into_owned();
     if answer.exit_code == 0 { Ok(output) } else { Err(output) }
+}
+
+/// An I/O error without the number that Rust adds to it.
+fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }
 
 /// Asks by HTTP; 200 to 399 is success.
@@ -70,7 +76,8 @@ pub async fn http_get(container: &Container, action: &HttpGetAction, pod_ip: &st
         request = request.header("Accept", "*/*");
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
-    let stream = TcpStream::connect((host, port)).await.map_err(|e| format!("Get \"{authority}{path}\": {e}"))?;
+    let url = format!("{}://{authority}{path}", if tls { "https" } else { "http" });
+    let stream = TcpStream::connect((host, port)).await.map_err(|e| format!("Get \"{url}\": dial tcp {authority}: {}", plain(&e)))?;
     let response = if tls {
         let name = ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
         let connector = tokio_rustls::TlsConnector::from(unverified_tls());

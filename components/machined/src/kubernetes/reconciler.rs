@@ -1,6 +1,6 @@
 //! Brings certificates, files and static pods in line with the config. What is written comes from pure functions; this only looks, compares and writes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use machine_config::{CertificateAuthority, Config};
@@ -17,6 +17,11 @@ use crate::reconcilers::{Context, Outcome, ReconcileError, Reconciler};
 
 /// How long until another look at the latest; renewal is due days before the end.
 const AGAIN: Duration = Duration::from_secs(60);
+/// What needs the API server is started when it answers, so that it does not take the processor from it only to fail. After this long it
+/// is started all the same.
+const HEAD_START: Duration = Duration::from_secs(120);
+/// How often to look whether it answers.
+const HEAD_START_LOOK: Duration = Duration::from_secs(2);
 
 /// Writes containerd's config, which needs nothing but the image.
 #[derive(Default)]
@@ -43,6 +48,8 @@ impl Reconciler for ContainerdConfig {
 pub struct Kubernetes {
     /// Why etcd was halted in the round before, if it was.
     halted: Option<String>,
+    /// When the control plane was first to run.
+    begun: Option<Instant>,
 }
 
 #[tonic::async_trait]
@@ -60,7 +67,13 @@ impl Reconciler for Kubernetes {
         let Ok(facts) = super::facts(cx) else { return Ok(Outcome::waiting("the machine has no address for its node yet")) };
         let (config, paths, now) = (cx.config(), &cx.machine.paths, Timestamp::now());
         directories(config, paths)?;
-        let outcome = if config.is_control_plane() { control_plane(config, &facts, paths, now) } else { worker(config, &facts, paths) };
+        let outcome = if config.is_control_plane() {
+            let begun = *self.begun.get_or_insert_with(Instant::now);
+            let everything = cx.machine.milestones.has("kube-apiserver") || begun.elapsed() > HEAD_START;
+            control_plane(config, &facts, paths, now, everything)
+        } else {
+            worker(config, &facts, paths)
+        };
         let halted = outcome.as_ref().err().and_then(|error| error.downcast_ref::<EtcdHalted>()).map(ToString::to_string);
         if halted.is_some() && halted != self.halted {
             cx.machine.event(Severity::Warning, "EtcdHalted", halted.as_deref().unwrap_or_default());
@@ -94,7 +107,14 @@ fn worker(config: &Config, facts: &NodeFacts, paths: &Paths) -> Result<Outcome, 
     Ok(Outcome::ready("worker", AGAIN))
 }
 
-fn control_plane(config: &Config, facts: &NodeFacts, paths: &Paths, now: Timestamp) -> Result<Outcome, ReconcileError> {
+/// With `everything` unset, what needs the API server is not started yet; what runs already is left alone.
+fn control_plane(
+    config: &Config,
+    facts: &NodeFacts,
+    paths: &Paths,
+    now: Timestamp,
+    everything: bool,
+) -> Result<Outcome, ReconcileError> {
     let issued = issue_due(config, facts, paths, now)?;
     issue_kubelet_client(config, facts, paths, now)?;
     let mut wanted = component_files(config)?;
@@ -104,7 +124,7 @@ fn control_plane(config: &Config, facts: &NodeFacts, paths: &Paths, now: Timesta
 
     let observed = etcd::observe(paths);
     etcd::remember_data(paths, &observed)?;
-    let (pods, standing) = match etcd::verdict(&observed) {
+    let (mut pods, standing) = match etcd::verdict(&observed) {
         Verdict::NotBootstrapped => (Vec::new(), "control plane, not bootstrapped: run `strakectl bootstrap` on one machine".to_owned()),
         Verdict::Run => (static_pods::render(config, facts, true), format!("control plane, {issued} certificates issued in this round")),
         Verdict::Halt(reason) => {
@@ -115,9 +135,11 @@ fn control_plane(config: &Config, facts: &NodeFacts, paths: &Paths, now: Timesta
             return Err(EtcdHalted(reason).into());
         }
     };
+    let count = pods.len();
+    pods.retain(|file| everything || !static_pods::needs_api_server(&file.path) || paths.at(&file.path).exists());
     remove_others(paths, &pods)?;
     write_different(paths, &pods)?;
-    Ok(Outcome::ready(standing, AGAIN))
+    Ok(Outcome::ready(standing, if pods.len() < count { HEAD_START_LOOK } else { AGAIN }))
 }
 
 fn remove_others(paths: &Paths, wanted: &[File]) -> Result<(), ReconcileError> {
@@ -303,7 +325,7 @@ mod tests {
     fn round(config: &Config, paths: &Paths, now: Timestamp) -> Result<Outcome, ReconcileError> {
         directories(config, paths)?;
         if config.is_control_plane() {
-            control_plane(config, &testing::facts(), paths, now)
+            control_plane(config, &testing::facts(), paths, now, true)
         } else {
             worker(config, &testing::worker_facts(), paths)
         }
@@ -329,6 +351,21 @@ mod tests {
 
     fn manifests(paths: &Paths) -> usize {
         fs::read_dir(paths.at(static_pods::DIRECTORY)).unwrap().count()
+    }
+
+    #[test]
+    fn what_needs_the_api_server_waits_for_it_and_is_left_alone_once_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let (paths, config, now) = (Paths::under(dir.path()), testing::control_plane_config(), testing::now());
+        bootstrap(&config, &paths);
+        let round = |everything| control_plane(&config, &testing::facts(), &paths, now, everything).unwrap();
+        assert!(matches!(round(false), Outcome::Ready { again, .. } if again == HEAD_START_LOOK));
+        assert_eq!(manifests(&paths), 2);
+        assert!(paths.at("/etc/kubernetes/manifests/etcd.yaml").exists());
+        assert!(matches!(round(true), Outcome::Ready { again, .. } if again == AGAIN));
+        assert_eq!(manifests(&paths), 5);
+        round(false);
+        assert_eq!(manifests(&paths), 5, "a machined that came back does not end what runs");
     }
 
     #[test]

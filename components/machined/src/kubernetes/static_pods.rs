@@ -77,6 +77,11 @@ pub fn render(config: &Config, facts: &NodeFacts, etcd: bool) -> Vec<File> {
     components.iter().map(|c| File::private(format!("{DIRECTORY}/{}.yaml", c.name), to_yaml(&pod(c)), 0)).collect()
 }
 
+/// Whether the pod of a manifest is a client of the API server, and of no use before it answers.
+pub fn needs_api_server(path: &str) -> bool {
+    !(path.ends_with("/etcd.yaml") || path.ends_with("/kube-apiserver.yaml"))
+}
+
 /// The paths of every manifest that may ever be there.
 pub fn all_paths() -> Vec<String> {
     ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "cloud-controller-manager"]
@@ -291,15 +296,21 @@ struct Parts<'a> {
     requests: [(&'static str, &'static str); 2],
 }
 
+/// Twice upstream's defaults: a machine that is short of processor or disk for some seconds must not lose its leader over it, which would
+/// cost a restart of every controller at the worst moment.
+const LEASE: &[(&str, &str)] =
+    &[("leader-elect-lease-duration", "30s"), ("leader-elect-renew-deadline", "20s"), ("leader-elect-retry-period", "4s")];
+
 /// What the scheduler and the controller managers have in common.
 fn controller<'a>(
     name: &'static str,
     uid: u32,
     built_in: &'static [&'static str],
     port: u16,
-    flags: BTreeMap<String, String>,
+    mut flags: BTreeMap<String, String>,
     parts: Parts<'a>,
 ) -> Component<'a> {
+    flags.extend(LEASE.iter().map(|(flag, value)| ((*flag).to_owned(), (*value).to_owned())));
     Component {
         name,
         uid,
