@@ -7,11 +7,13 @@ use machine_config::Config;
 use node_ipc::init::{BootInfo, BootSource};
 use tokio::sync::watch;
 
+use crate::api::tls::ServingCertificate;
 use crate::events::Events;
 use crate::init::InitHandle;
 use crate::machine::{Disks, Loaded, Machine, Mode, ObservedDisk, Release};
 use crate::milestones::Milestones;
 use crate::paths::Paths;
+use crate::reconcilers::Context;
 use crate::resources::Store;
 use crate::state::StateDir;
 use crate::trial::Trials;
@@ -103,4 +105,14 @@ pub fn machine(root: &Path, loaded: Loaded) -> Arc<Machine> {
         store,
         paths,
     })
+}
+
+/// What a reconciler of that machine works with.
+pub fn context(machine: &Arc<Machine>) -> Context {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let spec =
+        pki::LeafSpec { common_name: "before".into(), server: true, lifetime: std::time::Duration::from_secs(3600), ..Default::default() };
+    let issued = pki::Issued::self_signed(&spec, jiff::Timestamp::now()).unwrap();
+    let serving = ServingCertificate::new(&issued.cert_pem, &issued.key_pem).unwrap();
+    Context { machine: machine.clone(), loaded: machine.loaded().unwrap(), serving }
 }

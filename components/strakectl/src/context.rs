@@ -28,6 +28,9 @@ pub enum ContextError {
     /// There is no such context.
     #[error("there is no context {name:?} in {path}; it has: {known}")]
     Unknown { name: String, path: PathBuf, known: String },
+    /// None is current, and none was named.
+    #[error("{path} has no current context; choose one of these with --context or `strakectl context use`: {known}")]
+    NoCurrent { path: PathBuf, known: String },
     /// A field is not base64 of text.
     #[error("{field} of the context is not base64 of a PEM text")]
     Field { field: &'static str },
@@ -116,6 +119,12 @@ impl StrakeConfig {
     /// The context of this name, or the one that is current. `path` is for the error.
     pub fn select(&self, name: Option<&str>, path: &Path) -> Result<(&str, &Context), ContextError> {
         let name = name.unwrap_or(&self.context);
+        if name.is_empty() {
+            return Err(ContextError::NoCurrent {
+                path: path.to_owned(),
+                known: self.contexts.keys().cloned().collect::<Vec<_>>().join(", "),
+            });
+        }
         let found = self.contexts.get_key_value(name).map(|(name, context)| (name.as_str(), context));
         found.ok_or_else(|| ContextError::Unknown {
             name: name.to_owned(),

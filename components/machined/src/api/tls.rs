@@ -1,14 +1,17 @@
 //! The listening side of the API's TLS: handshakes bounded in number and time, client certificates asked for but not
 //! demanded (the method table decides), and a serving certificate that can be replaced while connections are open.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -84,8 +87,70 @@ pub fn with_client_ca(serving: ServingCertificate, client_ca: &str) -> Result<Ar
         roots.add(certificate).map_err(TlsError::Certificate)?;
     }
     let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build().map_err(TlsError::ClientCa)?;
+    let verifier = Arc::new(Audited(verifier));
     let builder = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13]).with_client_cert_verifier(verifier);
     Ok(finish(builder.with_cert_resolver(Arc::new(serving))))
+}
+
+tokio::task_local! {
+    /// Who is at the other end of the handshake that the task is in.
+    static PEER: SocketAddr;
+}
+
+/// Verifies as the one inside does, and writes into the audit log whose certificate was refused.
+#[derive(Debug)]
+struct Audited(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for Audited {
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.0.verify_client_cert(end_entity, intermediates, now).inspect_err(|error| {
+            let who = match pki::Certificate::from_der(end_entity) {
+                Ok(certificate) => format!("{:?}, as a certificate of {:?} says", certificate.common_name, certificate.issuer),
+                Err(_) => "a certificate that can't be read".to_owned(),
+            };
+            let peer = PEER.try_with(ToString::to_string).unwrap_or_default();
+            tracing::warn!(target: "machined::audit", who = format!("{who}, from {peer}"), what = "connect", why = %error, "refused");
+        })
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// TLS for maintenance mode: clients know the certificate's fingerprint and have none of their own.
@@ -137,7 +202,7 @@ pub fn accept(
                 }
             };
             let (acceptor, accepted) = (acceptor.clone(), accepted.clone());
-            tokio::spawn(async move {
+            tokio::spawn(PEER.scope(peer, async move {
                 let _ = socket.set_nodelay(true);
                 match tokio::time::timeout(HANDSHAKE, acceptor.accept(socket)).await {
                     Ok(Ok(stream)) => {
@@ -146,7 +211,7 @@ pub fn accept(
                     Ok(Err(error)) => tracing::info!(%peer, %error, "refused a TLS handshake on the machine API"),
                     Err(_) => tracing::info!(%peer, "a TLS handshake on the machine API took too long"),
                 }
-            });
+            }));
         }
     });
     ReceiverStream::new(stream)

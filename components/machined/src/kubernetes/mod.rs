@@ -14,7 +14,7 @@ mod pod_network;
 mod reconciler;
 pub mod static_pods;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 
 use std::net::IpAddr;
 

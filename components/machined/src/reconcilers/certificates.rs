@@ -114,3 +114,92 @@ fn store(cx: &Context, (cert, key): (&str, &str), cert_pem: &str, key_pem: &str)
     cx.machine.state.write(cert, cert_pem.as_bytes())?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::authorize::Policy;
+    use crate::api::tls::{self, ServingCertificate};
+    use crate::machine::Loaded;
+    use machine_api::v1alpha1::VersionRequest;
+    use std::sync::Arc;
+    use strakectl::client::{Connection, Trust};
+    use strakectl::context::Credentials;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_util::sync::CancellationToken;
+
+    /// The certificate that a new handshake is shown, which must be one of this authority.
+    async fn shown(address: &str, ca: &str) -> Certificate {
+        let config = rustls::ClientConfig::builder_with_provider(pki::tls::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(pki::tls::roots(ca).unwrap())
+            .with_no_client_auth();
+        let socket = TcpStream::connect(address).await.unwrap();
+        let name = machine_api::SERVER_NAME.try_into().unwrap();
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap();
+        Certificate::from_der(&stream.get_ref().1.peer_certificates().unwrap()[0]).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_short_lived_certificate_is_renewed_while_connections_are_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let day = 86_400;
+        let made = Timestamp::now() - jiff::SignedDuration::from_secs(day);
+        let ca = Authority::generate("machines", made, Duration::from_secs(7 * 86_400)).unwrap();
+        let mut config = crate::kubernetes::testing::control_plane_config();
+        config.secrets.authorities.machine.cert = ca.cert_pem.parse().unwrap();
+        config.secrets.authorities.machine.key = Some(ca.key_pem.parse().unwrap());
+        let machine = crate::testing::machine(dir.path(), Loaded { text: config.render(), config });
+        let authority = Authority::from_pem(&ca.cert_pem, &ca.key_pem).unwrap();
+
+        // Made for an hour, three quarters of an hour ago.
+        let now = Timestamp::now();
+        let (hour, began) = (Duration::from_secs(3600), now - jiff::SignedDuration::from_secs(2700));
+        let wanted = wanted(&machine.loaded().unwrap().config, &machine.hostname(), &machine.addresses());
+        let old = authority.issue(&LeafSpec { lifetime: hour, ..wanted.clone() }, began).unwrap();
+        machine.state.write(MACHINE.0, old.cert_pem.as_bytes()).unwrap();
+        machine.state.write(MACHINE.1, old.key_pem.as_bytes()).unwrap();
+        let mut cx = crate::testing::context(&machine);
+        cx.serving = ServingCertificate::new(&old.cert_pem, &old.key_pem).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = tls::with_client_ca(cx.serving.clone(), &ca.cert_pem).unwrap();
+        tokio::spawn(crate::api::serve(machine.clone(), Policy::Roles, server, listener, CancellationToken::new()));
+
+        let person = LeafSpec {
+            common_name: "anna".into(),
+            organization: Some("reader".into()),
+            client: true,
+            lifetime: hour,
+            ..LeafSpec::default()
+        };
+        let person = authority.issue(&person, now).unwrap();
+        let credentials = Credentials { ca: ca.cert_pem.clone(), certificate: person.cert_pem, key: person.key_pem };
+        let open = Connection::open(&address, &Trust::Cluster(credentials), Duration::from_secs(10)).await.unwrap();
+        open.machine().version(VersionRequest {}).await.unwrap();
+        let before = shown(&address, &ca.cert_pem).await;
+        assert_eq!(before.fingerprint, Certificate::from_pem(&old.cert_pem).unwrap().fingerprint);
+
+        assert!(matches!(Certificates.reconcile(&cx).await, Ok(Outcome::Ready { .. })));
+        let after = shown(&address, &ca.cert_pem).await;
+        assert!(after.not_after > before.not_after && after.fingerprint != before.fingerprint, "new handshakes get the new one");
+        open.machine().version(VersionRequest {}).await.expect("the connection of before lives on");
+        assert_eq!(
+            kept_certificate(&machine.state).map(|(cert, _)| Certificate::from_pem(&cert).unwrap().fingerprint),
+            Some(after.fingerprint.clone())
+        );
+
+        // Nothing is due now.
+        Certificates.reconcile(&cx).await.unwrap();
+        assert_eq!(shown(&address, &ca.cert_pem).await.fingerprint, after.fingerprint);
+
+        // One that expired while the machine was off.
+        let expired = authority.issue(&LeafSpec { lifetime: hour, ..wanted }, now - jiff::SignedDuration::from_secs(7200)).unwrap();
+        machine.state.write(MACHINE.0, expired.cert_pem.as_bytes()).unwrap();
+        machine.state.write(MACHINE.1, expired.key_pem.as_bytes()).unwrap();
+        cx.serving.replace(&expired.cert_pem, &expired.key_pem).unwrap();
+        Certificates.reconcile(&cx).await.unwrap();
+        assert!(shown(&address, &ca.cert_pem).await.not_after > now);
+    }
+}

@@ -1,10 +1,11 @@
 //! Takes etcd snapshots on the config's schedule, checks them, and removes the oldest. What fails is a failed status, an
 //! event and a metric.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use machine_api::limits;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{Context, Outcome, ReconcileError, Reconciler};
 use crate::etcd::{self, SnapshotInfo};
@@ -109,5 +110,27 @@ mod tests {
         {
             assert_eq!(due_in(newest, now, interval).as_secs(), seconds, "{newest:?} {now}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_etcd_that_stays_silent_is_a_failure_that_is_said_once_an_interval() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = crate::kubernetes::testing::control_plane_config();
+        let machine = crate::testing::machine(dir.path(), crate::machine::Loaded { text: config.render(), config });
+        machine.state.set_cluster_id("one").unwrap();
+        let cx = crate::testing::context(&machine);
+        let mut snapshots = EtcdSnapshots::default();
+        let failures = || machine.events.totals().get(etcd::SNAPSHOT_FAILED).copied().unwrap_or(0);
+        let waiting = |outcome: &Result<Outcome, ReconcileError>| matches!(outcome, Ok(Outcome::Waiting { .. }));
+        assert!(waiting(&snapshots.reconcile(&cx).await), "it may just be starting");
+        tokio::time::advance(PATIENCE).await;
+        assert!(snapshots.reconcile(&cx).await.is_err());
+        assert_eq!(failures(), 1);
+        tokio::time::advance(Duration::from_secs(30)).await;
+        assert!(waiting(&snapshots.reconcile(&cx).await));
+        assert_eq!(failures(), 1);
+        tokio::time::advance(Duration::from_secs(1800) + PATIENCE).await;
+        assert!(snapshots.reconcile(&cx).await.is_err());
+        assert_eq!(failures(), 2);
     }
 }

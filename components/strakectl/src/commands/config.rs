@@ -4,9 +4,12 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
+use machine_config::diff::{Change, Effect};
 use machine_config::{Config as MachineConfig, DocumentKind, Documents};
+use serde_json::json;
 
 use super::Cx;
+use crate::output::{self, Format};
 
 /// Check, compare and patch machine configs.
 #[derive(Debug, clap::Subcommand)]
@@ -40,21 +43,29 @@ pub enum Config {
         /// The config.
         config: PathBuf,
     },
+    /// Explain a document or a field of it: what it says, its type and its default.
+    Explain {
+        /// A kind and a field's path, such as ClusterConfig.etcd.snapshots.keep; without one the kinds are listed.
+        path: Option<String>,
+    },
     /// Print the JSON Schema of the documents.
     Schema,
 }
 
 impl Config {
     /// Does what the command line says.
-    pub fn run(self, _: &Cx) -> anyhow::Result<()> {
+    pub fn run(self, cx: &Cx) -> anyhow::Result<()> {
         match self {
             Self::Validate { files, together } => validate(&files, together),
             Self::Diff { old, new } => {
                 let (old, new) = (complete(&old)?, complete(&new)?);
-                for change in machine_config::diff::diff(&old, &new) {
-                    println!("{change}");
+                let changes = machine_config::diff::diff(&old, &new);
+                if cx.output == Format::Table {
+                    let lines: String = changes.iter().map(|change| format!("{change}\n")).collect();
+                    return super::print(&lines);
                 }
-                Ok(())
+                let rows: Vec<_> = changes.iter().map(change).collect();
+                super::print(&output::render(cx.output, &[], &rows)?)
             }
             Self::Patch { config, patches } => {
                 let text = read(&config)?;
@@ -63,19 +74,25 @@ impl Config {
                 let name = config.display().to_string();
                 let result = machine_config::merge::patch(&name, &text, patches.iter().map(|(f, t)| (f.as_str(), t.as_str())))?;
                 Documents::parse(&name, &result)?;
-                print!("{result}");
-                Ok(())
+                super::print(&result)
             }
-            Self::Redact { config } => {
-                print!("{}", complete(&config)?.render_redacted());
-                Ok(())
-            }
-            Self::Schema => {
-                println!("{}", serde_json::to_string_pretty(&machine_config::json_schema())?);
-                Ok(())
-            }
+            Self::Redact { config } => super::print(&complete(&config)?.render_redacted()),
+            Self::Explain { path } => super::explain::run(cx, &path.unwrap_or_default()),
+            Self::Schema => super::print(&(serde_json::to_string_pretty(&machine_config::json_schema())? + "\n")),
         }
     }
+}
+
+fn change(change: &Change) -> output::Row {
+    let value = |node: &Option<machine_config::Node>| node.as_ref().map(machine_config::model::to_json);
+    let effect = match change.effect {
+        Effect::Live => "live",
+        Effect::Reboot => "reboot",
+        Effect::Reinstall => "reinstall",
+    };
+    output::row(json!({
+        "document": change.document, "path": change.path.to_string(), "old": value(&change.old), "new": value(&change.new), "effect": effect,
+    }))
 }
 
 fn validate(files: &[PathBuf], together: bool) -> anyhow::Result<()> {

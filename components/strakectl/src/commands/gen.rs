@@ -154,6 +154,10 @@ impl Cluster {
             write(path, content, self.force)?;
             eprintln!("wrote {}", path.display());
         }
+        let strakeconfig = self.out.join("strakeconfig");
+        let strakeconfig = std::path::absolute(&strakeconfig).unwrap_or(strakeconfig);
+        eprintln!("next: export STRAKECONFIG={}", strakeconfig.display());
+        eprintln!("      strakectl apply-config -n MACHINE --pairing STRING -f {}", self.out.join("controlplane.yaml").display());
         Ok(())
     }
 

@@ -6,6 +6,7 @@ mod completion;
 mod config;
 mod context;
 mod etcd;
+mod explain;
 mod files;
 mod r#gen;
 mod health;
@@ -32,9 +33,19 @@ use crate::client::{Connection, Trust};
 use crate::context::StrakeConfig;
 use crate::output::{self, Format, Row};
 
+/// What a new person needs to begin.
+const FIRST_STEPS: &str = "\
+First steps:
+  strakectl gen cluster prod https://10.5.0.11:6443 --out prod       secrets, configs and a strakeconfig
+  export STRAKECONFIG=$PWD/prod/strakeconfig
+  strakectl apply-config -n 10.5.0.11 --pairing STRING -f prod/controlplane.yaml
+                                                                     installs; STRING is on the machine's console
+  strakectl bootstrap                                                once, on the first control plane
+  strakectl wait && strakectl kubeconfig                             from here on kubectl works";
+
 /// Manage Strake machines.
 #[derive(Debug, Parser)]
-#[command(name = "strakectl", version, max_term_width = 120)]
+#[command(name = "strakectl", version, max_term_width = 120, after_help = FIRST_STEPS)]
 pub struct Cli {
     #[command(flatten)]
     cx: Cx,
@@ -57,8 +68,17 @@ pub struct Cx {
     /// The pairing string on the console of a machine in maintenance mode.
     #[arg(long, global = true, value_name = "STRING", help_heading = "Global options")]
     pub pairing: Option<Pairing>,
-    /// How to show results.
-    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT", help_heading = "Global options")]
+    /// How to show results: table, json or yaml.
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        hide_possible_values = true,
+        help_heading = "Global options"
+    )]
     pub output: Format,
     /// How long to wait for a connection, and for answers that are not streams, in seconds.
     #[arg(long, global = true, default_value_t = 10, value_name = "SECONDS", help_heading = "Global options")]
@@ -146,6 +166,18 @@ impl Cx {
         }
     }
 
+    /// The strakeconfig, or what to do when there is none.
+    pub fn strakeconfig(&self, path: &std::path::Path) -> anyhow::Result<StrakeConfig> {
+        StrakeConfig::load(path).map_err(|error| match error {
+            crate::context::ContextError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => anyhow::anyhow!(
+                "there is no strakeconfig {}: name yours with --strakeconfig or STRAKECONFIG, write one with `strakectl gen cluster`, or name a \
+                 machine in maintenance mode with --nodes and --pairing",
+                path.display()
+            ),
+            other => other.into(),
+        })
+    }
+
     /// The time that one answer may take.
     pub fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout.max(1))
@@ -160,7 +192,7 @@ impl Cx {
             return Ok((self.nodes.clone(), Trust::Pairing(pairing.clone())));
         }
         let path = self.strakeconfig_path()?;
-        let config = StrakeConfig::load(&path)?;
+        let config = self.strakeconfig(&path)?;
         let (name, context) = config.select(self.context.as_deref(), &path)?;
         let mut nodes = self.nodes.clone();
         if nodes.is_empty() {
@@ -201,7 +233,7 @@ impl Cx {
         let mut cx = self.clone();
         if cx.nodes.is_empty() && cx.pairing.is_none() {
             let path = self.strakeconfig_path()?;
-            let config = StrakeConfig::load(&path)?;
+            let config = self.strakeconfig(&path)?;
             let (name, context) = config.select(self.context.as_deref(), &path)?;
             let first = context.endpoints.first();
             cx.nodes.push(first.with_context(|| format!("context {name:?} has no endpoint: name a machine with --nodes"))?.clone());
