@@ -42,6 +42,9 @@ enum Verb {
         /// Run only this scenario (may be repeated)
         #[arg(long = "scenario", value_name = "NAME")]
         scenarios: Vec<String>,
+        /// Run the scenarios with the binaries that were built last, whatever changed since
+        #[arg(long, requires = "scenarios")]
+        as_built: bool,
         /// Print the scenarios and what they protect
         #[arg(long)]
         list: bool,
@@ -71,6 +74,9 @@ fn main() -> Result<()> {
         Verb::Schema(wanted) => schema::command(&Project::find()?, &wanted),
         Verb::Tidy => tidy::check(&Project::find()?),
         Verb::Test { scenarios, .. } if scenarios.is_empty() => test::all(&Project::find()?),
-        Verb::Test { scenarios, .. } => scenarios::run(&Project::find()?, &scenarios::select(&scenarios)?),
+        Verb::Test { scenarios, as_built, .. } => {
+            let project = Project { as_built, ..Project::find()? };
+            scenarios::run(&project, &scenarios::select(&scenarios)?)
+        }
     }
 }

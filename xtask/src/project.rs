@@ -17,6 +17,8 @@ pub struct Project {
     pub target: PathBuf,
     /// This program's own file. Asked for at the start: building the workspace may replace it.
     pub program: PathBuf,
+    /// Whether the binaries are taken as they are.
+    pub as_built: bool,
 }
 
 impl Project {
@@ -27,7 +29,7 @@ impl Project {
         let metadata = metadata(&here, &["--no-deps"])?;
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let path = |name: &str| metadata[name].as_str().map(PathBuf::from).with_context(|| format!("cargo metadata has no {name}"));
-        Ok(Self { root: path("workspace_root")?, target: path("target_directory")?, program })
+        Ok(Self { root: path("workspace_root")?, target: path("target_directory")?, program, as_built: false })
     }
 
     /// Where the image's files are written.
@@ -50,6 +52,9 @@ impl Project {
     /// Builds every binary with the profile of the image. Always the whole workspace: cargo compiles a dependency again for each set of
     /// features that the selected packages ask for together, so one selection means compiling once.
     pub fn build(&self) -> Result<()> {
+        if self.as_built {
+            return Ok(());
+        }
         succeed(&mut self.cargo(&["build", "--release", "--quiet", "--workspace", "--exclude", "bench", "--bins"]))
     }
 }

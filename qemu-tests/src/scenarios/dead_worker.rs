@@ -82,6 +82,5 @@ fn ready_on(clients: &Clients, node: &str) -> Option<String> {
             && pod["metadata"]["deletionTimestamp"].is_null()
             && conditions.clone().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
     };
-    let name = items(&pods).find(ready)?["metadata"]["name"].as_str().map(str::to_owned);
-    name
+    items(&pods).find(ready)?["metadata"]["name"].as_str().map(str::to_owned)
 }

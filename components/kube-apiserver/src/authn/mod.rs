@@ -2,6 +2,7 @@
 
 mod bootstrap_token;
 pub mod jwt;
+mod memo;
 mod service_account;
 mod x509;
 

@@ -11,7 +11,10 @@ use rustls::{
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{Rejected, User};
+use super::{
+    Rejected, User,
+    memo::{self, Memo},
+};
 use crate::http::tls::{TlsError, read_certs};
 
 /// A CA bundle that follows its file.
@@ -20,12 +23,14 @@ pub struct ClientCa {
     path: PathBuf,
     verifier: ArcSwap<Arc<dyn ClientCertVerifier>>,
     pem: ArcSwap<String>,
+    /// Chains that were good.
+    known: Memo<Known>,
 }
 
 impl ClientCa {
     pub fn load(path: PathBuf) -> Result<Arc<Self>, TlsError> {
         let (verifier, pem) = Self::read(&path)?;
-        Ok(Arc::new(Self { path, verifier: ArcSwap::from_pointee(verifier), pem: ArcSwap::from_pointee(pem) }))
+        Ok(Arc::new(Self { path, verifier: ArcSwap::from_pointee(verifier), pem: ArcSwap::from_pointee(pem), known: Memo::default() }))
     }
 
     fn read(path: &PathBuf) -> Result<(Arc<dyn ClientCertVerifier>, String), TlsError> {
@@ -64,16 +69,44 @@ pub struct X509 {
     pub ca: Arc<ClientCa>,
 }
 
+/// A chain that was found good with an authority, and how long all of it is valid.
+#[derive(Debug, Clone)]
+struct Known {
+    user: Arc<User>,
+    valid: (i64, i64),
+}
+
 impl X509 {
     pub fn authenticate(&self, chain: &[CertificateDer<'static>]) -> Result<User, Rejected> {
         let (leaf, rest) = chain.split_first().ok_or_else(|| Rejected("no certificate".into()))?;
-        self.ca
-            .verifier
-            .load()
-            .verify_client_cert(leaf, rest, UnixTime::now())
+        // The authorities are part of the key: with others, everything is checked again. A reload stores the verifier first, so one
+        // that is read after the text is never older than it.
+        let pem = self.ca.pem();
+        let verifier = self.ca.verifier.load_full();
+        let key = memo::key(chain.iter().map(|c| c.as_ref()).chain([pem.as_bytes()]));
+        let now = UnixTime::now();
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if let Some(known) = self.ca.known.get(&key).filter(|k| k.valid.0 <= seconds && seconds <= k.valid.1) {
+            return Ok(User::clone(&known.user));
+        }
+        verifier
+            .verify_client_cert(leaf, rest, now)
             .map_err(|e| Rejected(format!("the client certificate is not good: {e}")))?;
-        user_of(leaf)
+        let user = user_of(leaf)?;
+        if let Some(valid) = validity(chain) {
+            self.ca.known.put(key, Known { user: Arc::new(user.clone()), valid });
+        }
+        Ok(user)
     }
+}
+
+/// When every certificate of a chain is valid, in Unix seconds.
+fn validity(chain: &[CertificateDer<'_>]) -> Option<(i64, i64)> {
+    chain.iter().try_fold((i64::MIN, i64::MAX), |(from, to), der| {
+        let (_, cert) = X509Certificate::from_der(der).ok()?;
+        let valid = cert.validity();
+        Some((from.max(valid.not_before.timestamp()), to.min(valid.not_after.timestamp())))
+    })
 }
 
 fn user_of(leaf: &CertificateDer<'_>) -> Result<User, Rejected> {
