@@ -111,6 +111,8 @@ impl Images {
             }
             Decision::Use => {
                 if let Some(image) = present {
+                    let message = format!("Container image \"{}\" already present on machine", container.image);
+                    api.pod_event(pod, Some(name), EventType::Normal, "Pulled", message);
                     return Ok(resolved(container, &image));
                 }
             }

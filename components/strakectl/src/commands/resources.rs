@@ -87,8 +87,15 @@ async fn get(cx: &Cx, kind: &str, id: &str) -> anyhow::Result<()> {
 
 /// The resources of a kind as rows.
 pub async fn list(machine: Connection, kind: String, id: String) -> anyhow::Result<Vec<Value>> {
+    let kind_is_boot = kind == "boot";
     let response = machine.resources().get(ResourceGetRequest { kind, id }).await.map_err(refused)?.into_inner();
-    response.resources.iter().map(row).collect()
+    let mut rows = response.resources.iter().map(row).collect::<anyhow::Result<Vec<Value>>>()?;
+    if kind_is_boot {
+        // People read a boot in the order in which it went.
+        let when = |row: &Value| row["seconds"].as_f64().unwrap_or(-1.0);
+        rows.sort_by(|one, other| when(one).total_cmp(&when(other)));
+    }
+    Ok(rows)
 }
 
 fn row(resource: &Resource) -> anyhow::Result<Value> {
