@@ -4,7 +4,7 @@
 
 use crate::api::Api;
 use crate::model::pod::Pod;
-use crate::model::status::PodStatus;
+use crate::model::status::{PodCondition, PodStatus};
 use k8s_client::resources::PODS;
 use k8s_client::{DeleteOptions, Patch, Request};
 use parking_lot::Mutex;
@@ -23,6 +23,8 @@ struct Entry {
     version: u64,
     /// Version and UID (a mirror pod may be made anew) that were sent.
     sent: Option<(u64, String)>,
+    /// When something was last sent.
+    sent_at: Option<Instant>,
     /// Nothing of the pod runs or will run.
     terminated: bool,
     /// The pod is to be deleted once it has terminated.
@@ -39,6 +41,8 @@ pub struct Statuses {
 }
 
 const RETRY: Duration = Duration::from_secs(5);
+/// What was sent must have come back by the watch after this long; what differs then was changed by somebody else.
+const COME_BACK: Duration = Duration::from_secs(5);
 
 impl Statuses {
     /// The status the API server has of a pod, from which a new worker starts.
@@ -64,6 +68,7 @@ impl Statuses {
             status: PodStatus::default(),
             version: 0,
             sent: None,
+            sent_at: None,
             terminated: false,
             deleting: false,
             deleted: false,
@@ -136,13 +141,19 @@ impl Statuses {
             uid.to_owned()
         };
         let Ok(client) = api.client() else { return };
+        let server = known.as_ref().filter(|k| k.metadata.uid == target).map(|k| &k.status);
+        // The node lifecycle controller takes Ready from the pods of a node that was silent; only the kubelet gives it back.
+        let changed_by_others =
+            entry.sent_at.is_some_and(|at| at.elapsed() > COME_BACK) && server.is_some_and(|server| differs(&entry.status, server));
         let is_sent = entry.sent.as_ref().is_some_and(|(version, to)| *version == entry.version && *to == target);
-        if !is_sent && entry.version > 0 {
-            let server = known.as_ref().filter(|k| k.metadata.uid == target).map(|k| &k.status);
+        if (!is_sent || changed_by_others) && entry.version > 0 {
             let body = patch_body(&target, &entry.status, server);
             let request = Request::patch(&PODS, &entry.namespace, &entry.name, &Patch::strategic(&body)).subresource("status");
             match client.execute(&request).await {
-                Ok(()) => self.update(uid, |e| e.sent = Some((entry.version, target.clone()))),
+                Ok(()) => self.update(uid, |e| {
+                    e.sent = Some((entry.version, target.clone()));
+                    e.sent_at = Some(Instant::now());
+                }),
                 // Gone, or another pod of that name: nobody to tell.
                 Err(error) if error.is_not_found() || error.is_conflict() => {
                     self.update(uid, |e| e.sent = Some((entry.version, target.clone())));
@@ -172,6 +183,16 @@ impl Statuses {
             change(entry);
         }
     }
+}
+
+/// Whether the server has something else in what is the kubelet's to say. Only what says how the pod is, not how that is worded.
+fn differs(ours: &PodStatus, theirs: &PodStatus) -> bool {
+    let condition = |list: &[PodCondition], kind: &str| list.iter().find(|c| c.r#type == kind).map(|c| c.status.clone());
+    ours.phase != theirs.phase
+        || ours.conditions.iter().any(|c| condition(&theirs.conditions, &c.r#type).as_ref() != Some(&c.status))
+        || ours.container_statuses.iter().any(|c| {
+            theirs.container_statuses.iter().find(|t| t.name == c.name).is_none_or(|t| t.ready != c.ready || t.restart_count != c.restart_count)
+        })
 }
 
 /// A strategic merge patch that makes the server's status be this one, and leaves the conditions of others alone.
@@ -207,7 +228,27 @@ fn patch_body(uid: &str, status: &PodStatus, server: Option<&PodStatus>) -> Valu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::status::{Ip, PodCondition};
+    use crate::model::status::Ip;
+
+    #[test]
+    fn only_what_the_kubelet_says_is_compared() {
+        let status = |phase: &str, ready: &str, extra: bool| {
+            let condition = |kind: &str, status: &str| PodCondition { r#type: kind.into(), status: status.into(), ..Default::default() };
+            let mut conditions = vec![condition("Ready", ready)];
+            conditions.extend(extra.then(|| condition("example.com/gate", "True")));
+            PodStatus { phase: phase.into(), conditions, ..Default::default() }
+        };
+        let ours = status("Running", "True", false);
+        for (theirs, expected) in [
+            (status("Running", "True", false), false),
+            (status("Running", "True", true), false),
+            (status("Running", "False", false), true),
+            (status("Pending", "True", false), true),
+            (PodStatus::default(), true),
+        ] {
+            assert_eq!(differs(&ours, &theirs), expected, "{theirs:?}");
+        }
+    }
 
     #[test]
     fn patches_say_what_became_empty_and_replace_addresses() {

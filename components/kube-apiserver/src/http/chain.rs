@@ -1,6 +1,10 @@
 //! What every request goes through, in upstream's order: its line is read, the user is found, impersonation, authorization, the handler.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use http::{HeaderValue, Method, header};
@@ -71,7 +75,11 @@ async fn run(
 ) -> Result<Answer, ApiError> {
     let user = server.authn.authenticate(&conn.certificates, req.headers(), &info.path).map_err(|e| {
         tracing::debug!(peer = %conn.peer, path = info.path, reason = e.0, "unauthenticated");
-        ApiError::unauthorized()
+        // A token is good as long as its account is there, and accounts are still being read.
+        match !server.ready.load(Ordering::Acquire) && req.headers().contains_key(header::AUTHORIZATION) {
+            true => ApiError::too_many_requests("storage is (re)initializing", 1),
+            false => ApiError::unauthorized(),
+        }
     })?;
     let user = impersonate(&server.authz, user, req.headers())?;
     let attributes = Attributes {
@@ -87,8 +95,16 @@ async fn run(
         field_selector: query.get("fieldSelector").unwrap_or("").to_owned(),
     };
     if let Decision::NoOpinion(reason) = server.authz.authorize(&user, &attributes) {
-        let why = refusal(&user, &attributes, &reason);
-        return Err(ApiError::forbidden(Group(&info.group, &info.resource), &info.name, why));
+        // While roles are still being read or written, a refusal would be a guess that clients take for final. Health is told then.
+        let health = ["healthz", "livez", "readyz"].contains(&info.path.split('/').nth(1).unwrap_or(""));
+        let starting = !server.ready.load(Ordering::Acquire);
+        if starting && !health {
+            return Err(ApiError::too_many_requests("storage is (re)initializing", 1));
+        }
+        if !starting {
+            let why = refusal(&user, &attributes, &reason);
+            return Err(ApiError::forbidden(Group(&info.group, &info.resource), &info.name, why));
+        }
     }
     let long = info.is_long_running();
     let upgrade = req.headers().contains_key(header::UPGRADE) || req.method() == Method::CONNECT;
