@@ -256,7 +256,11 @@ fn dns_deployment(config: &Config, labels: &Value) -> Value {
     if !dns.resources.limits.is_empty() {
         resources["limits"] = dns.resources.limits.iter().map(|(k, v)| (k.clone(), json!(v.to_string()))).collect::<Map<_, _>>().into();
     }
-    let probe = |path: &str| json!({"httpGet": {"path": path, "port": DNS_HEALTH_PORT}, "periodSeconds": 5, "timeoutSeconds": 3, "failureThreshold": 5});
+    let probe = |path: &str, period: u32, failures: u32| {
+        json!({
+            "httpGet": {"path": path, "port": DNS_HEALTH_PORT}, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures,
+        })
+    };
     json!({
         "replicas": dns.replicas,
         "selector": {"matchLabels": labels},
@@ -290,8 +294,10 @@ fn dns_deployment(config: &Config, labels: &Value) -> Value {
                         {"name": "dns-tcp", "containerPort": DNS_PORT, "protocol": "TCP"},
                     ],
                     "resources": resources,
-                    "livenessProbe": probe("/health"),
-                    "readinessProbe": probe("/ready"),
+                    "livenessProbe": probe("/health", 10, 5),
+                    "readinessProbe": probe("/ready", 5, 3),
+                    // However slow the machine is when it comes up.
+                    "startupProbe": probe("/health", 2, 60),
                     "securityContext": {
                         "allowPrivilegeEscalation": false,
                         "capabilities": {"drop": ["ALL"]},
