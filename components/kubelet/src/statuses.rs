@@ -191,7 +191,11 @@ fn differs(ours: &PodStatus, theirs: &PodStatus) -> bool {
     ours.phase != theirs.phase
         || ours.conditions.iter().any(|c| condition(&theirs.conditions, &c.r#type).as_ref() != Some(&c.status))
         || ours.container_statuses.iter().any(|c| {
-            theirs.container_statuses.iter().find(|t| t.name == c.name).is_none_or(|t| t.ready != c.ready || t.restart_count != c.restart_count)
+            theirs
+                .container_statuses
+                .iter()
+                .find(|t| t.name == c.name)
+                .is_none_or(|t| t.ready != c.ready || t.restart_count != c.restart_count)
         })
 }
 

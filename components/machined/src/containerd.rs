@@ -7,15 +7,21 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
+use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
+use containerd_client::services::v1::snapshots::{
+    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+};
 use containerd_client::services::v1::{
-    CreateImageRequest, CreateNamespaceRequest, CreateRequest, DeleteRequest, Image, InfoRequest, ListImagesRequest, Namespace,
-    UpdateImageRequest, WriteAction, WriteContentRequest,
+    ApplyRequest, CreateImageRequest, CreateNamespaceRequest, CreateRequest, DeleteRequest, Image, InfoRequest, ListImagesRequest,
+    Namespace, UpdateImageRequest, WriteAction, WriteContentRequest,
 };
 use containerd_client::types::Descriptor;
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -32,6 +38,8 @@ const MAX_ENTRIES: usize = 10_000;
 /// Indexes in indexes in indexes.
 const MAX_DEPTH: usize = 4;
 const CHUNK: usize = 1 << 20;
+/// What Kubernetes' containers are mounted with.
+const SNAPSHOTTER: &str = "overlayfs";
 
 /// Why an image could not be listed or imported.
 #[derive(Debug, thiserror::Error)]
@@ -89,13 +97,12 @@ impl Containerd {
     async fn import_leased(&self, archive: &Archive, lease: &str, pinned: bool) -> Result<Vec<Image>, ImageError> {
         let mut images = Vec::new();
         for descriptor in &archive.index.manifests {
-            let config = self.write_tree(archive, descriptor, lease, 0).await?;
-            let target = Descriptor {
-                media_type: descriptor.media_type.clone(),
-                digest: descriptor.digest.clone(),
-                size: i64::try_from(descriptor.size).unwrap_or(i64::MAX),
-                annotations: Default::default(),
-            };
+            let manifest = self.write_tree(archive, descriptor, lease, 0).await?;
+            if let Some(manifest) = &manifest {
+                self.unpack(archive, manifest, lease).await?;
+            }
+            let config = manifest.map(|manifest| manifest.config.digest);
+            let target = descriptor.descriptor();
             let name = archive.name_of(descriptor)?;
             // The kubelet names images by their config's digest, too.
             for reference in std::iter::once(name.clone()).chain(config) {
@@ -106,9 +113,79 @@ impl Containerd {
         Ok(images)
     }
 
-    /// Writes a manifest or index and everything it refers to, leaves first. Gives the digest of the config, when there
-    /// is exactly one.
-    async fn write_tree(&self, archive: &Archive, root: &Reference, lease: &str, depth: usize) -> Result<Option<String>, ImageError> {
+    /// Unpacks an image's layers and waits until they are on the disk. containerd would do the first when the image is first used, and
+    /// not the second, so that a power cut soon after it leaves programs of length zero behind.
+    async fn unpack(&self, archive: &Archive, manifest: &Manifest, lease: &str) -> Result<(), ImageError> {
+        let text = archive.document(&manifest.config)?;
+        let config: ImageConfig = serde_json::from_slice(&text)
+            .map_err(|error| archive.invalid(format!("holds a config {} that is not one: {error}", manifest.config.digest)))?;
+        let (layers, diffs) = (&manifest.layers, &config.rootfs.diff_ids);
+        if layers.len() != diffs.len() {
+            return Err(archive.invalid(format!("has {} layers, of which its config names {}", layers.len(), diffs.len())));
+        }
+        let mut parent = String::new();
+        for (layer, diff) in layers.iter().zip(diffs) {
+            let chain = chain_id(&parent, diff);
+            self.unpack_layer(archive, layer, diff, Chain { parent: &parent, name: &chain }, lease).await?;
+            parent = chain;
+        }
+        // Keeps the snapshots as long as the image.
+        let labels = [(format!("containerd.io/gc.ref.snapshot.{SNAPSHOTTER}"), parent)];
+        self.label(&manifest.config, labels.into()).await
+    }
+
+    async fn unpack_layer(
+        &self,
+        archive: &Archive,
+        layer: &Reference,
+        diff: &str,
+        chain: Chain<'_>,
+        lease: &str,
+    ) -> Result<(), ImageError> {
+        let mut snapshots = SnapshotsClient::new(self.channel.clone());
+        let snapshotter = SNAPSHOTTER.to_owned();
+        let stat = StatSnapshotRequest { snapshotter: snapshotter.clone(), key: chain.name.to_owned() };
+        if snapshots.stat(in_namespace(stat, Some(lease))).await.is_ok() {
+            return Ok(());
+        }
+        let key = format!("extract-{} {}", uuid::Uuid::new_v4(), chain.name);
+        let prepare = PrepareSnapshotRequest {
+            snapshotter: snapshotter.clone(),
+            key: key.clone(),
+            parent: chain.parent.to_owned(),
+            ..PrepareSnapshotRequest::default()
+        };
+        let mounts = snapshots.prepare(in_namespace(prepare, Some(lease))).await.map_err(failed("prepare a snapshot"))?.into_inner().mounts;
+        let apply = ApplyRequest { diff: Some(layer.descriptor()), mounts, sync_fs: true, ..ApplyRequest::default() };
+        let applied = DiffClient::new(self.channel.clone()).apply(in_namespace(apply, Some(lease))).await.map_err(failed("unpack a layer"));
+        let outcome = match applied.map(|response| response.into_inner().applied.map(|applied| applied.digest)) {
+            Ok(Some(found)) if found == diff => {
+                let commit = CommitSnapshotRequest {
+                    snapshotter: snapshotter.clone(),
+                    name: chain.name.to_owned(),
+                    key: key.clone(),
+                    ..CommitSnapshotRequest::default()
+                };
+                match snapshots.commit(in_namespace(commit, Some(lease))).await {
+                    Ok(_) => return Ok(()),
+                    // Somebody else unpacked it meanwhile; ours is removed.
+                    Err(status) if status.code() == Code::AlreadyExists => Ok(()),
+                    Err(status) => Err(failed("commit a snapshot")(status)),
+                }
+            }
+            Ok(found) => Err(archive.invalid(format!("holds a layer {} that unpacks to {found:?}, not {diff}", layer.digest))),
+            Err(error) => Err(error),
+        };
+        let remove = RemoveSnapshotRequest { snapshotter, key: key.clone() };
+        if let Err(status) = snapshots.remove(in_namespace(remove, Some(lease))).await {
+            // It goes with the lease.
+            tracing::warn!(key, error = status.message(), "remove a snapshot that is not needed");
+        }
+        outcome
+    }
+
+    /// Writes a manifest or index and everything it refers to, leaves first. Gives the manifest, the last one of an index.
+    async fn write_tree(&self, archive: &Archive, root: &Reference, lease: &str, depth: usize) -> Result<Option<Manifest>, ImageError> {
         if depth > MAX_DEPTH {
             return Err(archive.invalid("nests indexes too deeply".to_owned()));
         }
@@ -116,26 +193,26 @@ impl Containerd {
         let document: Document = serde_json::from_slice(&text)
             .map_err(|error| archive.invalid(format!("holds a manifest {} that is not one: {error}", root.digest)))?;
         let mut labels = BTreeMap::new();
-        let mut config = None;
+        let mut found = None;
         for (number, manifest) in document.manifests.iter().enumerate() {
             // Platforms that the archive leaves out are none of our business.
             if archive.has(manifest) {
                 let inner = Box::pin(self.write_tree(archive, manifest, lease, depth + 1)).await?;
-                config = inner.or(config);
+                found = inner.or(found);
                 labels.insert(format!("containerd.io/gc.ref.content.m.{number}"), manifest.digest.clone());
             }
         }
         if let Some(reference) = &document.config {
             self.write_blob(archive, reference, lease, BTreeMap::new()).await?;
             labels.insert("containerd.io/gc.ref.content.config".to_owned(), reference.digest.clone());
-            config = Some(reference.digest.clone());
+            found = Some(Manifest { config: reference.clone(), layers: document.layers.clone() });
         }
         for (number, layer) in document.layers.iter().enumerate() {
             self.write_blob(archive, layer, lease, BTreeMap::new()).await?;
             labels.insert(format!("containerd.io/gc.ref.content.l.{number}"), layer.digest.clone());
         }
         self.write_blob(archive, root, lease, labels).await?;
-        Ok(config)
+        Ok(found)
     }
 
     async fn write_blob(
@@ -289,6 +366,50 @@ struct Reference {
     annotations: BTreeMap<String, String>,
 }
 
+impl Reference {
+    fn descriptor(&self) -> Descriptor {
+        Descriptor {
+            media_type: self.media_type.clone(),
+            digest: self.digest.clone(),
+            size: i64::try_from(self.size).unwrap_or(i64::MAX),
+            annotations: Default::default(),
+        }
+    }
+}
+
+/// A manifest of one image.
+#[derive(Clone, Debug)]
+struct Manifest {
+    config: Reference,
+    layers: Vec<Reference>,
+}
+
+/// What the OCI image config says of the layers when they are unpacked.
+#[derive(Debug, Deserialize)]
+struct ImageConfig {
+    rootfs: RootFs,
+}
+
+#[derive(Debug, Deserialize)]
+struct RootFs {
+    diff_ids: Vec<String>,
+}
+
+/// Where a layer's snapshot is in the chain of snapshots.
+struct Chain<'a> {
+    parent: &'a str,
+    name: &'a str,
+}
+
+/// The name of a layer's snapshot: the OCI image specification's ChainID.
+fn chain_id(parent: &str, diff: &str) -> String {
+    if parent.is_empty() {
+        return diff.to_owned();
+    }
+    let digest: String = Sha256::digest(format!("{parent} {diff}")).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{digest}")
+}
+
 /// A manifest or an index; which of them, its fields say.
 #[derive(Debug, Default, Deserialize)]
 struct Document {
@@ -439,6 +560,14 @@ mod tests {
             let error = open(bytes).unwrap_err().to_string();
             assert!(error.contains(reason), "{error} does not say {reason}");
         }
+    }
+
+    #[test]
+    fn snapshots_are_named_by_the_chain_of_their_layers() {
+        let (one, two) = (format!("sha256:{}", "1".repeat(64)), format!("sha256:{}", "2".repeat(64)));
+        assert_eq!(chain_id("", &one), one);
+        // printf 'sha256:11…1 sha256:22…2' | sha256sum
+        assert_eq!(chain_id(&one, &two), "sha256:9932074217c35353d2e03a3f5a86549f7c67bfeb0ba53e23d69f4d4c8f7958f5");
     }
 
     #[test]

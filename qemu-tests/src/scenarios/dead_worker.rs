@@ -32,7 +32,8 @@ fn run(context: &Context) -> Result<(), Error> {
 
     cluster.machine(&worker).pull_plug()?;
     context.say("the worker's plug was pulled");
-    let new = context.eventually("a copy on the other node", context.patience(GRACE + TOLERATION + 30), || Ok(ready_on(&clients, &other)))?;
+    let new =
+        context.eventually("a copy on the other node", context.patience(GRACE + TOLERATION + 30), || Ok(ready_on(&clients, &other)))?;
     context.say(&format!("{old} was replaced by {new}"));
     let node = clients.get(&["node", &worker.name])?;
     let taints = node["spec"]["taints"].to_string();
@@ -48,7 +49,11 @@ fn run(context: &Context) -> Result<(), Error> {
         let gone = clients.get(&["pods", "-l", LABEL]).is_ok_and(|pods| items(&pods).all(|pod| pod["metadata"]["name"] != old.as_str()));
         Ok((gone && node["spec"]["taints"].is_null()).then_some(()))
     })?;
-    if ready_on(&clients, &other).as_deref() == Some(new.as_str()) { Ok(()) } else { Err(unexpected("the replacement", "left where it is", "gone")) }
+    if ready_on(&clients, &other).as_deref() == Some(new.as_str()) {
+        Ok(())
+    } else {
+        Err(unexpected("the replacement", "left where it is", "gone"))
+    }
 }
 
 fn deployment(preferred: &str) -> Value {

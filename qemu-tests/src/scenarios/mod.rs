@@ -10,7 +10,8 @@ mod restarts;
 use crate::scenario::Scenario;
 
 /// Every scenario.
-pub const ALL: &[Scenario] = &[legacy_bios::SCENARIO, boot::SCENARIO, first_cluster::SCENARIO, power_cut::SCENARIO, restarts::SCENARIO, dead_worker::SCENARIO];
+pub const ALL: &[Scenario] =
+    &[legacy_bios::SCENARIO, boot::SCENARIO, first_cluster::SCENARIO, power_cut::SCENARIO, restarts::SCENARIO, dead_worker::SCENARIO];
 
 /// Those that `cargo xtask test` runs; the others are asked for by name.
 pub const IN_CI: &[Scenario] = &[legacy_bios::SCENARIO, boot::SCENARIO, first_cluster::SCENARIO, power_cut::SCENARIO];

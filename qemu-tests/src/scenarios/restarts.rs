@@ -70,8 +70,11 @@ fn run(context: &Context) -> Result<(), Error> {
             let status = &found["status"]["containerStatuses"][0];
             Ok((status["restartCount"].as_u64() > Some(0) && status["ready"] == true).then_some(now))
         })?;
-        let others: BTreeMap<String, String> =
-            untouched.iter().filter(|(other, _)| !STATIC_PODS.iter().any(|(name, _)| other.contains(name))).map(|(k, v)| (k.clone(), v.clone())).collect();
+        let others: BTreeMap<String, String> = untouched
+            .iter()
+            .filter(|(other, _)| !STATIC_PODS.iter().any(|(name, _)| other.contains(name)))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
         check_untouched(&clients, &others, name)?;
         context.say(&format!("{name} was killed and is back; the other pods kept their start time"));
     }

@@ -89,9 +89,7 @@ impl X509 {
         if let Some(known) = self.ca.known.get(&key).filter(|k| k.valid.0 <= seconds && seconds <= k.valid.1) {
             return Ok(User::clone(&known.user));
         }
-        verifier
-            .verify_client_cert(leaf, rest, now)
-            .map_err(|e| Rejected(format!("the client certificate is not good: {e}")))?;
+        verifier.verify_client_cert(leaf, rest, now).map_err(|e| Rejected(format!("the client certificate is not good: {e}")))?;
         let user = user_of(leaf)?;
         if let Some(valid) = validity(chain) {
             self.ca.known.put(key, Known { user: Arc::new(user.clone()), valid });

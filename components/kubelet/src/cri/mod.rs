@@ -190,9 +190,7 @@ impl Cri {
         let mut client = self.runtime.clone();
         match client.get_container_events(v1::GetEventsRequest {}).await {
             Ok(response) => Ok(response.into_inner()),
-            Err(status) => {
-                Err(CriError { operation: "get_container_events", code: status.code(), message: status.message().to_owned() })
-            }
+            Err(status) => Err(CriError { operation: "get_container_events", code: status.code(), message: status.message().to_owned() }),
         }
     }
 

@@ -162,6 +162,7 @@ disabled_plugins = [
 
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = \"overlayfs\"
+  image_pull_with_sync_fs = true
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = \"{STUB_IMAGE}\"
   [plugins.'io.containerd.cri.v1.images'.registry]
