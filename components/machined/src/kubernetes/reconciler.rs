@@ -108,13 +108,7 @@ fn worker(config: &Config, facts: &NodeFacts, paths: &Paths) -> Result<Outcome, 
 }
 
 /// With `everything` unset, what needs the API server is not started yet; what runs already is left alone.
-fn control_plane(
-    config: &Config,
-    facts: &NodeFacts,
-    paths: &Paths,
-    now: Timestamp,
-    everything: bool,
-) -> Result<Outcome, ReconcileError> {
+fn control_plane(config: &Config, facts: &NodeFacts, paths: &Paths, now: Timestamp, everything: bool) -> Result<Outcome, ReconcileError> {
     let issued = issue_due(config, facts, paths, now)?;
     issue_kubelet_client(config, facts, paths, now)?;
     let mut wanted = component_files(config)?;
