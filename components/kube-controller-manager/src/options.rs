@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
-use ipnet::IpNet;
 use component_base::LeaderElection;
+use ipnet::IpNet;
 use k8s_client::go_duration;
 
 /// kube-controller-manager: watches the cluster's desired state and moves the real one towards it.
