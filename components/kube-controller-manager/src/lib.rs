@@ -10,6 +10,7 @@ mod credentials;
 mod expectations;
 mod options;
 mod ownership;
+mod reconcile;
 mod registry;
 mod run;
 

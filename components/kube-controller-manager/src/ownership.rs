@@ -1,15 +1,19 @@
 //! Owners and what they own: claiming by selector, pods made from a template, and creating many of them without flooding.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use k8s_client::{
-    Client, DeleteOptions, Error, LabelMap, LabelSelector, ObjectMeta, OwnerReference, Patch, Request, Resource, resources::PODS,
+    Client, DeleteOptions, Error, LabelMap, LabelSelector, Named, ObjectMeta, OwnerReference, Patch, Request, Resource, owner_reference,
+    resources::PODS,
 };
 use serde_json::{Value, json};
 
+use crate::reconcile::Selecting;
+
 /// What to do about one object an owner might own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
+enum Claim {
     Keep,
     Adopt,
     Release,
@@ -18,7 +22,7 @@ pub enum Claim {
 
 /// Upstream's rule: keep what is ours and matches, release what is ours and no longer matches, adopt matching orphans; nothing is adopted or
 /// released by an owner that is being deleted, and nothing being deleted is adopted.
-pub fn claim(owner: &ObjectMeta, selector: &LabelSelector, object: &ObjectMeta) -> Claim {
+fn claim(owner: &ObjectMeta, selector: &LabelSelector, object: &ObjectMeta) -> Claim {
     let matches = selector.matches(&object.labels);
     match object.controller() {
         Some(controller) if controller.uid != owner.uid => Claim::Ignore,
@@ -30,14 +34,37 @@ pub fn claim(owner: &ObjectMeta, selector: &LabelSelector, object: &ObjectMeta) 
     }
 }
 
+/// What of `candidates` is the owner's, after adopting and releasing as [`claim`] says. An orphan is adopted only if `adoptable`.
+pub async fn claim_all<O: Selecting, T: Named>(
+    client: &Client,
+    owner: &O,
+    candidates: Vec<Arc<T>>,
+    adoptable: impl Fn(&T) -> bool + Send,
+) -> Result<Vec<Arc<T>>, Error> {
+    let mut owned = Vec::new();
+    for object in candidates {
+        match claim(owner.meta(), owner.selector(), object.meta()) {
+            Claim::Keep => owned.push(object),
+            Claim::Adopt if adoptable(&object) => {
+                let request = adopt_request(&T::RESOURCE, object.meta(), &owner_reference(&O::RESOURCE, owner.meta()));
+                ignore_missing(client, &request).await?;
+                owned.push(object);
+            }
+            Claim::Release => ignore_missing(client, &release_request(&T::RESOURCE, object.meta(), &owner.meta().uid)).await?,
+            Claim::Adopt | Claim::Ignore => {}
+        }
+    }
+    Ok(owned)
+}
+
 /// Makes the owner the object's controller.
-pub fn adopt_request(resource: &Resource, object: &ObjectMeta, owner: &OwnerReference) -> Request {
+fn adopt_request(resource: &Resource, object: &ObjectMeta, owner: &OwnerReference) -> Request {
     let body = json!({"metadata": {"ownerReferences": [owner], "uid": object.uid}});
     Request::patch(resource, &object.namespace, &object.name, &Patch::strategic(&body))
 }
 
 /// Takes the owner out of the object's owners.
-pub fn release_request(resource: &Resource, object: &ObjectMeta, owner_uid: &str) -> Request {
+fn release_request(resource: &Resource, object: &ObjectMeta, owner_uid: &str) -> Request {
     let body = json!({"metadata": {"ownerReferences": [{"$patch": "delete", "uid": owner_uid}], "uid": object.uid}});
     Request::patch(resource, &object.namespace, &object.name, &Patch::strategic(&body))
 }

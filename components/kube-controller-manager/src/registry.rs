@@ -32,6 +32,14 @@ pub const CONTROLLERS: &[Controller] = &[
     controller!("serviceaccount-controller", ["serviceaccount"], true, "service-account-controller", c::service_account::run),
     controller!("root-ca-certificate-publisher-controller", ["root-ca-cert-publisher"], true, "root-ca-cert-publisher", c::root_ca::run),
     controller!("replicaset-controller", ["replicaset"], true, "replicaset-controller", c::replica_set::run),
+    controller!(
+        "replicationcontroller-controller",
+        ["replicationcontroller"],
+        true,
+        "replication-controller",
+        c::replica_set::run_replication_controllers
+    ),
+    controller!("resourcequota-controller", ["resourcequota"], true, "resourcequota-controller", c::resource_quota::run),
     controller!("deployment-controller", ["deployment"], true, "deployment-controller", c::deployment::run),
     controller!("daemonset-controller", ["daemonset"], true, "daemon-set-controller", c::daemon_set::run),
     controller!("job-controller", ["job"], true, "job-controller", c::job::run),
@@ -42,6 +50,37 @@ pub const CONTROLLERS: &[Controller] = &[
     controller!("token-cleaner-controller", ["tokencleaner"], false, "token-cleaner", c::token_cleaner::run),
     controller!("endpoints-controller", ["endpoint"], true, "endpoint-controller", c::endpoints::run),
     controller!("endpointslice-controller", ["endpointslice"], true, "endpointslice-controller", c::endpoint_slice::run),
+    controller!(
+        "endpointslice-mirroring-controller",
+        ["endpointslicemirroring"],
+        true,
+        "endpointslicemirroring-controller",
+        c::endpoint_slice_mirroring::run
+    ),
+    controller!(
+        "persistentvolume-binder-controller",
+        ["persistentvolume-binder"],
+        true,
+        "persistent-volume-binder",
+        c::persistent_volume::run
+    ),
+    controller!(
+        "persistentvolumeclaim-protection-controller",
+        ["pvc-protection"],
+        true,
+        "pvc-protection-controller",
+        c::storage_protection::run_claims
+    ),
+    controller!(
+        "persistentvolume-protection-controller",
+        ["pv-protection"],
+        true,
+        "pv-protection-controller",
+        c::storage_protection::run_volumes
+    ),
+    controller!("ephemeral-volume-controller", ["ephemeral-volume"], true, "ephemeral-volume-controller", c::ephemeral_volume::run),
+    controller!("ttl-controller", ["ttl"], true, "ttl-controller", c::ttl::run),
+    controller!("bootstrap-signer-controller", ["bootstrapsigner"], false, "bootstrap-signer", c::bootstrap_signer::run),
     controller!("node-ipam-controller", ["nodeipam"], true, "node-controller", c::node_ipam::run),
     controller!("node-lifecycle-controller", ["nodelifecycle"], true, "node-controller", c::node_lifecycle::run),
     controller!("taint-eviction-controller", [], true, "node-controller", c::taint_eviction::run),
@@ -61,14 +100,14 @@ pub const CONTROLLERS: &[Controller] = &[
 
 /// Controllers upstream has and `--controllers` may name, which do not exist here yet. Asking for one by name is said in the log.
 const NOT_HERE: &[&str] = &[
-    "bootstrap-signer-controller",
-    "bootstrapsigner",
     "horizontal-pod-autoscaler-controller",
-    "replicationcontroller-controller",
-    "persistentvolume-binder-controller",
+    "horizontalpodautoscaling",
     "persistentvolume-attach-detach-controller",
-    "ttl-controller",
-    "endpointslice-mirroring-controller",
+    "attachdetach",
+    "persistentvolume-expander-controller",
+    "persistentvolume-expander",
+    "serviceaccount-token-controller",
+    "serviceaccount-token",
 ];
 
 /// `--controllers` names something unknown.

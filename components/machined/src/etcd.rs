@@ -162,7 +162,7 @@ pub fn kept(directory: &Path) -> io::Result<Vec<(String, SnapshotInfo)>> {
             found.push((name, info));
         }
     }
-    found.sort_by_key(|(name, info): &(String, SnapshotInfo)| (info.taken_unix, name.clone()));
+    found.sort_by_key(|(name, info): &(String, SnapshotInfo)| (info.taken_unix, info.revision, name.clone()));
     Ok(found)
 }
 

@@ -30,8 +30,10 @@ pub const KIND: &str = "boot";
 const KEPT: &str = "/run/strake/milestones.json";
 /// The boot loader's vendor (systemd's boot loader interface).
 const LOADER: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
-/// How often what has not been reached yet is asked for.
-const EVERY: Duration = Duration::from_secs(1);
+/// How often what has not been reached yet is asked for: while the machine is coming up, and when it takes longer than that.
+const EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+/// When a boot takes longer than usual: nobody measures it in fractions of a second.
+const LONG: u64 = 600_000_000;
 /// What etcd's static pod serves metrics and health on, without TLS.
 const ETCD_HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 2381);
 
@@ -187,7 +189,7 @@ pub async fn watch_cluster(machine: Arc<Machine>) {
                 return;
             }
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(if Now::read().boottime_us < LONG { EVERY.0 } else { EVERY.1 }).await;
     }
 }
 

@@ -33,9 +33,6 @@ use crate::resources::Store;
 use crate::state::StateDir;
 use crate::trial::{self, Trials};
 
-/// Until when nothing may go wrong before a config counts as good.
-const GOOD_AFTER: Duration = Duration::from_secs(60);
-
 /// Runs the daemon.
 pub async fn run() -> anyhow::Result<()> {
     let paths = Paths::default();
@@ -161,7 +158,7 @@ async fn running(machine: Arc<Machine>, network: Network, trouble: Option<String
     let board = reconcilers::spawn(reconcilers::registry(network), &machine, &serving, &stop);
     let console = Console { machine: machine.clone(), board: board.subscribe(), pairing: None, trouble: trouble.into_iter().collect() };
     tokio::spawn(console.run());
-    tokio::spawn(remember_good_config(machine.clone(), board.subscribe()));
+    tokio::spawn(trial::remember_good_config(machine.clone(), board.subscribe()));
     tokio::spawn(trial::fall_back_when_cut_off(machine.clone(), board.subscribe()));
     tokio::spawn(crate::metrics::serve(machine.clone()));
     tokio::spawn(crate::events::tell_kubernetes(machine.clone()));
@@ -175,29 +172,6 @@ async fn running(machine: Arc<Machine>, network: Network, trouble: Option<String
 
 fn machine_ca(config: &Config) -> &str {
     config.secrets.authorities.machine.cert.as_str()
-}
-
-/// A config under which everything was ready for a while is kept as the last good one.
-async fn remember_good_config(machine: Arc<Machine>, mut board: watch::Receiver<std::collections::BTreeMap<&'static str, Standing>>) {
-    loop {
-        let all_ready = board.borrow_and_update().values().all(|standing| matches!(standing, Standing::Ready(_)));
-        let changed = tokio::time::timeout(GOOD_AFTER, board.changed()).await;
-        match changed {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) => {}
-            Err(_) => {
-                // One that is on trial is not kept anywhere yet.
-                if let Some(loaded) = machine.loaded().filter(|_| all_ready && !machine.trials.under_way())
-                    && let Err(error) = machine.state.set_last_good_config(&loaded.text)
-                {
-                    tracing::warn!(error = %api::chain(&error), "keep the last good config");
-                }
-                if board.changed().await.is_err() {
-                    return;
-                }
-            }
-        }
-    }
 }
 
 /// On IPv6 and IPv4; on IPv4 alone when the kernel has no IPv6.

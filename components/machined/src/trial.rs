@@ -1,6 +1,6 @@
 //! Configs that are not trusted yet. One on trial is in force and written nowhere: unless somebody confirms it in time,
-//! the one before comes back, and so it does when the machine loses power. One that was written for a boot and under which
-//! no link ever gets an address gives way to the last good one.
+//! the one before comes back, and so it does when the machine loses power. One under which everything was ready for a while
+//! is remembered as good; one that was written for a boot and under which no link ever gets an address gives way to it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use machine_config::{Config, diff};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Severity;
@@ -21,6 +22,8 @@ pub const TRY: Duration = Duration::from_secs(60);
 pub const REACH: Duration = Duration::from_secs(120);
 /// The longest trial.
 pub const LONGEST: Duration = Duration::from_secs(3600);
+/// How long everything must be ready before a config counts as good.
+const GOOD_AFTER: Duration = Duration::from_secs(60);
 /// How long links may take to get addresses under a config that never worked.
 const CUT_OFF: Duration = Duration::from_secs(300);
 
@@ -102,6 +105,46 @@ impl Machine {
         trial.ended.cancel();
         *current = None;
         Ok(true)
+    }
+}
+
+/// A config under which everything was ready for a while is kept as the last good one.
+pub async fn remember_good_config(machine: Arc<Machine>, mut board: watch::Receiver<BTreeMap<&'static str, Standing>>) {
+    let mut config = machine.config.subscribe();
+    let (mut since, mut kept) = (None, false);
+    loop {
+        // One that is on trial is not kept anywhere yet.
+        let good = !machine.trials.under_way() && board.borrow_and_update().values().all(|standing| matches!(standing, Standing::Ready(_)));
+        match (good, since) {
+            (false, _) => (since, kept) = (None, false),
+            (true, None) => since = Some(Instant::now()),
+            (true, Some(_)) => {}
+        }
+        let end = since.filter(|_| !kept).map(|since| since + GOOD_AFTER);
+        let over = async {
+            match end {
+                Some(end) => tokio::time::sleep_until(end).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = board.changed() => if changed.is_err() { return },
+            changed = config.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                // What was ready under the one before says nothing about this one.
+                (since, kept) = (None, false);
+            }
+            () = over => {
+                kept = true;
+                if let Some(loaded) = machine.loaded()
+                    && let Err(error) = machine.state.set_last_good_config(&loaded.text)
+                {
+                    tracing::warn!(error = %crate::api::chain(&error), "keep the last good config");
+                }
+            }
+        }
     }
 }
 
@@ -188,6 +231,33 @@ mod tests {
         assert_eq!(mtu(&machine), Some(1400));
         assert_eq!(machine.state.config().unwrap(), Some(loaded(1400).text));
         assert!(machine.events.totals().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_config_is_good_after_a_minute_in_which_everything_is_ready() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = machine(dir.path(), loaded(1500));
+        let ready = |detail: &str| BTreeMap::from([("network", Standing::Ready(detail.into())), ("time", Standing::Ready(String::new()))]);
+        let board = watch::Sender::new(BTreeMap::from([("network", Standing::Failed("no link".into()))]));
+        tokio::spawn(remember_good_config(machine.clone(), board.subscribe()));
+        let good = || machine.state.last_good_config().unwrap();
+        tokio::time::sleep(GOOD_AFTER * 2).await;
+        assert_eq!(good(), None);
+        // Details that change do not begin the minute anew.
+        for step in 0..7 {
+            board.send_replace(ready(&format!("step {step}")));
+            tokio::time::sleep(GOOD_AFTER / 6).await;
+        }
+        assert_eq!(good(), Some(loaded(1500).text));
+        // Another config has its own minute, and one on trial has none.
+        machine.config.send_replace(Some(Arc::new(loaded(1400))));
+        tokio::time::sleep(GOOD_AFTER / 2).await;
+        assert_eq!(good(), Some(loaded(1500).text));
+        tokio::time::sleep(GOOD_AFTER).await;
+        assert_eq!(good(), Some(loaded(1400).text));
+        machine.try_config(loaded(1300), GOOD_AFTER * 3);
+        tokio::time::sleep(GOOD_AFTER * 2).await;
+        assert_eq!(good(), Some(loaded(1400).text));
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use k8s_client::{
 };
 use serde_json::json;
 
-use crate::api::{BudgetStatus, Deployment, Pod, PodDisruptionBudget, ReplicaSet, StatefulSet};
+use crate::api::{BudgetStatus, Deployment, Pod, PodDisruptionBudget, ReplicaSet, ReplicationController, StatefulSet};
 use crate::context::{Context, Pods};
 
 /// A pod that was evicted must be gone by then, or counts again.
@@ -95,6 +95,7 @@ struct Controller {
     budgets: Informer<PodDisruptionBudget>,
     pods: Pods,
     sets: Informer<ReplicaSet>,
+    replication_controllers: Informer<ReplicationController>,
     deployments: Informer<Deployment>,
     stateful: Informer<StatefulSet>,
 }
@@ -106,6 +107,7 @@ pub async fn run(context: Context) {
         budgets: context.informers.disruption_budgets(),
         pods: context.informers.pods(),
         sets: context.informers.replica_sets(),
+        replication_controllers: context.informers.replication_controllers(),
         deployments: context.informers.deployments(),
         stateful: context.informers.stateful_sets(),
     };
@@ -125,6 +127,7 @@ pub async fn run(context: Context) {
     controller.budgets.wait_synced().await;
     controller.pods.informer.wait_synced().await;
     controller.sets.wait_synced().await;
+    controller.replication_controllers.wait_synced().await;
     controller.deployments.wait_synced().await;
     controller.stateful.wait_synced().await;
     run_workers(queue, 1, context.stop.clone(), move |key: ObjectKey| {
@@ -170,6 +173,10 @@ impl Controller {
                         Some(deployment) => (deployment.metadata.uid.clone(), deployment.spec.replicas.unwrap_or(1)),
                         None => (set.metadata.uid.clone(), set.spec.replicas.unwrap_or(1)),
                     }
+                }
+                "ReplicationController" => {
+                    let set = &self.replication_controllers.get(namespace, &owner.name)?.0;
+                    (set.metadata.uid.clone(), set.spec.replicas.unwrap_or(1))
                 }
                 "StatefulSet" => {
                     let set = self.stateful.get(namespace, &owner.name)?;

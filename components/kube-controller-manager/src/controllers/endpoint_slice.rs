@@ -1,69 +1,32 @@
-//! EndpointSlices: the addresses behind each service, in pieces of at most a hundred.
-//!
-//! A change touches as few slices as possible: endpoints stay in the slice they are in, gone ones leave it, new ones fill what has room.
+//! EndpointSlices: the addresses of the pods behind each service, in pieces of at most a hundred.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_client::{
-    Action, Change, Client, DeleteOptions, Error, Informer, LabelMap, ObjectKey, Request, WorkQueue, owner_reference,
-    resources::{ENDPOINT_SLICES, SERVICES},
-    run_workers,
-};
-use serde_json::{Value, json};
+use k8s_client::{Action, Change, Error, Informer, LabelMap, ObjectKey, WorkQueue, owner_reference, resources::SERVICES};
 
 use super::service_pods;
-use crate::api::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice, Node, Pod, Service};
+use super::slices::{Content, Head, MANAGED_BY, SERVICE_NAME, Slices, plan};
+use crate::api::{Endpoint, EndpointConditions, EndpointPort, Node, Pod, Service};
 use crate::context::{Context, Pods};
-use crate::expectations::Expectations;
+use crate::reconcile::{Reconcile, follow, work};
 
-const MAX_ENDPOINTS: usize = 100;
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
-/// What a slice should contain.
-#[derive(Clone, Debug, PartialEq)]
-struct Content {
-    address_type: &'static str,
-    ports: Vec<EndpointPort>,
-    endpoints: Vec<Endpoint>,
-}
-
-/// What to do to a service's slices.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Plan {
-    create: Vec<Content>,
-    /// Name and uid of the slice, and what it should contain.
-    update: Vec<(String, String, Content)>,
-    delete: Vec<(String, String)>,
-}
-
 /// Runs until the context stops.
 pub async fn run(context: Context) {
     let controller = Controller {
-        client: context.client("endpointslice-controller"),
         services: context.informers.services(),
-        slices: context.informers.endpoint_slices(),
+        slices: Slices::new(context.client("endpointslice-controller"), context.informers.endpoint_slices(), MANAGER),
         nodes: context.informers.nodes(),
         pods: context.informers.pods(),
-        expectations: Arc::default(),
     };
     let queue = WorkQueue::new("endpointslice");
-    let sink = queue.clone();
-    controller.services.add_handler(move |change: Change<'_, Service>| sink.add(change.object().metadata.key()));
+    follow(&queue, &controller.services);
     service_pods::watch_pods(&controller.pods.informer, &controller.services, queue.clone());
-    let sink = queue.clone();
-    controller.slices.add_handler(move |change: Change<'_, EndpointSlice>| {
-        let slice = change.object();
-        if is_ours(slice)
-            && let Some(service) = slice.metadata.labels.get(SERVICE_NAME)
-        {
-            sink.add(ObjectKey::new(slice.metadata.namespace.clone(), service.clone()));
-        }
-    });
+    controller.slices.follow(&queue);
     // Slices carry the zone of each endpoint's node.
     let (sink, services) = (queue.clone(), controller.services.clone());
     controller.nodes.add_handler(move |change: Change<'_, Node>| {
@@ -77,102 +40,36 @@ pub async fn run(context: Context) {
     controller.slices.wait_synced().await;
     controller.nodes.wait_synced().await;
     controller.pods.informer.wait_synced().await;
-    run_workers(queue, 5, context.stop.clone(), move |key| {
-        let controller = controller.clone();
-        async move { controller.sync(key).await }
-    })
-    .await;
-}
-
-fn is_ours(slice: &EndpointSlice) -> bool {
-    slice.metadata.labels.get(MANAGED_BY).is_some_and(|manager| manager == MANAGER)
+    work(&context, queue, 5, controller).await;
 }
 
 #[derive(Clone)]
 struct Controller {
-    client: Client,
     services: Informer<Service>,
-    slices: Informer<EndpointSlice>,
+    slices: Slices,
     nodes: Informer<Node>,
     pods: Pods,
-    expectations: Arc<Expectations>,
 }
 
-impl Controller {
+impl Reconcile for Controller {
     async fn sync(&self, key: ObjectKey) -> Result<Action, Error> {
         // A service that is gone takes its slices with it through their owner references.
         let Some(service) =
             self.services.get_key(&key).filter(|service| service_pods::has_pods(service) && !service.metadata.is_deleting())
         else {
-            self.expectations.forget(&key);
+            self.slices.forget(&key);
             return Ok(Action::Done);
         };
-        let alive = |uid: &str| self.slices.list_namespace(&key.namespace).iter().any(|slice| slice.metadata.uid == uid);
-        if !self.expectations.met(&key, self.slices.version(), alive) {
-            return Ok(Action::Retry);
-        }
+        let Some(existing) = self.slices.of(&key) else { return Ok(Action::Retry) };
         let pods: Vec<Arc<Pod>> =
             self.pods.informer.list_namespace(&key.namespace).into_iter().filter(|pod| service_pods::selects(&service, pod)).collect();
         let zone = |node: &str| self.nodes.get("", node).and_then(|node| node.metadata.labels.get(ZONE).cloned());
-        let existing: Vec<Arc<EndpointSlice>> = self
-            .slices
-            .list_namespace(&key.namespace)
-            .into_iter()
-            .filter(|slice| is_ours(slice) && slice.metadata.labels.get(SERVICE_NAME) == Some(&key.name))
-            .collect();
-        let labels = labels(&service);
-        let plan = plan(desired(&service, &pods, &zone), &existing, &labels);
-        self.apply(&service, &key, &labels, plan).await?;
+        let owner = owner_reference(&SERVICES, &service.metadata);
+        let head = Head { owner, labels: labels(&service), annotations: LabelMap::new() };
+        let plan = plan(desired(&service, &pods, &zone), &existing, &head.labels);
+        self.slices.apply(&key, &head, plan).await?;
         Ok(Action::Done)
     }
-
-    async fn apply(&self, service: &Service, key: &ObjectKey, labels: &LabelMap, plan: Plan) -> Result<(), Error> {
-        for content in &plan.create {
-            let mut body = body(content);
-            body["metadata"] = json!({
-                "generateName": format!("{}-", key.name),
-                "namespace": key.namespace,
-                "labels": labels,
-                "ownerReferences": [owner_reference(&SERVICES, &service.metadata)],
-            });
-            match self.client.call::<EndpointSlice>(&Request::create(&ENDPOINT_SLICES, &key.namespace, &body)).await {
-                Ok(slice) => self.expectations.wrote(key, &slice.metadata.resource_version),
-                Err(error) if error.is_namespace_terminating() => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        for (name, uid, content) in &plan.update {
-            let wanted = body(content);
-            let slice = self
-                .client
-                .update(&ENDPOINT_SLICES, (&key.namespace, name), uid, "", |object| {
-                    object["endpoints"] = wanted["endpoints"].clone();
-                    object["ports"] = wanted["ports"].clone();
-                    object["metadata"]["labels"] = json!(labels);
-                })
-                .await?;
-            self.expectations.wrote(key, &slice.meta().resource_version);
-        }
-        for (name, uid) in &plan.delete {
-            self.expectations.deleted(key, uid);
-            let request = Request::delete(&ENDPOINT_SLICES, &key.namespace, name, &DeleteOptions::uid(uid));
-            if let Err(error) = crate::ownership::ignore_missing(&self.client, &request).await {
-                self.expectations.forget(key);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-}
-
-fn body(content: &Content) -> Value {
-    json!({
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "addressType": content.address_type,
-        "endpoints": content.endpoints,
-        "ports": content.ports,
-    })
 }
 
 fn labels(service: &Service) -> LabelMap {
@@ -223,77 +120,13 @@ fn desired(service: &Service, pods: &[Arc<Pod>], zone: &dyn Fn(&str) -> Option<S
     contents
 }
 
-fn plan(desired: Vec<Content>, existing: &[Arc<EndpointSlice>], labels: &LabelMap) -> Plan {
-    let mut plan = Plan::default();
-    let mut unused: Vec<&EndpointSlice> = existing.iter().map(Arc::as_ref).collect();
-    for content in desired {
-        let (matching, rest): (Vec<&EndpointSlice>, Vec<&EndpointSlice>) =
-            unused.into_iter().partition(|slice| slice.address_type == content.address_type && same_ports(&slice.ports, &content.ports));
-        unused = rest;
-        plan_content(content, &matching, labels, &mut plan);
-    }
-    plan.delete.extend(unused.iter().map(|slice| (slice.metadata.name.clone(), slice.metadata.uid.clone())));
-    plan
-}
-
-fn same_ports(a: &[EndpointPort], b: &[EndpointPort]) -> bool {
-    let mut a = a.to_vec();
-    a.sort();
-    a == b
-}
-
-fn plan_content(content: Content, slices: &[&EndpointSlice], labels: &LabelMap, plan: &mut Plan) {
-    let mut wanted: HashMap<String, Endpoint> = HashMap::new();
-    let mut order: Vec<String> = Vec::new();
-    for endpoint in content.endpoints {
-        let uid = identity(&endpoint);
-        order.push(uid.clone());
-        wanted.insert(uid, endpoint);
-    }
-    // What each slice keeps, with the current data of each endpoint.
-    let mut kept: Vec<(&EndpointSlice, Vec<Endpoint>)> = slices
-        .iter()
-        .map(|slice| (*slice, slice.endpoints.iter().filter_map(|endpoint| wanted.remove(&identity(endpoint))).collect()))
-        .collect();
-    let mut fresh: Vec<Endpoint> = order.iter().filter_map(|uid| wanted.remove(uid)).collect();
-    // Slices that change anyway take new endpoints first, then the fullest with room.
-    kept.sort_by_key(|(slice, endpoints)| (*endpoints == slice.endpoints, MAX_ENDPOINTS.saturating_sub(endpoints.len())));
-    for (_, endpoints) in &mut kept {
-        let room = MAX_ENDPOINTS.saturating_sub(endpoints.len()).min(fresh.len());
-        endpoints.extend(fresh.drain(..room));
-    }
-    let mut holding = kept.iter().filter(|(_, endpoints)| !endpoints.is_empty()).count() + fresh.len().div_ceil(MAX_ENDPOINTS);
-    for (slice, endpoints) in kept {
-        if endpoints.is_empty() {
-            // One empty slice stays when there is nothing else.
-            if holding > 0 {
-                plan.delete.push((slice.metadata.name.clone(), slice.metadata.uid.clone()));
-                continue;
-            }
-            holding = 1;
-        }
-        if endpoints != slice.endpoints || slice.metadata.labels != *labels {
-            let content = Content { address_type: content.address_type, ports: content.ports.clone(), endpoints };
-            plan.update.push((slice.metadata.name.clone(), slice.metadata.uid.clone(), content));
-        }
-    }
-    while !fresh.is_empty() {
-        let rest = fresh.split_off(fresh.len().min(MAX_ENDPOINTS));
-        plan.create.push(Content { address_type: content.address_type, ports: content.ports.clone(), endpoints: fresh });
-        fresh = rest;
-    }
-    if holding == 0 {
-        plan.create.push(Content { address_type: content.address_type, ports: content.ports, endpoints: Vec::new() });
-    }
-}
-
-fn identity(endpoint: &Endpoint) -> String {
-    endpoint.target_ref.as_ref().map_or_else(|| endpoint.addresses.join(","), |target| target.uid.clone())
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use super::super::slices::{Plan, body};
     use super::*;
+    use crate::api::EndpointSlice;
 
     fn service() -> Service {
         serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "d", "labels": {"x": "y"}},

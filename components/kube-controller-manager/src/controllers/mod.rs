@@ -1,5 +1,6 @@
 //! The controllers, one module each; [`crate::registry`] names them all.
 
+pub mod bootstrap_signer;
 pub mod cluster_role_aggregation;
 pub mod cron_job;
 mod csr;
@@ -10,19 +11,26 @@ pub mod daemon_set;
 pub mod deployment;
 pub mod disruption;
 pub mod endpoint_slice;
+pub mod endpoint_slice_mirroring;
 pub mod endpoints;
+pub mod ephemeral_volume;
 pub mod garbage_collector;
 pub mod job;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
+pub mod persistent_volume;
 pub mod pod_gc;
 pub mod replica_set;
+pub mod resource_quota;
 mod revisions;
 pub mod root_ca;
 pub mod service_account;
 mod service_pods;
+mod slices;
 pub mod stateful_set;
+pub mod storage_protection;
 pub mod taint_eviction;
 pub mod token_cleaner;
+pub mod ttl;
 pub mod ttl_after_finished;

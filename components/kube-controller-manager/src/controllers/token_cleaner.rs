@@ -9,11 +9,12 @@ use k8s_client::{Action, Change, DeleteOptions, Error, ObjectKey, Request, WorkQ
 use crate::api::Secret;
 use crate::context::Context;
 
-const TYPE: &str = "bootstrap.kubernetes.io/token";
+/// The type of a bootstrap token's secret.
+pub const TYPE: &str = "bootstrap.kubernetes.io/token";
 
 /// Time until the token expires; zero when it has. Nothing for other secrets and for tokens that last. One whose expiry cannot be read counts
 /// as expired, as it does for the API server.
-fn expires_in(secret: &Secret, now: Timestamp) -> Option<Duration> {
+pub fn expires_in(secret: &Secret, now: Timestamp) -> Option<Duration> {
     if secret.kind != TYPE {
         return None;
     }

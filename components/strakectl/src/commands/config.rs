@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use machine_config::diff::{Change, Effect};
-use machine_config::{Config as MachineConfig, DocumentKind, Documents};
+use machine_config::{Config as MachineConfig, DocumentKind, Documents, Problem};
 use serde_json::json;
 
 use super::Cx;
@@ -56,7 +56,7 @@ impl Config {
     /// Does what the command line says.
     pub fn run(self, cx: &Cx) -> anyhow::Result<()> {
         match self {
-            Self::Validate { files, together } => validate(&files, together),
+            Self::Validate { files, together } => validate(cx, &files, together),
             Self::Diff { old, new } => {
                 let (old, new) = (complete(&old)?, complete(&new)?);
                 let changes = machine_config::diff::diff(&old, &new);
@@ -95,10 +95,10 @@ fn change(change: &Change) -> output::Row {
     }))
 }
 
-fn validate(files: &[PathBuf], together: bool) -> anyhow::Result<()> {
+fn validate(cx: &Cx, files: &[PathBuf], together: bool) -> anyhow::Result<()> {
     let texts: Vec<(String, String)> = files.iter().map(|f| Ok((f.display().to_string(), read(f)?))).collect::<anyhow::Result<_>>()?;
     let groups: Vec<&[(String, String)]> = if together { vec![&texts] } else { texts.chunks(1).collect() };
-    let mut failed = false;
+    let (mut valid, mut refused) = (String::new(), Vec::new());
     for group in groups {
         let names = group.iter().map(|(f, _)| f.as_str()).collect::<Vec<_>>().join(", ");
         let checked = Documents::parse_all(group.iter().map(|(f, t)| (f.as_str(), t.as_str()))).and_then(|documents| {
@@ -106,14 +106,25 @@ fn validate(files: &[PathBuf], together: bool) -> anyhow::Result<()> {
             if whole { MachineConfig::from_documents(&documents).map(|_| "a complete config") } else { Ok("documents") }
         });
         match checked {
-            Ok(what) => println!("{names}: valid ({what})"),
-            Err(errors) => {
-                failed = true;
-                eprintln!("{errors}");
-            }
+            Ok(what) => valid.push_str(&format!("{names}: valid ({what})\n")),
+            Err(errors) => refused.push(errors),
         }
     }
-    if failed { bail!("not valid") } else { Ok(()) }
+    if cx.output == Format::Table {
+        super::print(&valid)?;
+        refused.iter().for_each(|errors| eprintln!("{errors}"));
+    } else {
+        let rows: Vec<_> = refused.iter().flat_map(|errors| &errors.problems).map(problem).collect();
+        super::print(&output::render(cx.output, &[], &rows)?)?;
+    }
+    if refused.is_empty() { Ok(()) } else { bail!("not valid") }
+}
+
+fn problem(problem: &Problem) -> output::Row {
+    output::row(json!({
+        "file": problem.file, "line": problem.line, "column": problem.column, "document": problem.document, "path": problem.path.to_string(),
+        "reason": problem.reason,
+    }))
 }
 
 fn complete(file: &PathBuf) -> anyhow::Result<MachineConfig> {

@@ -36,12 +36,15 @@ use crate::output::{self, Format, Row};
 /// What a new person needs to begin.
 const FIRST_STEPS: &str = "\
 First steps:
-  strakectl gen cluster prod https://10.5.0.11:6443 --out prod       secrets, configs and a strakeconfig
+  # secrets, configs and a strakeconfig
+  strakectl gen cluster prod https://10.5.0.11:6443 --out prod
   export STRAKECONFIG=$PWD/prod/strakeconfig
+  # installs; STRING is on the machine's console
   strakectl apply-config -n 10.5.0.11 --pairing STRING -f prod/controlplane.yaml
-                                                                     installs; STRING is on the machine's console
-  strakectl bootstrap                                                once, on the first control plane
-  strakectl wait && strakectl kubeconfig                             from here on kubectl works";
+  # once, on the first control plane
+  strakectl bootstrap
+  # from here on kubectl works
+  strakectl wait && strakectl kubeconfig";
 
 /// Manage Strake machines.
 #[derive(Debug, Parser)]

@@ -87,15 +87,21 @@ async fn get(cx: &Cx, kind: &str, id: &str) -> anyhow::Result<()> {
 
 /// The resources of a kind as rows.
 pub async fn list(machine: Connection, kind: String, id: String) -> anyhow::Result<Vec<Value>> {
-    let kind_is_boot = kind == "boot";
-    let response = machine.resources().get(ResourceGetRequest { kind, id }).await.map_err(refused)?.into_inner();
+    let response = machine.resources().get(ResourceGetRequest { kind: kind.clone(), id }).await.map_err(refused)?.into_inner();
     let mut rows = response.resources.iter().map(row).collect::<anyhow::Result<Vec<Value>>>()?;
-    if kind_is_boot {
-        // People read a boot in the order in which it went.
-        let when = |row: &Value| row["seconds"].as_f64().unwrap_or(-1.0);
-        rows.sort_by(|one, other| when(one).total_cmp(&when(other)));
+    if kind == "boot" {
+        in_order_of_time(&mut rows);
     }
     Ok(rows)
+}
+
+/// People read a boot in the order in which it went. What was before the kernel has no seconds of its clock.
+fn in_order_of_time(milestones: &mut [Value]) {
+    let at = |row: &Value| (row["seconds"].as_f64().unwrap_or(-1.0), row["sincePowerOn"].as_f64().unwrap_or(0.0));
+    milestones.sort_by(|one, other| {
+        let (one, other) = (at(one), at(other));
+        one.0.total_cmp(&other.0).then(one.1.total_cmp(&other.1))
+    });
 }
 
 fn row(resource: &Resource) -> anyhow::Result<Value> {
@@ -153,4 +159,29 @@ async fn watch_one(cx: &Cx, machine: &Connection, request: ResourceWatchRequest,
         super::print(&text)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn milestones_are_shown_as_they_came() {
+        let mut rows = vec![
+            json!({"id": "etcd", "seconds": 12.5}),
+            json!({"id": "loader", "seconds": null, "sincePowerOn": 2.0}),
+            json!({"id": "init", "seconds": 0.8}),
+            json!({"id": "firmware", "seconds": null, "sincePowerOn": 1.5}),
+        ];
+        in_order_of_time(&mut rows);
+        assert_eq!(rows.iter().map(|row| row["id"].as_str().unwrap()).collect::<Vec<_>>(), ["firmware", "loader", "init", "etcd"]);
+    }
+
+    #[test]
+    fn a_resource_never_hides_its_name_nor_its_machine() {
+        let resource =
+            Resource { kind: "joined".into(), id: "w".into(), version: 3, spec: r#"{"id":"x","node":"y","address":"z"}"#.into() };
+        assert_eq!(row(&resource).unwrap(), json!({"kind": "joined", "id": "w", "version": 3, "address": "z"}));
+        assert!(row(&Resource { spec: "{".into(), ..resource }).is_err());
+    }
 }

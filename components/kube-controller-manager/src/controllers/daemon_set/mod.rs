@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use k8s_client::{
     Action, Change, Client, Error, EventType, Informer, ObjectKey, Request, WorkQueue, owner_reference,
     resources::{DAEMON_SETS, PODS},
-    run_workers,
 };
 use parking_lot::Mutex;
 use serde_json::json;
@@ -22,7 +21,8 @@ use super::revisions;
 use crate::api::{ControllerRevision, DaemonSet, Node, Pod};
 use crate::context::{Context, Pods};
 use crate::expectations::Expectations;
-use crate::ownership::{self, Claim, claim, slow_start};
+use crate::ownership::{self, claim_all, slow_start};
+use crate::reconcile::{Reconcile, follow, follow_owned, put_status, work};
 
 #[derive(Clone)]
 struct Controller {
@@ -75,21 +75,8 @@ pub async fn run(context: Context) {
         context: context.clone(),
     };
     let queue = WorkQueue::new("daemonset");
-    let sink = queue.clone();
-    controller.sets.add_handler(move |change: Change<'_, DaemonSet>| sink.add(change.object().metadata.key()));
-    let (sink, sets) = (queue.clone(), controller.sets.clone());
-    controller.pods.informer.add_handler(move |change: Change<'_, Pod>| {
-        let pod = change.object();
-        match pod.metadata.controller() {
-            Some(owner) if owner.kind == "DaemonSet" => sink.add(ObjectKey::new(pod.metadata.namespace.clone(), owner.name.clone())),
-            Some(_) => {}
-            None => sets
-                .list_namespace(&pod.metadata.namespace)
-                .iter()
-                .filter(|set| !set.spec.selector.is_empty() && set.spec.selector.matches(&pod.metadata.labels))
-                .for_each(|set| sink.add(set.metadata.key())),
-        }
-    });
+    follow(&queue, &controller.sets);
+    follow_owned(&queue, &controller.sets, &controller.pods.informer);
     let (sink, sets) = (queue.clone(), controller.sets.clone());
     controller.nodes.add_handler(move |change: Change<'_, Node>| {
         let matters = match change {
@@ -108,14 +95,10 @@ pub async fn run(context: Context) {
     controller.revisions.wait_synced().await;
     controller.nodes.wait_synced().await;
     controller.pods.informer.wait_synced().await;
-    run_workers(queue, 2, context.stop.clone(), move |key| {
-        let controller = controller.clone();
-        async move { controller.sync(key).await }
-    })
-    .await;
+    work(&context, queue, 5, controller).await;
 }
 
-impl Controller {
+impl Reconcile for Controller {
     async fn sync(&self, key: ObjectKey) -> Result<Action, Error> {
         let Some(set) = self.sets.get_key(&key) else {
             self.expectations.forget(&key);
@@ -150,45 +133,24 @@ impl Controller {
         let alive =
             |uid: &str| self.pods.by_owner.get(&set.metadata.uid).iter().any(|pod| pod.metadata.uid == uid && !pod.metadata.is_deleting());
         let current = self.expectations.met(&key, self.pods.informer.version(), alive);
-        let pods = self.claim_pods(&set).await?;
+        let candidates = self.pods.informer.list_namespace(&key.namespace);
+        let pods = claim_all(&self.client, set.as_ref(), candidates, |_: &Pod| true).await?;
         let observed = Observed { set: &set, nodes: &self.nodes.list(), pods: &pods, hash: revision.hash(), now: jiff::Timestamp::now() };
         let mut plan = plan(&observed);
         if current {
             self.apply(&set, &key, &mut plan, revision.hash()).await?;
         }
         if plan.status != set.status {
-            let key = (key.namespace.as_str(), key.name.as_str());
-            match self.client.update(&DAEMON_SETS, key, &set.metadata.uid, "status", |object| object["status"] = json!(plan.status)).await {
-                Err(error) if !error.is_conflict() && !error.is_not_found() => return Err(error),
-                _ => {}
-            }
+            put_status(&self.client, set.as_ref(), &plan.status).await?;
         }
         let live: Vec<&str> = pods.iter().filter_map(|pod| pod.metadata.labels.get(revisions::HASH)).map(String::as_str).collect();
         let limit = usize::try_from(set.spec.revision_history_limit.unwrap_or(10)).unwrap_or(0);
         revisions::prune(&self.client, &history, revision.hash(), &live, limit).await?;
         Ok(plan.again.map_or(Action::Done, Action::After))
     }
+}
 
-    async fn claim_pods(&self, set: &DaemonSet) -> Result<Vec<Arc<Pod>>, Error> {
-        let mut owned = Vec::new();
-        for pod in self.pods.informer.list_namespace(&set.metadata.namespace) {
-            match claim(&set.metadata, &set.spec.selector, &pod.metadata) {
-                Claim::Keep => owned.push(pod),
-                Claim::Adopt => {
-                    let request = ownership::adopt_request(&PODS, &pod.metadata, &owner_reference(&DAEMON_SETS, &set.metadata));
-                    ownership::ignore_missing(&self.client, &request).await?;
-                    owned.push(pod);
-                }
-                Claim::Release => {
-                    let request = ownership::release_request(&PODS, &pod.metadata, &set.metadata.uid);
-                    ownership::ignore_missing(&self.client, &request).await?;
-                }
-                Claim::Ignore => {}
-            }
-        }
-        Ok(owned)
-    }
-
+impl Controller {
     async fn apply(&self, set: &DaemonSet, key: &ObjectKey, plan: &mut Plan, hash: &str) -> Result<(), Error> {
         // A node whose pod just failed waits before it gets another.
         let mut waiting: Option<Duration> = None;

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use k8s_client::{
     Action, Change, Client, DeleteOptions, Error, EventType, Informer, ObjectKey, Request, WorkQueue, owner_reference,
     resources::{DEPLOYMENTS, REPLICA_SETS},
-    run_workers,
 };
 use serde_json::json;
 
@@ -22,7 +21,8 @@ use self::plan::{Observed, Plan, plan};
 use crate::api::{Deployment, Pod, ReplicaSet};
 use crate::context::{Context, Pods};
 use crate::expectations::Expectations;
-use crate::ownership::{self, Claim, claim};
+use crate::ownership::{self, claim_all};
+use crate::reconcile::{Reconcile, follow, follow_owned, work};
 
 #[derive(Clone)]
 struct Controller {
@@ -45,28 +45,8 @@ pub async fn run(context: Context) {
         context: context.clone(),
     };
     let queue = WorkQueue::new("deployment");
-    let sink = queue.clone();
-    controller.deployments.add_handler(move |change: Change<'_, Deployment>| sink.add(change.object().metadata.key()));
-    let (sink, deployments) = (queue.clone(), controller.deployments.clone());
-    controller.sets.add_handler(move |change: Change<'_, ReplicaSet>| {
-        let mut touched = vec![change.object()];
-        if let Change::Updated { old, .. } = change {
-            touched.push(old);
-        }
-        for set in touched {
-            match set.metadata.controller() {
-                Some(owner) if owner.kind == "Deployment" => sink.add(ObjectKey::new(set.metadata.namespace.clone(), owner.name.clone())),
-                Some(_) => {}
-                None => {
-                    for deployment in deployments.list_namespace(&set.metadata.namespace) {
-                        if !deployment.spec.selector.is_empty() && deployment.spec.selector.matches(&set.metadata.labels) {
-                            sink.add(deployment.metadata.key());
-                        }
-                    }
-                }
-            }
-        }
-    });
+    follow(&queue, &controller.deployments);
+    follow_owned(&queue, &controller.deployments, &controller.sets);
     // Recreate waits for the last old pod; nothing else depends on pods directly.
     let (sink, deployments, sets) = (queue.clone(), controller.deployments.clone(), controller.sets.clone());
     controller.pods.informer.add_handler(move |change: Change<'_, Pod>| {
@@ -83,14 +63,10 @@ pub async fn run(context: Context) {
     controller.deployments.wait_synced().await;
     controller.sets.wait_synced().await;
     controller.pods.informer.wait_synced().await;
-    run_workers(queue, 5, context.stop.clone(), move |key| {
-        let controller = controller.clone();
-        async move { controller.sync(key).await }
-    })
-    .await;
+    work(&context, queue, 5, controller).await;
 }
 
-impl Controller {
+impl Reconcile for Controller {
     async fn sync(&self, key: ObjectKey) -> Result<Action, Error> {
         let Some(deployment) = self.deployments.get_key(&key) else {
             self.expectations.forget(&key);
@@ -105,7 +81,8 @@ impl Controller {
         if !self.expectations.met(&key, self.sets.version(), |_| false) {
             return Ok(Action::Retry);
         }
-        let sets = self.claim_sets(&deployment).await?;
+        let candidates = self.sets.list_namespace(&key.namespace);
+        let sets = claim_all(&self.client, deployment.as_ref(), candidates, |_: &ReplicaSet| true).await?;
         let old_pods_running = |new: Option<&str>| {
             sets.iter()
                 .filter(|set| Some(set.metadata.uid.as_str()) != new)
@@ -116,28 +93,9 @@ impl Controller {
         self.apply(&deployment, &key, &plan).await?;
         Ok(plan.again.map_or(Action::Done, Action::After))
     }
+}
 
-    async fn claim_sets(&self, deployment: &Deployment) -> Result<Vec<Arc<ReplicaSet>>, Error> {
-        let mut owned = Vec::new();
-        for set in self.sets.list_namespace(&deployment.metadata.namespace) {
-            match claim(&deployment.metadata, &deployment.spec.selector, &set.metadata) {
-                Claim::Keep => owned.push(set),
-                Claim::Adopt => {
-                    let request =
-                        ownership::adopt_request(&REPLICA_SETS, &set.metadata, &owner_reference(&DEPLOYMENTS, &deployment.metadata));
-                    ownership::ignore_missing(&self.client, &request).await?;
-                    owned.push(set);
-                }
-                Claim::Release => {
-                    let request = ownership::release_request(&REPLICA_SETS, &set.metadata, &deployment.metadata.uid);
-                    ownership::ignore_missing(&self.client, &request).await?;
-                }
-                Claim::Ignore => {}
-            }
-        }
-        Ok(owned)
-    }
-
+impl Controller {
     async fn apply(&self, deployment: &Deployment, key: &ObjectKey, plan: &Plan) -> Result<(), Error> {
         let meta = &deployment.metadata;
         let mut status = plan.status.clone();

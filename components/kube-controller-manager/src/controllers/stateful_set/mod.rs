@@ -7,9 +7,8 @@ mod tests;
 use std::sync::Arc;
 
 use k8s_client::{
-    Action, Change, Client, Error, EventType, Informer, ObjectKey, Request, WorkQueue, owner_reference,
+    Action, Client, Error, EventType, Informer, ObjectKey, Request, WorkQueue, owner_reference,
     resources::{PERSISTENT_VOLUME_CLAIMS, PODS, STATEFUL_SETS},
-    run_workers,
 };
 use serde_json::json;
 
@@ -18,7 +17,8 @@ use super::revisions;
 use crate::api::{ControllerRevision, Pod, StatefulSet};
 use crate::context::{Context, Pods};
 use crate::expectations::Expectations;
-use crate::ownership::{self, Claim, claim};
+use crate::ownership::{self, claim_all};
+use crate::reconcile::{Reconcile, follow, follow_owned, put_status, work};
 
 #[derive(Clone)]
 struct Controller {
@@ -41,32 +41,15 @@ pub async fn run(context: Context) {
         context: context.clone(),
     };
     let queue = WorkQueue::new("statefulset");
-    let sink = queue.clone();
-    controller.sets.add_handler(move |change: Change<'_, StatefulSet>| sink.add(change.object().metadata.key()));
-    let (sink, sets) = (queue.clone(), controller.sets.clone());
-    controller.pods.informer.add_handler(move |change: Change<'_, Pod>| {
-        let pod = change.object();
-        match pod.metadata.controller() {
-            Some(owner) if owner.kind == "StatefulSet" => sink.add(ObjectKey::new(pod.metadata.namespace.clone(), owner.name.clone())),
-            Some(_) => {}
-            None => sets
-                .list_namespace(&pod.metadata.namespace)
-                .iter()
-                .filter(|set| !set.spec.selector.is_empty() && set.spec.selector.matches(&pod.metadata.labels))
-                .for_each(|set| sink.add(set.metadata.key())),
-        }
-    });
+    follow(&queue, &controller.sets);
+    follow_owned(&queue, &controller.sets, &controller.pods.informer);
     controller.sets.wait_synced().await;
     controller.revisions.wait_synced().await;
     controller.pods.informer.wait_synced().await;
-    run_workers(queue, 5, context.stop.clone(), move |key| {
-        let controller = controller.clone();
-        async move { controller.sync(key).await }
-    })
-    .await;
+    work(&context, queue, 5, controller).await;
 }
 
-impl Controller {
+impl Reconcile for Controller {
     async fn sync(&self, key: ObjectKey) -> Result<Action, Error> {
         let Some(set) = self.sets.get_key(&key) else {
             self.expectations.forget(&key);
@@ -96,7 +79,10 @@ impl Controller {
         let alive =
             |uid: &str| self.pods.by_owner.get(&set.metadata.uid).iter().any(|pod| pod.metadata.uid == uid && !pod.metadata.is_deleting());
         let current = self.expectations.met(&key, self.pods.informer.version(), alive);
-        let pods = self.claim_pods(&set).await?;
+        // Only a pod with one of the set's names can be one of its pods.
+        let named = |pod: &Pod| plan::ordinal(&set.metadata.name, &pod.metadata.name).is_some();
+        let candidates = self.pods.informer.list_namespace(&key.namespace);
+        let pods = claim_all(&self.client, set.as_ref(), candidates, named).await?;
         let update_name = format!("{}-{}", set.metadata.name, update.hash());
         let observed = Observed { set: &set, pods: &pods, update_revision: &update_name, now: jiff::Timestamp::now() };
         let plan = plan(&observed);
@@ -106,12 +92,7 @@ impl Controller {
             }
         }
         if plan.status != set.status {
-            let key = (key.namespace.as_str(), key.name.as_str());
-            match self.client.update(&STATEFUL_SETS, key, &set.metadata.uid, "status", |object| object["status"] = json!(plan.status)).await
-            {
-                Err(error) if !error.is_conflict() && !error.is_not_found() => return Err(error),
-                _ => {}
-            }
+            put_status(&self.client, set.as_ref(), &plan.status).await?;
         }
         let mut live: Vec<&str> =
             pods.iter().filter_map(|pod| pod.metadata.labels.get(revisions::HASH)).map(|name| hash_of(&set, name)).collect();
@@ -120,29 +101,9 @@ impl Controller {
         revisions::prune(&self.client, &history, update.hash(), &live, limit).await?;
         Ok(plan.again.map_or(Action::Done, Action::After))
     }
+}
 
-    async fn claim_pods(&self, set: &StatefulSet) -> Result<Vec<Arc<Pod>>, Error> {
-        let mut owned = Vec::new();
-        for pod in self.pods.informer.list_namespace(&set.metadata.namespace) {
-            // Only a pod with one of the set's names can be one of its pods.
-            let named = plan::ordinal(&set.metadata.name, &pod.metadata.name).is_some();
-            match claim(&set.metadata, &set.spec.selector, &pod.metadata) {
-                Claim::Keep => owned.push(pod),
-                Claim::Adopt if named => {
-                    let request = ownership::adopt_request(&PODS, &pod.metadata, &owner_reference(&STATEFUL_SETS, &set.metadata));
-                    ownership::ignore_missing(&self.client, &request).await?;
-                    owned.push(pod);
-                }
-                Claim::Release => {
-                    let request = ownership::release_request(&PODS, &pod.metadata, &set.metadata.uid);
-                    ownership::ignore_missing(&self.client, &request).await?;
-                }
-                Claim::Adopt | Claim::Ignore => {}
-            }
-        }
-        Ok(owned)
-    }
-
+impl Controller {
     async fn apply(&self, set: &StatefulSet, key: &ObjectKey, step: &Step, history: &[Arc<ControllerRevision>]) -> Result<(), Error> {
         match step {
             Step::Delete(pod) => {

@@ -51,6 +51,24 @@ macro_rules! written {
     };
 }
 
+macro_rules! selecting {
+    ($($name:ident),*) => {
+        $(impl crate::reconcile::Selecting for $name {
+            fn selector(&self) -> &LabelSelector {
+                &self.spec.selector
+            }
+        })*
+    };
+}
+
+mod quota;
+mod replication_controller;
+mod storage;
+
+pub use self::quota::*;
+pub use self::replication_controller::ReplicationController;
+pub use self::storage::*;
+
 // --- core ---------------------------------------------------------------------------------------------------------------------------
 
 object!(Namespace, NAMESPACES, { spec: NamespaceSpec, status: NamespaceStatus });
@@ -72,12 +90,28 @@ part!(PodSpec, {
     #[serde(deserialize_with = "null_default")] containers: Vec<Container>,
     #[serde(deserialize_with = "null_default")] tolerations: Vec<Toleration>,
     affinity: Option<Value>,
+    #[serde(deserialize_with = "null_default")] init_containers: Vec<Container>,
+    #[serde(deserialize_with = "null_default")] overhead: ResourceList,
+    resources: Option<ResourceRequirements>,
+    active_deadline_seconds: Option<i64>,
+    #[serde(deserialize_with = "null_default")] priority_class_name: String,
+    #[serde(deserialize_with = "null_default")] volumes: Vec<Volume>,
 });
-part!(Container, { name: String, #[serde(deserialize_with = "null_default")] ports: Vec<ContainerPort> });
+part!(Container, {
+    name: String,
+    #[serde(deserialize_with = "null_default")] ports: Vec<ContainerPort>,
+    #[serde(deserialize_with = "null_default")] resources: ResourceRequirements,
+    #[serde(deserialize_with = "null_default")] restart_policy: String,
+});
+part!(ResourceRequirements, {
+    #[serde(deserialize_with = "null_default")] requests: ResourceList,
+    #[serde(deserialize_with = "null_default")] limits: ResourceList,
+});
 part!(ContainerPort, { name: String, container_port: i32, protocol: String });
 part!(PodStatus, {
     #[serde(deserialize_with = "null_default")] phase: String,
     #[serde(deserialize_with = "null_default")] reason: String,
+    #[serde(deserialize_with = "null_default")] qos_class: String,
     #[serde(deserialize_with = "null_default")] conditions: Vec<Condition>,
     #[serde(rename = "podIP", deserialize_with = "null_default")] pod_ip: String,
     #[serde(rename = "podIPs", deserialize_with = "null_default")] pod_ips: Vec<PodIp>,
@@ -182,12 +216,14 @@ part!(ServiceSpec, {
     #[serde(deserialize_with = "null_default")] ports: Vec<ServicePort>,
     #[serde(deserialize_with = "null_default")] ip_families: Vec<String>,
     #[serde(deserialize_with = "null_default")] publish_not_ready_addresses: bool,
+    allocate_load_balancer_node_ports: Option<bool>,
 });
 part!(ServicePort, {
     name: String,
     protocol: String,
     port: i32,
     target_port: Option<IntOrString>,
+    #[serde(deserialize_with = "null_default")] node_port: i32,
     app_protocol: Option<String>,
 });
 
@@ -269,6 +305,7 @@ pub struct EndpointConditions {
 // --- apps ---------------------------------------------------------------------------------------------------------------------------
 
 object!(ReplicaSet, REPLICA_SETS, { spec: ReplicaSetSpec, status: ReplicaSetStatus });
+selecting!(ReplicaSet, Deployment, DaemonSet, StatefulSet);
 part!(ReplicaSetSpec, {
     replicas: Option<i32>,
     #[serde(deserialize_with = "null_default")] min_ready_seconds: i32,
