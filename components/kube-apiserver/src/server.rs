@@ -89,6 +89,8 @@ pub struct Server {
     pub public_address: String,
     pub ready: AtomicBool,
     pub stop: CancellationToken,
+    /// Held while quotas are charged.
+    pub quota: tokio::sync::Mutex<()>,
     event_ttl: i64,
     /// The lease of events that are written now, and until when it is used.
     event_lease: Mutex<Option<(i64, Instant)>>,
@@ -165,6 +167,7 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         public_address: format!("{host}:{}", c.port),
         ready: AtomicBool::new(false),
         stop,
+        quota: tokio::sync::Mutex::new(()),
         event_ttl: c.event_ttl,
         event_lease: Mutex::new(None),
     }))

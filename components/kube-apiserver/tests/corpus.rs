@@ -120,6 +120,17 @@ fn substitute(v: &Value, env: &Env, variable: &Regex) -> Value {
     }
 }
 
+/// JSON as the recorder sent it, which shows where errors quote a body: a space after every comma and colon.
+fn spaced(v: &Value) -> String {
+    match v {
+        Value::Array(a) => format!("[{}]", a.iter().map(spaced).collect::<Vec<_>>().join(", ")),
+        Value::Object(m) => {
+            format!("{{{}}}", m.iter().map(|(k, x)| format!("{}: {}", json!(k), spaced(x))).collect::<Vec<_>>().join(", "))
+        }
+        v => v.to_string(),
+    }
+}
+
 struct Normalizer {
     uid: Regex,
     credential: Regex,
@@ -230,7 +241,7 @@ async fn replay(client: &Client, scenario: &Value) -> (usize, usize, Vec<String>
             Value::String(s) => Some(Bytes::from(s.clone())),
             v => {
                 headers.insert("Content-Type".into(), "application/json".into());
-                Some(Bytes::from(v.to_string()))
+                Some(Bytes::from(spaced(v)))
             }
         };
         if let Value::Object(m) = substitute(&step["headers"], &env, &variable) {

@@ -134,3 +134,81 @@ fn kubectl_creates_applies_watches_explains_and_deletes() {
     k.ok(&["delete", "service", "web"], "");
     assert!(!k.ok(&["get", "ipaddresses"], "").contains(&ip), "the address was given back");
 }
+
+const DEFINITION: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: crontabs.stable.example.com}
+spec:
+  group: stable.example.com
+  scope: Namespaced
+  names: {plural: crontabs, singular: crontab, kind: CronTab, shortNames: [ct]}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    subresources: {status: {}, scale: {specReplicasPath: .spec.replicas, statusReplicasPath: .status.replicas}}
+    additionalPrinterColumns:
+    - {name: Spec, type: string, jsonPath: .spec.cronSpec}
+    - {name: Phase, type: string, jsonPath: .status.phase}
+    selectableFields: [{jsonPath: .spec.cronSpec}]
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec:
+            type: object
+            required: [cronSpec]
+            properties:
+              cronSpec: {type: string, description: When to run., pattern: '^[0-9 */]+$'}
+              replicas: {type: integer, default: 1}
+              ports:
+                type: array
+                x-kubernetes-list-type: map
+                x-kubernetes-list-map-keys: [name]
+                items: {type: object, required: [name], properties: {name: {type: string}, port: {type: integer}}}
+          status: {type: object, properties: {phase: {type: string}, replicas: {type: integer}}}
+";
+
+fn tab(name: &str, more: &str) -> String {
+    format!("apiVersion: stable.example.com/v1\nkind: CronTab\nmetadata: {{name: {name}}}\nspec:\n  cronSpec: '* * * * 5'\n{more}")
+}
+
+#[test]
+fn kubectl_works_with_custom_resources_from_their_definition_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let k = Shell(Cluster::start(dir.path()));
+    k.ok(&["apply", "-f", "-"], DEFINITION);
+    k.ok(&["wait", "--for=condition=Established", "crd/crontabs.stable.example.com", "--timeout=30s"], "");
+    assert!(k.ok(&["api-resources", "--api-group=stable.example.com"], "").contains("crontabs"));
+
+    // apply as clients do, columns, defaults, selectors, explain
+    assert!(k.ok(&["apply", "-f", "-"], &tab("a", "")).contains("crontab.stable.example.com/a created"));
+    assert!(k.ok(&["apply", "-f", "-"], &tab("a", "")).contains("unchanged"));
+    let table = k.ok(&["get", "ct"], "");
+    assert!(table.contains("SPEC") && table.contains("* * * * 5"), "{table}");
+    assert_eq!(k.ok(&["get", "ct", "a", "-o", "jsonpath={.spec.replicas}"], ""), "1");
+    assert!(k.ok(&["get", "ct", "--field-selector", "spec.cronSpec=* * * * 5", "-o", "name"], "").contains("/a"));
+    assert!(k.ok(&["explain", "crontab.spec.cronSpec"], "").contains("When to run."));
+    k.fails(&["apply", "-f", "-"], &tab("bad", "  replicas: many\n"), "must be of type integer");
+    k.fails(&["apply", "-f", "-"], &tab("bad", "  nope: 1\n"), "unknown field \"spec.nope\"");
+
+    // status and scale
+    k.ok(&["patch", "ct", "a", "--subresource=status", "--type=merge", "-p", r#"{"status":{"phase":"Ready"},"spec":{"replicas":9}}"#], "");
+    assert_eq!(k.ok(&["get", "ct", "a", "-o", "jsonpath={.status.phase} {.spec.replicas} {.metadata.generation}"], ""), "Ready 1 1");
+    k.ok(&["scale", "ct", "a", "--replicas=3"], "");
+    assert_eq!(k.ok(&["get", "ct", "a", "-o", "jsonpath={.spec.replicas} {.metadata.generation}"], ""), "3 2");
+
+    // server-side apply merges lists by their keys
+    let ports = |n: &str| tab("b", &format!("  ports: [{{name: {n}, port: 1}}]\n"));
+    k.ok(&["apply", "--server-side", "--field-manager=one", "-f", "-"], &ports("x"));
+    k.ok(&["apply", "--server-side", "--field-manager=two", "-f", "-"], &ports("y"));
+    assert_eq!(k.ok(&["get", "ct", "b", "-o", "jsonpath={.spec.ports[*].name}"], ""), "x y");
+
+    // the definition takes its objects along
+    k.ok(&["delete", "crd", "crontabs.stable.example.com", "--timeout=60s"], "");
+    k.fails(&["get", "crontabs.stable.example.com"], "", "the server doesn't have a resource type");
+    k.ok(&["apply", "-f", "-"], DEFINITION);
+    k.ok(&["wait", "--for=condition=Established", "crd/crontabs.stable.example.com", "--timeout=30s"], "");
+    assert!(k.ok(&["get", "ct"], "").contains("No resources found"));
+}

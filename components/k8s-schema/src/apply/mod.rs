@@ -166,7 +166,9 @@ fn record_update(doc: &Doc, old: &Value, new: &Value, mut managers: Managers, op
         };
         let mut former = managers.remove(&manager).map(|m| m.set).unwrap_or_default();
         former.add_all(&set);
-        let managed = Managed { set: former, api_version: doc.api_version().to_owned(), time: Some(operation.now) };
+        // Upstream notes no time for what came through the scale subresource.
+        let time = (operation.subresource != "scale").then_some(operation.now);
+        let managed = Managed { set: former, api_version: doc.api_version().to_owned(), time };
         managers.insert(manager, managed);
     }
     managers

@@ -5,6 +5,7 @@
 //! ([`Descriptions`]); without them the documents are complete but silent.
 
 pub mod binary;
+mod custom;
 mod definitions;
 mod paths;
 
@@ -31,6 +32,17 @@ pub struct Resource {
     pub verbs: Vec<String>,
     /// Such as `status`.
     pub subresources: Vec<Subresource>,
+    /// What a custom resource looks like, which no table has.
+    pub custom: Option<Custom>,
+}
+
+/// The definition of a custom resource.
+#[derive(Debug, Clone)]
+pub struct Custom {
+    /// The OpenAPI v3 schema as it was written.
+    pub schema: Value,
+    /// Such as `CronTabList`.
+    pub list_kind: String,
 }
 
 /// A subresource of a [`Resource`].
@@ -216,6 +228,7 @@ mod tests {
                         verbs: vec!["connect:get".into(), "connect:post".into()],
                     },
                 ],
+                custom: None,
             },
             Resource {
                 group: "rbac.authorization.k8s.io".into(),
@@ -225,8 +238,37 @@ mod tests {
                 namespaced: false,
                 verbs: all,
                 subresources: Vec::new(),
+                custom: None,
             },
         ]
+    }
+
+    #[test]
+    fn custom_resources_are_described_by_their_schema() {
+        let schema = Schema::builtin();
+        let text = json!({"type": "object", "description": "A tab.", "properties": {
+            "spec": {"type": "object", "properties": {"cron": {"type": "string", "nullable": true}, "n": {"x-kubernetes-int-or-string": true}}}}});
+        let tab = Resource {
+            group: "stable.example.com".into(),
+            version: "v1".into(),
+            plural: "crontabs".into(),
+            kind: "CronTab".into(),
+            namespaced: true,
+            verbs: ["create", "get", "list", "patch"].map(str::to_owned).to_vec(),
+            subresources: Vec::new(),
+            custom: Some(Custom { schema: text, list_kind: "CronTabList".into() }),
+        };
+        let resources = [tab];
+        let d = Documents { schema: &schema, resources: &resources, version: "v1.36.4", descriptions: None };
+        let v3 = d.v3("apis/stable.example.com/v1").unwrap();
+        let definition = &v3["components"]["schemas"]["com.example.stable.v1.CronTab"];
+        assert_eq!(definition["properties"]["spec"]["properties"]["cron"]["type"], "string");
+        assert_eq!(definition["x-kubernetes-group-version-kind"][0]["kind"], "CronTab");
+        assert_eq!(v3["components"]["schemas"]["com.example.stable.v1.CronTabList"]["required"], json!(["items"]));
+        let v2 = d.v2();
+        let spec = &v2["definitions"]["com.example.stable.v1.CronTab"]["properties"]["spec"]["properties"];
+        assert_eq!(spec["cron"], json!({"type": "string"}));
+        assert!(v2["definitions"].get("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").is_some());
     }
 
     #[test]

@@ -92,7 +92,7 @@ impl Paths<'_, '_, '_> {
     fn body_of(&mut self, group: &str, version: &str, kind: &str) -> Value {
         match kind_type(self.builder.documents().schema, group, version, kind) {
             Some(ty) => self.builder.reference(ty),
-            None => json!({"type": "object"}),
+            None => super::custom::reference(self.builder, group, version, kind).unwrap_or_else(|| json!({"type": "object"})),
         }
     }
 
@@ -110,7 +110,8 @@ impl Paths<'_, '_, '_> {
 
     fn list_body(&mut self) -> Value {
         let r = self.resource;
-        self.body_of(&r.group, &r.version, &format!("{}List", r.kind))
+        let kind = r.custom.as_ref().map_or_else(|| format!("{}List", r.kind), |c| c.list_kind.clone());
+        self.body_of(&r.group, &r.version, &kind)
     }
 
     fn operation(&self, id: String, action: &str, kind: Option<&Subresource>) -> Value {

@@ -1,9 +1,12 @@
 //! Admission: the plugins in upstream's order, those that change objects first, then those that only judge.
 
 mod escalation;
+mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod priority;
+mod resource_quota;
+mod runtime_class;
 mod service_account;
 mod small;
 
@@ -45,6 +48,7 @@ struct Plugin {
 /// All plugins, in the order in which they run.
 static PLUGINS: &[Plugin] = &[
     Plugin { name: "NamespaceLifecycle", mutate: Some(namespace_lifecycle::admit), validate: Some(namespace_lifecycle::delete) },
+    Plugin { name: "LimitRanger", mutate: Some(limit_ranger::admit), validate: Some(limit_ranger::validate) },
     Plugin { name: "ServiceAccount", mutate: Some(service_account::admit), validate: None },
     Plugin { name: "NodeRestriction", mutate: Some(node_restriction::admit), validate: Some(node_restriction::delete) },
     Plugin { name: "TaintNodesByCondition", mutate: Some(small::taint_nodes), validate: None },
@@ -52,6 +56,7 @@ static PLUGINS: &[Plugin] = &[
     Plugin { name: "DefaultTolerationSeconds", mutate: Some(small::default_tolerations), validate: None },
     Plugin { name: "DefaultStorageClass", mutate: Some(small::default_storage_class), validate: None },
     Plugin { name: "StorageObjectInUseProtection", mutate: Some(small::in_use_protection), validate: None },
+    Plugin { name: "RuntimeClass", mutate: Some(runtime_class::admit), validate: None },
     Plugin { name: "CertificateApproval", mutate: None, validate: Some(small::certificate_approval) },
     Plugin { name: "CertificateSubjectRestriction", mutate: None, validate: Some(small::certificate_subject) },
     Plugin { name: "RBACEscalation", mutate: None, validate: Some(escalation::check) },
@@ -63,11 +68,9 @@ pub fn known(name: &str) -> bool {
 }
 
 const UPSTREAM: &[&str] = &[
-    "LimitRanger",
     "PodSecurity",
     "PodGroupProtection",
     "PersistentVolumeClaimResize",
-    "RuntimeClass",
     "CertificateSigning",
     "ClusterTrustBundleAttest",
     "DefaultIngressClass",
@@ -115,5 +118,7 @@ pub async fn validate(
     old: Option<&Doc>,
 ) -> Result<(), ApiError> {
     let a = Attributes { ctx, res, subresource, operation };
-    PLUGINS.iter().filter_map(|p| p.validate).try_for_each(|v| v(&a, doc, old))
+    PLUGINS.iter().filter_map(|p| p.validate).try_for_each(|v| v(&a, doc, old))?;
+    // Last, as it is the one that writes.
+    resource_quota::validate(&a, doc, old).await
 }

@@ -200,11 +200,15 @@ pub fn json_of(server: &Server, res: &Resource, stored: &Arc<Stored>) -> Result<
 
 /// Sends a request to its handler.
 pub async fn dispatch(mut ctx: Ctx, body: Incoming, extensions: Extensions) -> Result<Answer, ApiError> {
+    let mut custom = false;
     if ctx.info.is_resource && ctx.server.registry.dynamic().resource(&ctx.info.group, &ctx.info.version, &ctx.info.resource).is_some() {
         negotiate::without_protobuf(&mut ctx.headers);
+        custom = true;
     }
     let ctx = Arc::new(ctx);
     let result = route(&ctx, body, extensions).await;
+    // No router stands in front of these that would refuse in words of its own.
+    let result = result.map_err(|e| if custom && e.code == 406 { negotiate::refusal() } else { e });
     match result {
         Ok(a) => Ok(ctx.finish(a)),
         Err(e) => Ok(ctx.finish(crate::http::chain::error_answer(&e, &ctx.headers))),

@@ -10,13 +10,14 @@ use bytes::Bytes;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use http::{HeaderValue, header};
 use k8s_schema::openapi::{Documents, Resource, Subresource};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
 
 use super::{Ctx, discovery::KUBERNETES, encode_value};
 use crate::{
     http::{Answer, ApiError, Body, Wanted, body},
+    registry::Dynamic,
     server::Server,
 };
 
@@ -28,46 +29,106 @@ struct Kept {
 }
 
 fn keep(v: &Value) -> Result<Kept, ApiError> {
-    let json = serde_json::to_vec(v).map_err(ApiError::internal)?;
-    let hash: String = Sha512::digest(&json).iter().map(|b| format!("{b:02X}")).collect();
+    keep_bytes(&serde_json::to_vec(v).map_err(ApiError::internal)?)
+}
+
+fn keep_bytes(json: &[u8]) -> Result<Kept, ApiError> {
+    let hash: String = Sha512::digest(json).iter().map(|b| format!("{b:02X}")).collect();
     let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
-    gz.write_all(&json).map_err(ApiError::internal)?;
+    gz.write_all(json).map_err(ApiError::internal)?;
     Ok(Kept { gzip: gz.finish().map_err(ApiError::internal)?.into(), hash })
 }
 
-/// The documents of this server's resources.
+/// The documents of this server's resources. Those of built-in groups never change; the rest is kept until a definition does.
 #[derive(Debug, Default)]
 pub struct OpenApi {
-    resources: OnceLock<Vec<Resource>>,
-    v2: Mutex<Option<Kept>>,
+    builtin: OnceLock<Vec<Resource>>,
     v3: Mutex<HashMap<String, Kept>>,
+    dynamic: Mutex<Custom>,
+}
+
+/// What holds for one state of the definitions.
+#[derive(Debug, Default)]
+struct Custom {
+    of: Option<Arc<Dynamic>>,
+    v2: Option<Kept>,
+    v2_protobuf: Option<Kept>,
+    v3: HashMap<String, Kept>,
 }
 
 impl OpenApi {
-    fn documents<'a>(&'a self, server: &'a Server) -> Documents<'a> {
-        let resources = self.resources.get_or_init(|| server.registry.all().iter().map(|r| resource(r)).collect());
-        Documents { schema: &server.objects.schema, resources, version: KUBERNETES, descriptions: None }
+    fn builtin(&self, server: &Server) -> &[Resource] {
+        self.builtin.get_or_init(|| server.registry.all().iter().map(|r| resource(r)).collect())
     }
 
-    fn v2(&self, server: &Server) -> Result<Kept, ApiError> {
-        let mut v2 = self.v2.lock();
-        if let Some(k) = &*v2 {
+    /// What is kept for the definitions as they are now.
+    fn dynamic(&self, now: &Arc<Dynamic>) -> MutexGuard<'_, Custom> {
+        let mut kept = self.dynamic.lock();
+        if !kept.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, now)) {
+            *kept = Custom { of: Some(Arc::clone(now)), ..Custom::default() };
+        }
+        kept
+    }
+
+    fn v2_value(&self, server: &Server, dynamic: &Dynamic) -> Value {
+        let mut resources = self.builtin(server).to_vec();
+        resources.extend(dynamic.all().iter().map(|r| resource(r)));
+        documents(server, &resources).v2()
+    }
+
+    fn v2(&self, server: &Server, protobuf: bool) -> Result<Kept, ApiError> {
+        let dynamic = server.registry.dynamic();
+        let mut kept = self.dynamic(&dynamic);
+        let slot = if protobuf { &mut kept.v2_protobuf } else { &mut kept.v2 };
+        if let Some(k) = slot {
             return Ok(k.clone());
         }
-        let k = keep(&self.documents(server).v2())?;
-        *v2 = Some(k.clone());
+        let v = self.v2_value(server, &dynamic);
+        let k = if protobuf { keep_bytes(&k8s_schema::openapi::binary::encode(&v))? } else { keep(&v)? };
+        *slot = Some(k.clone());
         Ok(k)
     }
 
+    /// The paths that have a document, sorted.
+    fn v3_paths(&self, server: &Server) -> Vec<String> {
+        let mut paths = documents(server, self.builtin(server)).v3_paths();
+        for (group, versions) in server.registry.dynamic().groups() {
+            paths.push(format!("apis/{group}"));
+            paths.extend(versions.iter().map(|v| format!("apis/{group}/{v}")));
+        }
+        paths.sort();
+        paths.dedup();
+        paths
+    }
+
     fn v3(&self, server: &Server, path: &str) -> Result<Option<Kept>, ApiError> {
+        let dynamic = server.registry.dynamic();
+        let mut parts = path.strip_prefix("apis/").into_iter().flat_map(|p| p.split('/'));
+        let group = parts.next().unwrap_or("");
+        if dynamic.groups().iter().any(|(g, _)| g == group) {
+            let mut kept = self.dynamic(&dynamic);
+            if let Some(k) = kept.v3.get(path) {
+                return Ok(Some(k.clone()));
+            }
+            let mut resources: Vec<Resource> = self.builtin(server).iter().filter(|r| r.group == group).cloned().collect();
+            resources.extend(dynamic.all().iter().filter(|r| r.group == group).map(|r| resource(r)));
+            let Some(v) = documents(server, &resources).v3(path) else { return Ok(None) };
+            let k = keep(&v)?;
+            kept.v3.insert(path.to_owned(), k.clone());
+            return Ok(Some(k));
+        }
         if let Some(k) = self.v3.lock().get(path) {
             return Ok(Some(k.clone()));
         }
-        let Some(v) = self.documents(server).v3(path) else { return Ok(None) };
+        let Some(v) = documents(server, self.builtin(server)).v3(path) else { return Ok(None) };
         let k = keep(&v)?;
         self.v3.lock().insert(path.to_owned(), k.clone());
         Ok(Some(k))
     }
+}
+
+fn documents<'a>(server: &'a Server, resources: &'a [Resource]) -> Documents<'a> {
+    Documents { schema: &server.objects.schema, resources, version: KUBERNETES, descriptions: None }
 }
 
 fn resource(r: &crate::registry::Resource) -> Resource {
@@ -79,6 +140,10 @@ fn resource(r: &crate::registry::Resource) -> Resource {
         kind: r.kind.clone(),
         namespaced: r.namespaced,
         verbs: r.verbs.clone(),
+        custom: r
+            .custom
+            .as_ref()
+            .map(|c| k8s_schema::openapi::Custom { schema: c.version().schema_json.clone(), list_kind: c.definition.list_kind.clone() }),
         subresources: r
             .subresources
             .iter()
@@ -97,7 +162,7 @@ fn resource(r: &crate::registry::Resource) -> Resource {
     }
 }
 
-fn send(ctx: &Ctx, k: &Kept) -> Result<Answer, ApiError> {
+fn send(ctx: &Ctx, k: &Kept, content_type: &'static str) -> Result<Answer, ApiError> {
     let etag = HeaderValue::from_str(&format!("\"{}\"", k.hash)).map_err(ApiError::internal)?;
     if ctx.headers.get(header::IF_NONE_MATCH) == Some(&etag) {
         let mut a = body::answer(304, "", Body::Full(Bytes::new()));
@@ -112,7 +177,7 @@ fn send(ctx: &Ctx, k: &Kept) -> Result<Answer, ApiError> {
         std::io::Read::read_to_end(&mut GzDecoder::new(&k.gzip[..]), &mut plain).map_err(ApiError::internal)?;
         plain.into()
     };
-    let mut a = body::answer(200, "application/json", Body::Full(bytes));
+    let mut a = body::answer(200, content_type, Body::Full(bytes));
     let h = a.headers_mut();
     if gzip {
         h.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
@@ -128,14 +193,13 @@ pub fn dispatch(ctx: &Arc<Ctx>) -> Result<Answer, ApiError> {
     let accept = ctx.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("");
     match path {
         "openapi/v2" => {
-            if accept.contains("com.github.proto-openapi") && !accept.contains("application/json") && !accept.contains("*/*") {
-                return Ok(body::text(406, ""));
-            }
-            send(ctx, &server.openapi.v2(server)?)
+            let protobuf = accept.contains("com.github.proto-openapi.spec.v2");
+            let content_type = if protobuf { "application/com.github.proto-openapi.spec.v2.v1.0+protobuf" } else { "application/json" };
+            send(ctx, &server.openapi.v2(server, protobuf)?, content_type)
         }
         "openapi/v3" => {
             let mut paths = serde_json::Map::new();
-            for p in server.openapi.documents(server).v3_paths() {
+            for p in server.openapi.v3_paths(server) {
                 if let Some(k) = server.openapi.v3(server, &p)? {
                     paths.insert(p.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{p}?hash={}", k.hash)}));
                 }
@@ -144,7 +208,7 @@ pub fn dispatch(ctx: &Arc<Ctx>) -> Result<Answer, ApiError> {
         }
         _ => match path.strip_prefix("openapi/v3/") {
             Some(p) => match server.openapi.v3(server, p)? {
-                Some(k) => send(ctx, &k),
+                Some(k) => send(ctx, &k, "application/json"),
                 None => Ok(body::text(404, "404 page not found\n")),
             },
             None => Ok(body::text(404, "404 page not found\n")),

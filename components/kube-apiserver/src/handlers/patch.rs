@@ -163,7 +163,7 @@ async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &Writ
     if res.namespaced {
         write::set(&mut applied, "metadata.namespace", ctx.info.namespace.as_str())?;
     }
-    let config = applied_value(&applied, &json)?;
+    let config = applied_value(&applied, &json, res.custom.is_none())?;
     let sub = ctx.info.subresource.clone();
     let strategy = kinds::strategy_of(res);
     let force = options.force.unwrap_or(false);
@@ -201,14 +201,14 @@ async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &Writ
 
 /// The configuration as the client sent it, with the identity that the path gives. What it does not mention it does not manage, so the
 /// decoded document, which knows defaults of its type, will not do.
-fn applied_value(applied: &Doc, json: &Bytes) -> Result<Value, ApiError> {
+fn applied_value(applied: &Doc, json: &Bytes, namespaced: bool) -> Result<Value, ApiError> {
     let mut v: Value = serde_json::from_slice(json).map_err(ApiError::internal)?;
     if !v["metadata"].is_object() {
         v["metadata"] = Value::Object(serde_json::Map::new());
     }
     v["apiVersion"] = applied.api_version().into();
     v["kind"] = applied.kind().into();
-    for f in ["name", "namespace"] {
+    for f in ["name", "namespace"].into_iter().filter(|f| namespaced || *f == "name") {
         let value = applied.at("metadata").get(f).str();
         if !value.is_empty() {
             v["metadata"][f] = value.into();

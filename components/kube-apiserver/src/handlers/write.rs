@@ -78,22 +78,10 @@ fn check_namespace(ctx: &Ctx, res: &Resource, doc: &mut Doc) -> Result<(), ApiEr
         } else if ns != ctx.info.namespace {
             return Err(ApiError::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
         }
-    } else if !ns.is_empty() {
-        // A cluster-scoped object of a namespace named like itself is what old clients send.
-        if ns == "default" || ns == ctx.info.namespace {
-            doc.remove("metadata.namespace");
-        } else {
-            return Err(ApiError::bad_request("namespace may not be set on cluster-scoped object").into_namespace_mismatch());
-        }
+    } else {
+        doc.remove("metadata.namespace");
     }
     Ok(())
-}
-
-impl ApiError {
-    fn into_namespace_mismatch(mut self) -> Self {
-        self.message = "the namespace of the provided object does not match the namespace sent on the request".into();
-        self
-    }
 }
 
 pub async fn create(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<Answer, ApiError> {
@@ -175,7 +163,8 @@ async fn store_new(ctx: &Ctx, res: &Resource, strategy: &Strategy, doc: &Doc, na
         objects::validate_create(custom, doc, &mut errors);
         objects::warnings(doc, None).into_iter().for_each(|w| ctx.warn(w));
     }
-    let kind = Group(&res.group, &res.kind);
+    // A custom resource may say that it is of another kind, which is one of the errors then.
+    let kind = Group(&res.group, if res.custom.is_some() { doc.kind() } else { &res.kind });
     if !errors.is_empty() {
         return Err(ApiError::invalid(kind, name, &errors));
     }
@@ -307,7 +296,7 @@ async fn attempt(
         if !strategy.unconditional_update && ctx.info.verb == "update" {
             let mut e = ErrorList::new();
             e.push(FieldError::invalid_raw("metadata.resourceVersion", "0", "must be specified for an update"));
-            return Err(ApiError::invalid(Group(&res.group, &res.kind), name, &e));
+            return Err(ApiError::invalid(plural, name, &e));
         }
     } else if rv.parse::<i64>() != Ok(stored.rev) {
         return Err(ApiError::modified(plural, name));

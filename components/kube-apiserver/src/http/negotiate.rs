@@ -137,6 +137,11 @@ pub fn wanted(headers: &HeaderMap, pretty: bool, offers: Offers, list: bool) -> 
     Err(if routed { ApiError::not_acceptable(ALL) } else { router_refusal(list) })
 }
 
+/// What cannot be answered in any form that was asked for.
+pub fn refusal() -> ApiError {
+    ApiError::not_acceptable(ALL)
+}
+
 /// Custom resources have no protobuf form: it is as if the client had not asked for it, unless it asks for nothing else.
 pub fn without_protobuf(headers: &mut HeaderMap) {
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("");

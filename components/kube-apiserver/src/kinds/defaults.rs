@@ -32,6 +32,8 @@ pub fn apply(res: &Resource, doc: &mut Doc) {
         ("apps", "StatefulSet") => stateful_set(doc.root_mut()),
         ("batch", "Job") => job(doc.root_mut()),
         ("batch", "CronJob") => cron_job(doc.root_mut()),
+        ("resource.k8s.io", "ResourceClaim") => super::dra::default(doc, "spec.devices.requests"),
+        ("resource.k8s.io", "ResourceClaimTemplate") => super::dra::default(doc, "spec.spec.devices.requests"),
         ("apiextensions.k8s.io", "CustomResourceDefinition") => crate::custom::crd::default(doc.root_mut()),
         ("discovery.k8s.io", "EndpointSlice") => doc.for_each("ports", |mut p| {
             set(&mut p, "name", "")?;

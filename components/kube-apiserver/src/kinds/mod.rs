@@ -9,8 +9,11 @@ mod batch;
 pub mod certificates;
 mod config;
 mod cron;
+mod csi;
 mod discovery;
+pub mod dra;
 mod namespace;
+mod networking;
 mod node;
 mod pod;
 mod pod_spec;
@@ -144,9 +147,9 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("certificates.k8s.io", "CertificateSigningRequest", certificates::CERTIFICATE_SIGNING_REQUEST),
     ("coordination.k8s.io", "Lease", discovery::LEASE),
     ("discovery.k8s.io", "EndpointSlice", discovery::ENDPOINT_SLICE),
-    ("networking.k8s.io", "Ingress", policy::INGRESS),
-    ("networking.k8s.io", "IngressClass", policy::INGRESS_CLASS),
-    ("networking.k8s.io", "NetworkPolicy", policy::NETWORK_POLICY),
+    ("networking.k8s.io", "Ingress", networking::INGRESS),
+    ("networking.k8s.io", "IngressClass", networking::INGRESS_CLASS),
+    ("networking.k8s.io", "NetworkPolicy", networking::NETWORK_POLICY),
     ("networking.k8s.io", "ServiceCIDR", SPEC_AND_STATUS_NO_GENERATION),
     ("policy", "PodDisruptionBudget", policy::POD_DISRUPTION_BUDGET),
     ("rbac.authorization.k8s.io", "ClusterRole", rbac::CLUSTER_ROLE),
@@ -156,8 +159,8 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("scheduling.k8s.io", "PriorityClass", scheduling::PRIORITY_CLASS),
     ("node.k8s.io", "RuntimeClass", scheduling::RUNTIME_CLASS),
     ("storage.k8s.io", "StorageClass", storage::STORAGE_CLASS),
-    ("storage.k8s.io", "CSIDriver", storage::CSI_DRIVER),
-    ("storage.k8s.io", "CSINode", PLAIN),
+    ("storage.k8s.io", "CSIDriver", csi::CSI_DRIVER),
+    ("storage.k8s.io", "CSINode", csi::CSI_NODE),
     ("storage.k8s.io", "VolumeAttachment", storage::VOLUME_ATTACHMENT),
     ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", GENERATION),
     ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", GENERATION),
@@ -169,9 +172,10 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", SPEC_AND_STATUS),
     ("apiextensions.k8s.io", "CustomResourceDefinition", crate::custom::crd::CUSTOM_RESOURCE_DEFINITION),
     ("apiregistration.k8s.io", "APIService", SPEC_AND_STATUS_NO_GENERATION),
-    ("resource.k8s.io", "DeviceClass", GENERATION),
+    ("resource.k8s.io", "DeviceClass", dra::DEVICE_CLASS),
     ("resource.k8s.io", "ResourceSlice", GENERATION),
-    ("resource.k8s.io", "ResourceClaim", SPEC_AND_STATUS_NO_GENERATION),
+    ("resource.k8s.io", "ResourceClaim", dra::RESOURCE_CLAIM),
+    ("resource.k8s.io", "ResourceClaimTemplate", dra::RESOURCE_CLAIM_TEMPLATE),
 ];
 
 const GENERATION: Strategy = Strategy { generation: true, ..PLAIN };

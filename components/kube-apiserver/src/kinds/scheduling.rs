@@ -39,7 +39,29 @@ fn priority_update(_: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
 
 fn runtime_class(d: &Doc, e: &mut ErrorList) {
     let h = d.at("handler").str();
-    e.all_invalid("handler", h, names::dns1123_label(h));
+    if h.is_empty() {
+        e.push(FieldError::required("handler", ""));
+    } else if h.contains('.') {
+        e.push(FieldError::invalid("handler", h, "must not contain dots"));
+    } else {
+        e.all_invalid("handler", h, names::dns1123_label(h));
+    }
+    for (name, q) in d.at("overhead.podFixed").entries() {
+        let path = crate::validation::key("overhead.limits", name);
+        let wrong = names::qualified_name(name);
+        let known = !wrong.is_empty()
+            || name.contains('/')
+            || matches!(name, "cpu" | "memory" | "ephemeral-storage")
+            || name.starts_with("hugepages-");
+        if !wrong.is_empty() || !known {
+            e.all_invalid(&path, name, wrong);
+            e.push(FieldError::invalid(path.clone(), name, "must be a standard resource for containers"));
+        }
+        if q.quantity().is_some_and(|q| q.sign() < 0) {
+            e.push(FieldError::invalid(path, q.str(), "must be greater than or equal to 0"));
+        }
+    }
+    crate::validation::values::labels(d.at("scheduling.nodeSelector"), "scheduling.nodeSelector", e);
 }
 
 fn runtime_update(_: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {

@@ -47,7 +47,6 @@ pub const STORAGE_CLASS: Strategy = Strategy {
     },
     ..PLAIN
 };
-pub const CSI_DRIVER: Strategy = Strategy { generation: true, ..PLAIN };
 pub const VOLUME_ATTACHMENT: Strategy = Strategy { status: true, returns_deleted: true, ..PLAIN };
 
 const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];

@@ -16,7 +16,6 @@ pub enum Kind {
     TooLong,
     TooMany,
     TypeInvalid,
-    Internal,
 }
 
 impl Kind {
@@ -26,7 +25,6 @@ impl Kind {
             Self::Required => "Required value",
             Self::Duplicate => "Duplicate value",
             Self::Invalid | Self::TypeInvalid => "Invalid value",
-            Self::Internal => "Internal error",
             Self::NotSupported => "Unsupported value",
             Self::Forbidden => "Forbidden",
             Self::TooLong => "Too long",
@@ -46,7 +44,6 @@ impl Kind {
             Self::TooLong => "FieldValueTooLong",
             Self::TooMany => "FieldValueTooMany",
             Self::TypeInvalid => "FieldValueTypeInvalid",
-            Self::Internal => "InternalError",
         }
     }
 }
@@ -144,11 +141,6 @@ impl FieldError {
         Self::new(Kind::TypeInvalid, field, value.shown(), detail)
     }
 
-    /// Something failed that is not the client's doing.
-    pub fn internal(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self::new(Kind::Internal, field, String::new(), detail)
-    }
-
     pub fn duplicate(field: impl Into<String>, value: impl Shown) -> Self {
         Self::new(Kind::Duplicate, field, value.shown(), "")
     }
@@ -191,7 +183,7 @@ impl FieldError {
     pub fn error_body(&self) -> String {
         let mut s = self.kind.text().to_owned();
         match self.kind {
-            Kind::Required | Kind::Forbidden | Kind::TooLong | Kind::Internal => {}
+            Kind::Required | Kind::Forbidden | Kind::TooLong => {}
             _ => {
                 s.push_str(": ");
                 s.push_str(&self.shown);

@@ -74,6 +74,19 @@ pub fn dns1123_subdomain(s: &str) -> Vec<String> {
     e
 }
 
+/// `*.` and a subdomain.
+pub fn wildcard_subdomain(s: &str) -> Vec<String> {
+    const MSG: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character";
+    let mut out = Vec::new();
+    if s.len() > 253 {
+        out.push(max_len(253));
+    }
+    if !s.strip_prefix("*.").is_some_and(|r| dns1123_subdomain(r).is_empty()) {
+        out.push(regex(MSG, "\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", &["*.example.com"]));
+    }
+    out
+}
+
 pub fn dns1035_label(s: &str) -> Vec<String> {
     let mut e = Vec::new();
     if s.len() > 63 {

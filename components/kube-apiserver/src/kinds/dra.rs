@@ -1,0 +1,306 @@
+//! Dynamic resource allocation: device classes, claims and templates of claims. The CEL in selectors is only measured, not compiled.
+
+use k8s_schema::{Doc, EditError, Mut, Ref};
+
+use super::{Action, GENERATION, PLAIN, Strategy};
+use crate::validation::{ErrorList, FieldError, child, index, names, values};
+
+pub const DEVICE_CLASS: Strategy = Strategy { validate_create: class, validate_update: |_, d, _, e| class(d, e), ..GENERATION };
+
+pub const RESOURCE_CLAIM: Strategy = Strategy {
+    status: true,
+    validate_create: |d, e| devices(d.at("spec.devices"), "spec.devices", e),
+    validate_update: |action, new, old, e| match action {
+        Action::Status => status(new, e),
+        _ => immutable_spec(new, old, e),
+    },
+    ..PLAIN
+};
+
+pub const RESOURCE_CLAIM_TEMPLATE: Strategy = Strategy {
+    validate_create: |d, e| {
+        let meta = d.at("spec.metadata");
+        for field in ["name", "generateName", "namespace"] {
+            if !meta.get(field).str().is_empty() {
+                e.push(FieldError::forbidden(format!("spec.metadata.{field}"), "cannot be set"));
+            }
+        }
+        values::labels(meta.get("labels"), "spec.metadata.labels", e);
+        values::annotations(meta.get("annotations"), "spec.metadata.annotations", e);
+        devices(d.at("spec.spec.devices"), "spec.spec.devices", e);
+    },
+    validate_update: |_, new, old, e| immutable_spec(new, old, e),
+    ..PLAIN
+};
+
+const MAX_EXPRESSION: usize = 10 << 10;
+const ONE_OF: &str = "exactly one of `exactly` or `firstAvailable` is required";
+const NO_REQUEST: &str = "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
+
+/// A request is for one device unless it says otherwise.
+pub fn default(d: &mut Doc, path: &str) -> Result<(), EditError> {
+    fn request(m: &mut Mut<'_>) -> Result<(), EditError> {
+        m.set_default("allocationMode", "ExactCount")?;
+        if m.get("allocationMode").str() == "ExactCount" && m.get("count").int() == 0 {
+            m.set("count", 1i64)?;
+        }
+        m.for_each("tolerations", |mut t| t.set_default("operator", "Equal").map(drop))
+    }
+    d.for_each(path, |mut r| {
+        if let Some(mut exactly) = r.existing("exactly") {
+            request(&mut exactly)?;
+        }
+        r.for_each("firstAvailable", |mut s| request(&mut s))
+    })
+}
+
+fn immutable_spec(new: &Doc, old: &Doc, e: &mut ErrorList) {
+    if !new.at("spec").semantic_eq(old.at("spec")) {
+        e.push(FieldError::invalid("spec", new.at("spec").to_value(), "field is immutable"));
+    }
+}
+
+fn class(d: &Doc, e: &mut ErrorList) {
+    selectors(d.at("spec.selectors"), "spec.selectors", e);
+    for (i, c) in d.at("spec.config").iter().enumerate() {
+        opaque(c, &index("spec.config", i), e);
+    }
+    if let Some(name) = d.at("spec.extendedResourceName").as_str() {
+        let foreign = name.split_once('/').is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"));
+        if !foreign || name.starts_with("requests.") || !names::qualified_name(name).is_empty() {
+            e.push(FieldError::invalid("spec.extendedResourceName", name, "must be a valid extended resource name"));
+        }
+    }
+}
+
+fn selectors(list: Ref<'_>, path: &str, e: &mut ErrorList) {
+    for (i, s) in list.iter().enumerate() {
+        let at = child(&index(path, i), "cel");
+        if !s.get("cel").exists() {
+            e.push(FieldError::required(at, ""));
+        } else if s.at("cel.expression").str().len() > MAX_EXPRESSION {
+            e.push(FieldError::too_long(child(&at, "expression"), "", MAX_EXPRESSION));
+        }
+    }
+    if list.len() > 32 {
+        e.push(FieldError::too_many(path, list.len(), 32));
+    }
+}
+
+fn opaque(c: Ref<'_>, path: &str, e: &mut ErrorList) {
+    let (o, path) = (c.get("opaque"), child(path, "opaque"));
+    if !o.exists() {
+        e.push(FieldError::required(path, ""));
+        return;
+    }
+    driver(o.get("driver").str(), &child(&path, "driver"), e);
+    let parameters = o.get("parameters").raw();
+    match parameters.iter().find(|c| !c.is_ascii_whitespace()) {
+        None => e.push(FieldError::required(child(&path, "parameters"), "")),
+        Some(b'{') => {}
+        Some(_) => e.push(FieldError::invalid(child(&path, "parameters"), "<value omitted>", "must be a valid JSON object")),
+    }
+}
+
+fn driver(name: &str, path: &str, e: &mut ErrorList) {
+    if name.is_empty() {
+        e.push(FieldError::required(path, ""));
+        return;
+    }
+    if name.len() > 63 {
+        e.push(FieldError::too_long(path, name, 63));
+    }
+    e.all_invalid(path, name, names::dns1123_subdomain(name));
+}
+
+/// The names that constraints and configurations may refer to.
+fn request_names(devices: Ref<'_>) -> Vec<String> {
+    let mut all = Vec::new();
+    for r in devices.get("requests").iter() {
+        let name = r.get("name").str();
+        all.push(name.to_owned());
+        all.extend(r.get("firstAvailable").iter().map(|s| format!("{name}/{}", s.get("name").str())));
+    }
+    all
+}
+
+fn devices(d: Ref<'_>, path: &str, e: &mut ErrorList) {
+    let (requests, at) = (d.get("requests"), child(path, "requests"));
+    if requests.len() > 32 {
+        e.push(FieldError::too_many(at.clone(), requests.len(), 32));
+        return;
+    }
+    let mut seen: Vec<&str> = Vec::new();
+    for (i, r) in requests.iter().enumerate() {
+        let name = r.get("name").str();
+        request(r, &index(&at, i), e);
+        if seen.contains(&name) {
+            e.push(FieldError::duplicate(index(&at, i), name));
+        }
+        seen.push(name);
+    }
+    let known = request_names(d);
+    for (i, c) in d.get("constraints").iter().enumerate() {
+        constraint(c, &index(&child(path, "constraints"), i), &known, e);
+    }
+    for (i, c) in d.get("config").iter().enumerate() {
+        let at = index(&child(path, "config"), i);
+        references(c.get("requests"), &child(&at, "requests"), &known, e);
+        opaque(c, &at, e);
+    }
+}
+
+fn request(r: Ref<'_>, path: &str, e: &mut ErrorList) {
+    let name = r.get("name").str();
+    e.all_invalid(&child(path, "name"), name, names::dns1123_label(name));
+    let (exactly, first) = (r.get("exactly"), r.get("firstAvailable"));
+    match (exactly.exists(), !first.is_empty()) {
+        (true, true) => {
+            let why = format!("{ONE_OF}, but multiple fields are set");
+            e.push(FieldError::invalid(path, serde_json::Value::Null, why));
+        }
+        (false, false) => e.push(FieldError::required(path, ONE_OF)),
+        (true, false) => exact(exactly, &child(path, "exactly"), e),
+        (false, true) => {
+            let at = child(path, "firstAvailable");
+            if first.len() > 8 {
+                e.push(FieldError::too_many(at, first.len(), 8));
+                return;
+            }
+            let mut seen: Vec<&str> = Vec::new();
+            for (i, s) in first.iter().enumerate() {
+                let (at, name) = (index(&at, i), s.get("name").str());
+                e.all_invalid(&child(&at, "name"), name, names::dns1123_label(name));
+                exact(s, &at, e);
+                if seen.contains(&name) {
+                    e.push(FieldError::duplicate(at, name));
+                }
+                seen.push(name);
+            }
+        }
+    }
+}
+
+fn exact(r: Ref<'_>, path: &str, e: &mut ErrorList) {
+    let class = r.get("deviceClassName").str();
+    if class.is_empty() {
+        e.push(FieldError::required(child(path, "deviceClassName"), ""));
+    } else {
+        e.all_invalid(&child(path, "deviceClassName"), class, names::dns1123_subdomain(class));
+    }
+    selectors(r.get("selectors"), &child(path, "selectors"), e);
+    let count = r.get("count").int();
+    match r.get("allocationMode").str() {
+        "All" => {
+            if count != 0 {
+                e.push(FieldError::invalid(child(path, "count"), count, "must not be specified when allocationMode is 'All'"));
+            }
+        }
+        "ExactCount" => {
+            if count <= 0 {
+                e.push(FieldError::invalid(child(path, "count"), count, "must be greater than zero"));
+            }
+        }
+        other => e.push(FieldError::not_supported(child(path, "allocationMode"), other, &["All", "ExactCount"])),
+    }
+    for (i, t) in r.get("tolerations").iter().enumerate() {
+        let at = index(&child(path, "tolerations"), i);
+        match t.get("operator").str() {
+            "Exists" => {
+                let v = t.get("value").str();
+                if !v.is_empty() {
+                    e.push(FieldError::invalid(child(&at, "value"), v, "must be empty for operator `Exists`"));
+                }
+            }
+            "Equal" => {
+                let v = t.get("value").str();
+                e.all_invalid(&child(&at, "value"), v, names::label_value(v));
+            }
+            "" => e.push(FieldError::required(child(&at, "operator"), "")),
+            other => e.push(FieldError::not_supported(child(&at, "operator"), other, &["Equal", "Exists"])),
+        }
+    }
+}
+
+fn references(list: Ref<'_>, path: &str, known: &[String], e: &mut ErrorList) {
+    let mut seen: Vec<&str> = Vec::new();
+    for (i, r) in list.iter().enumerate() {
+        let (at, name) = (index(path, i), r.str());
+        if seen.contains(&name) {
+            e.push(FieldError::duplicate(at, name));
+            continue;
+        }
+        seen.push(name);
+        if !known.iter().any(|k| k == name) {
+            e.push(FieldError::invalid(at, name, NO_REQUEST));
+        }
+    }
+}
+
+fn constraint(c: Ref<'_>, path: &str, known: &[String], e: &mut ErrorList) {
+    references(c.get("requests"), &child(path, "requests"), known, e);
+    let given: Vec<(&str, &str)> =
+        ["matchAttribute", "distinctAttribute"].into_iter().filter_map(|f| Some((f, c.get(f).as_str()?))).collect();
+    match given.as_slice() {
+        [(field, name)] => attribute(name, &child(path, field), e),
+        _ => {
+            // Upstream says so of none, too.
+            let why = "exactly one of \"matchAttribute\" or \"distinctAttribute\" is required, but multiple fields are set";
+            e.push(FieldError::required(path, why));
+        }
+    }
+}
+
+/// `domain/identifier`
+fn attribute(name: &str, path: &str, e: &mut ErrorList) {
+    const C_IDENTIFIER: &str =
+        "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_'";
+    let (domain, id) = name.split_once('/').map_or((None, name), |(d, i)| (Some(d), i));
+    let starts = id.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if !starts || !id.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        e.push(FieldError::invalid(path, id, names::regex(C_IDENTIFIER, "[A-Za-z_][A-Za-z0-9_]*", &["my_name", "MY_NAME", "MyName"])));
+    }
+    match domain {
+        None => e.push(FieldError::invalid(path, name, "a fully qualified name must be a domain and a name separated by a slash")),
+        Some(d) => e.all_invalid(path, d, names::dns1123_subdomain(d)),
+    }
+}
+
+fn status(d: &Doc, e: &mut ErrorList) {
+    let (allocation, reserved) = (d.at("status.allocation"), d.at("status.reservedFor"));
+    let mut seen: Vec<&str> = Vec::new();
+    for (i, r) in reserved.iter().enumerate() {
+        let (at, uid) = (index("status.reservedFor", i), r.get("uid").str());
+        for field in ["resource", "name", "uid"] {
+            if r.get(field).str().is_empty() {
+                e.push(FieldError::required(child(&at, field), ""));
+            }
+        }
+        if seen.contains(&uid) {
+            e.push(FieldError::duplicate(at, uid));
+        }
+        seen.push(uid);
+    }
+    if !reserved.is_empty() && !allocation.exists() {
+        e.push(FieldError::forbidden("status.reservedFor", "may not be specified when `allocated` is not set"));
+    }
+    let known = request_names(d.at("spec.devices"));
+    for (i, r) in allocation.at("devices.results").iter().enumerate() {
+        let at = index("status.allocation.devices.results", i);
+        let request = r.get("request").str();
+        if !known.iter().any(|k| k == request) {
+            e.push(FieldError::invalid(child(&at, "request"), request, NO_REQUEST));
+        }
+        driver(r.get("driver").str(), &child(&at, "driver"), e);
+        let (pool, pool_at) = (r.get("pool").str(), child(&at, "pool"));
+        if pool.is_empty() {
+            e.push(FieldError::required(pool_at, ""));
+        } else {
+            for part in pool.split('/') {
+                e.all_invalid(&pool_at, part, names::dns1123_subdomain(part));
+            }
+        }
+        let device = r.get("device").str();
+        e.all_invalid(&child(&at, "device"), device, names::dns1123_label(device));
+    }
+}
