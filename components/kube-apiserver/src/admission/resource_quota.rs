@@ -207,7 +207,7 @@ fn charge(quota: &Doc, delta: &Amounts) -> Result<Option<Amounts>, String> {
 pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
     let Some(doc) = doc.filter(|_| a.operation != Operation::Delete && a.res.namespaced) else { return Ok(()) };
     let pods = a.res.group.is_empty() && a.res.plural == "pods";
-    if !a.subresource.is_empty() && !(pods && a.subresource == "resize") {
+    if !(a.subresource.is_empty() || pods && a.subresource == "resize") {
         return Ok(());
     }
     // An update of a pod changes what it uses only by a resize.
