@@ -269,11 +269,11 @@ mod tests {
     fn free_names_are_accepted_and_a_settled_definition_is_left_alone() {
         let names = json!({"plural": "as", "singular": "a", "kind": "A", "listKind": "AList", "shortNames": ["x"]});
         let d = definition("as.g.io", names.clone(), json!({"plural": "", "kind": ""}));
-        let new = plan(&d, &[d.clone()]).unwrap().unwrap();
+        let new = plan(&d, std::slice::from_ref(&d)).unwrap().unwrap();
         assert_eq!(status(&new, "NamesAccepted").0, "True");
         assert!(is_true(&new, "Established"));
         assert_eq!(new.at("status.acceptedNames").to_value(), names);
-        assert!(plan(&new, &[new.clone()]).unwrap().is_none());
+        assert!(plan(&new, std::slice::from_ref(&new)).unwrap().is_none());
     }
 
     #[test]
