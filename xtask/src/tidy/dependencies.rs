@@ -27,6 +27,7 @@ const LAYERS: &[(&str, Layer)] = &[
     ("host", Layer::Io),
     ("nftables", Layer::Io),
     ("k8s-client", Layer::Io),
+    ("component-base", Layer::Io),
     ("kube-apiserver", Layer::Component),
     ("kube-scheduler", Layer::Component),
     ("kube-controller-manager", Layer::Component),
