@@ -202,8 +202,8 @@ fn kubectl_works_with_custom_resources_from_their_definition_to_its_end() {
     // server-side apply merges lists by their keys
     let ports = |n: &str| tab("b", &format!("  ports: [{{name: {n}, port: 1}}]\n"));
     k.ok(&["apply", "--server-side", "--field-manager=one", "-f", "-"], &ports("x"));
-    k.ok(&["apply", "--server-side", "--field-manager=two", "-f", "-"], &ports("y"));
-    assert_eq!(k.ok(&["get", "ct", "b", "-o", "jsonpath={.spec.ports[*].name}"], ""), "x y");
+    k.ok(&["apply", "--server-side", "--field-manager=two", "-f", "-"], &ports("web"));
+    assert_eq!(k.ok(&["get", "ct", "b", "-o", "jsonpath={.spec.ports[*].name}"], ""), "x web");
 
     // the definition takes its objects along
     k.ok(&["delete", "crd", "crontabs.stable.example.com", "--timeout=60s"], "");
