@@ -90,6 +90,8 @@ pub fn run() -> Result<Infallible, Box<dyn Error>> {
     if let Err(error) = setup::loopback_up() {
         report::warn(&report::chain(&error));
     }
+    // Before anybody is told that services run: a press that comes earlier than that is lost.
+    this.buttons.look(now());
     this.watchdog = Watchdog::open(now());
     report::info(if this.watchdog.is_some() { "the watchdog is armed" } else { "no watchdog" });
     this.supervise()

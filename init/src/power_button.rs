@@ -31,6 +31,12 @@ impl PowerButtons {
         }
     }
 
+    /// Looks at once, since drivers were just loaded.
+    pub fn look(&mut self, now: Duration) {
+        self.look_at = Duration::ZERO;
+        self.refresh(now);
+    }
+
     /// What to poll for reading.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.devices.iter().map(|device| device.as_fd())
