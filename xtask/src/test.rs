@@ -14,6 +14,9 @@ use crate::containers::Containers;
 use crate::project::{Project, describe, succeed};
 use crate::{host, scenarios, tidy};
 
+/// The tests that need a real containerd.
+const WITH_CONTAINERS: &str = "package(kubelet) & binary(containerd)";
+
 /// A hanging test must not hold CI until it is cut off without a word.
 const TEST_LIMIT: Duration = Duration::from_secs(45 * 60);
 
@@ -47,19 +50,20 @@ fn tests(project: &Project) -> Result<()> {
     let places = std::iter::once(wrappers.clone()).chain(std::env::split_paths(&path)).chain(["/usr/sbin".into(), "/sbin".into()]);
     let path = std::env::join_paths(places).context("a directory of PATH has a colon in its name")?;
     nextest(project)?;
-    let mut command = project.cargo(&["nextest", "run", "--workspace", "--no-fail-fast", "--cargo-quiet"]);
+    let others = format!("not ({WITH_CONTAINERS})");
+    let mut command = project.cargo(&["nextest", "run", "--workspace", "--no-fail-fast", "--cargo-quiet", "--filterset", &others]);
     command.env("PATH", &path).env("STRAKE_TOOLS", wrappers).stdin(Stdio::null());
     bounded(&mut command, TEST_LIMIT)?;
     with_containers(project, &cache, &path)
 }
 
-/// Those that need a real containerd. They were compiled with the others, which ran without one.
+/// Those that need a real containerd. They were compiled with the others.
 fn with_containers(project: &Project, cache: &Cache, path: &OsStr) -> Result<()> {
     let Some(containers) = Containers::prepare(project, cache)? else {
         println!("the kubelet is not tested on a real containerd, which needs root");
         return Ok(());
     };
-    let cargo = project.cargo(&["nextest", "run", "--workspace", "--cargo-quiet", "--filterset", "package(kubelet) & binary(containerd)"]);
+    let cargo = project.cargo(&["nextest", "run", "--workspace", "--cargo-quiet", "--filterset", WITH_CONTAINERS]);
     let words: Vec<OsString> = std::iter::once(cargo.get_program()).chain(cargo.get_args()).map(Into::into).collect();
     let words = containers.enter(&words);
     let mut command = Command::new(&words[0]);

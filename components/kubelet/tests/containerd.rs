@@ -18,7 +18,10 @@ fn main() -> ExitCode {
         return kubelet::main(std::iter::once(OsString::from("kubelet")).chain(args.into_iter().skip(2)));
     }
     if args.iter().any(|a| a == "--list") {
-        println!("static_pods_run_without_an_api_server: test");
+        // What is listed with `--ignored` too, a runner takes for ignored.
+        if !args.iter().any(|a| a == "--ignored") {
+            println!("static_pods_run_without_an_api_server: test");
+        }
         return ExitCode::SUCCESS;
     }
     let programs = match find_programs() {
