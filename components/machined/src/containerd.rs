@@ -173,7 +173,10 @@ impl Containerd {
                     Err(status) => Err(failed("commit a snapshot")(status)),
                 }
             }
-            Ok(found) => Err(archive.invalid(format!("holds a layer {} that unpacks to {found:?}, not {diff}", layer.digest))),
+            Ok(found) => {
+                let found = found.unwrap_or_default();
+                Err(archive.invalid(format!("holds a layer {} that unpacks to {found}, and its config says {diff}", layer.digest)))
+            }
             Err(error) => Err(error),
         };
         let remove = RemoveSnapshotRequest { snapshotter, key: key.clone() };

@@ -12,7 +12,7 @@ use k8s_client::{Client, Error, Patch, Request};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::kubernetes::{ADMIN_KUBECONFIG, KUBELET_KUBECONFIG};
+use crate::kubernetes;
 use crate::machine::Machine;
 use crate::resources::Store;
 
@@ -206,11 +206,7 @@ async fn tell(machine: &Machine, client: &mut Option<Client>, event: &Event) -> 
     let loaded = machine.loaded().ok_or("the machine has no config")?;
     let client = match client {
         Some(client) => client,
-        None => {
-            let kubeconfig = if loaded.config.is_control_plane() { ADMIN_KUBECONFIG } else { KUBELET_KUBECONFIG };
-            let config = k8s_client::Config::load(Some(&machine.paths.at(kubeconfig)))?;
-            client.insert(Client::new(config.with_user_agent("machined"))?)
-        }
+        None => client.insert(kubernetes::client(&machine.paths, kubernetes::own_kubeconfig(&loaded.config))?),
     };
     let node = machine.hostname();
     let name = format!("{node}.{:x}", event.first.as_nanosecond());

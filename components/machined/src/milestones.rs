@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
 use crate::clock::Now;
-use crate::kubernetes::{ADMIN_KUBECONFIG, KUBELET_KUBECONFIG};
+use crate::kubernetes;
 use crate::machine::Machine;
 use crate::paths::Paths;
 use crate::reconcilers::Standing;
@@ -176,9 +176,7 @@ pub async fn watch_cluster(machine: Arc<Machine>) {
             machine.milestones.reach("etcd");
         }
         if client.is_none() {
-            let kubeconfig = machine.paths.at(if control_plane { ADMIN_KUBECONFIG } else { KUBELET_KUBECONFIG });
-            let config = k8s_client::Config::load(Some(&kubeconfig)).ok();
-            client = config.and_then(|config| Client::new(config.with_user_agent("machined")).ok());
+            client = kubernetes::client(&machine.paths, kubernetes::own_kubeconfig(&loaded.config)).ok();
         }
         if let Some(client) = &client {
             if !machine.milestones.has("kube-apiserver") && is_ready(client).await {

@@ -42,12 +42,11 @@ fn run(context: &Context) -> Result<(), Error> {
     let first = cluster.plan().control_plane();
     deploy(context, &clients)?;
     make_hand(context, &clients, &first.name)?;
-    let hand = [HAND];
-    let untouched = start_times(&clients, &hand)?;
+    let untouched = start_times(&clients)?;
 
     for (name, command) in SERVICES {
         let before = pid(&clients, command)?.ok_or_else(|| unexpected(name, "a running process", "none"))?;
-        kill(&clients, before)?;
+        kill(&clients, before);
         context.eventually(&format!("{name} to run again"), context.patience(30), || {
             // exec needs the API server, the kubelet and containerd, so a failure here is one that passes.
             Ok(pid(&clients, command).ok().flatten().filter(|now| *now != before))
@@ -62,7 +61,7 @@ fn run(context: &Context) -> Result<(), Error> {
     }
     for (name, command) in STATIC_PODS {
         let before = context.eventually(name, context.patience(20), || Ok(pid(&clients, command).ok().flatten()))?;
-        kill(&clients, before)?;
+        kill(&clients, before);
         let pod = format!("{name}-{}", first.name);
         context.eventually(&format!("{name} to run again"), context.patience(60), || {
             let Some(now) = pid(&clients, command).ok().flatten().filter(|now| *now != before) else { return Ok(None) };
@@ -125,19 +124,18 @@ fn find(list: &str, command: &str) -> Option<u32> {
     list.lines().filter_map(of).min()
 }
 
-fn kill(clients: &Clients, pid: u32) -> Result<(), Error> {
+fn kill(clients: &Clients, pid: u32) {
     // Killing the API server or the kubelet cuts the very connection this runs over, so its outcome says nothing.
     let _ = clients.kubectl(["exec", HAND, "--", "sh", "-c", &format!("kill -9 {pid}")]);
-    Ok(())
 }
 
 /// When each container of each pod started.
-fn start_times(clients: &Clients, but: &[&str]) -> Result<BTreeMap<String, String>, Error> {
+fn start_times(clients: &Clients) -> Result<BTreeMap<String, String>, Error> {
     let pods = clients.get(&["pods", "--all-namespaces"])?;
     let mut times = BTreeMap::new();
     for pod in pods["items"].as_array().into_iter().flatten() {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-        for container in pod["status"]["containerStatuses"].as_array().into_iter().flatten().filter(|_| !but.contains(&name)) {
+        for container in pod["status"]["containerStatuses"].as_array().into_iter().flatten() {
             let started = container["state"]["running"]["startedAt"].as_str().unwrap_or("not running");
             times.insert(format!("{name}/{}", container["name"].as_str().unwrap_or_default()), started.to_owned());
         }
@@ -146,7 +144,7 @@ fn start_times(clients: &Clients, but: &[&str]) -> Result<BTreeMap<String, Strin
 }
 
 fn check_untouched(clients: &Clients, before: &BTreeMap<String, String>, killed: &str) -> Result<(), Error> {
-    let now = start_times(clients, &[])?;
+    let now = start_times(clients)?;
     let changed: BTreeSet<String> = before
         .iter()
         .filter(|(name, started)| now.get(*name) != Some(started))

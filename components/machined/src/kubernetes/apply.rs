@@ -72,17 +72,13 @@ impl Reconciler for Manifests {
     }
 
     async fn reconcile(&mut self, cx: &Context) -> Result<Outcome, ReconcileError> {
-        if !cx.config().is_control_plane() {
-            return Ok(Outcome::ready("none on this machine", Duration::from_secs(3600)));
-        }
-        if !cx.bootstrapped()? {
-            return Ok(Outcome::ready("none before the cluster is bootstrapped", Duration::from_secs(10)));
+        if let Some(idle) = cx.idle_here()? {
+            return Ok(idle);
         }
         let client = match &self.client {
             Some(client) => client.clone(),
             None => {
-                let path = cx.machine.paths.at(ADMIN_KUBECONFIG);
-                let client = Client::new(k8s_client::Config::load(Some(&path))?.with_user_agent("machined"))?;
+                let client = super::client(&cx.machine.paths, ADMIN_KUBECONFIG)?;
                 self.client.insert(client).clone()
             }
         };

@@ -18,10 +18,12 @@ pub mod testing;
 
 use std::net::IpAddr;
 
+use k8s_client::Client;
 use machine_config::{Config, Role};
 use node_ipc::init::EnvVar;
 use sha2::{Digest as _, Sha256};
 
+use crate::paths::Paths;
 use crate::reconcilers::{Context, ReconcileError};
 use files::File;
 
@@ -37,6 +39,16 @@ pub const API_SERVER_PORT: u16 = 6443;
 pub const ADMIN_KUBECONFIG: &str = "/etc/kubernetes/admin.kubeconfig";
 /// The kubelet's kubeconfig, with which machined asks for its own node.
 pub const KUBELET_KUBECONFIG: &str = "/etc/kubernetes/kubelet/kubeconfig";
+
+/// The kubeconfig with the most that a machine may do: a control plane's own, a worker's kubelet's.
+pub fn own_kubeconfig(config: &Config) -> &'static str {
+    if config.is_control_plane() { ADMIN_KUBECONFIG } else { KUBELET_KUBECONFIG }
+}
+
+/// A client of the API server with the credentials of a kubeconfig on this machine.
+pub fn client(paths: &Paths, kubeconfig: &str) -> Result<Client, k8s_client::ConfigError> {
+    Client::new(k8s_client::Config::load(Some(&paths.at(kubeconfig)))?.with_user_agent("machined"))
+}
 
 /// Users of the components, as the architecture page says.
 pub mod uid {

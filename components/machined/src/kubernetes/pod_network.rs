@@ -141,8 +141,7 @@ impl PodNetwork {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
-        let kubeconfig = k8s_client::Config::load(Some(&paths.at(KUBELET_KUBECONFIG)))?;
-        Ok(self.client.insert(Client::new(kubeconfig.with_user_agent("machined"))?).clone())
+        Ok(self.client.insert(super::client(paths, KUBELET_KUBECONFIG)?).clone())
     }
 }
 

@@ -31,11 +31,8 @@ impl Reconciler for EtcdMembers {
     }
 
     async fn reconcile(&mut self, cx: &Context) -> Result<Outcome, ReconcileError> {
-        if !cx.config().is_control_plane() {
-            return Ok(Outcome::ready("none on this machine", Duration::from_secs(3600)));
-        }
-        if !cx.bootstrapped()? {
-            return Ok(Outcome::ready("none before the cluster is bootstrapped", EVERY));
+        if let Some(idle) = cx.idle_here()? {
+            return Ok(idle);
         }
         let paths = &cx.machine.paths;
         match tokio::time::timeout(ANSWER, self.look(cx)).await {

@@ -37,11 +37,11 @@ impl Reconciler for EtcdSnapshots {
     async fn reconcile(&mut self, cx: &Context) -> Result<Outcome, ReconcileError> {
         let config = cx.config();
         let schedule = &config.cluster.etcd.snapshots;
-        if !config.is_control_plane() || !schedule.enabled {
+        if !schedule.enabled {
             return Ok(Outcome::ready("none on this machine", Duration::from_secs(3600)));
         }
-        if !cx.bootstrapped()? {
-            return Ok(Outcome::ready("none before the cluster is bootstrapped", Duration::from_secs(10)));
+        if let Some(idle) = cx.idle_here()? {
+            return Ok(idle);
         }
         let directory = cx.machine.paths.snapshots();
         let kept = etcd::kept(&directory)?;

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{Context, Outcome, ReconcileError, Reconciler};
 use crate::events::Severity;
 use crate::joined;
-use crate::kubernetes::ADMIN_KUBECONFIG;
+use crate::kubernetes::{self, ADMIN_KUBECONFIG};
 
 const KIND: &str = "joined";
 const EVERY: Duration = Duration::from_secs(30);
@@ -33,17 +33,14 @@ impl Reconciler for Joined {
     }
 
     async fn reconcile(&mut self, cx: &Context) -> Result<Outcome, ReconcileError> {
-        if !cx.config().is_control_plane() {
-            return Ok(Outcome::ready("none on this machine", Duration::from_secs(3600)));
-        }
-        if !cx.bootstrapped()? {
-            return Ok(Outcome::ready("none before the cluster is bootstrapped", EVERY));
+        if let Some(idle) = cx.idle_here()? {
+            return Ok(idle);
         }
         let client = match &self.client {
             Some(client) => client.clone(),
             None => {
-                let config = k8s_client::Config::load(Some(&cx.machine.paths.at(ADMIN_KUBECONFIG)))?;
-                self.client.insert(Client::new(config.with_user_agent("machined"))?).clone()
+                let client = kubernetes::client(&cx.machine.paths, ADMIN_KUBECONFIG)?;
+                self.client.insert(client).clone()
             }
         };
         let options = ListOptions { metadata_only: true, ..ListOptions::default() };

@@ -93,6 +93,14 @@ impl Context {
         self.machine.addresses()
     }
 
+    /// What a reconciler of control planes says where there is nothing for it to do.
+    pub fn idle_here(&self) -> Result<Option<Outcome>, crate::state::StateError> {
+        if !self.config().is_control_plane() {
+            return Ok(Some(Outcome::ready("none on this machine", Duration::from_secs(3600))));
+        }
+        Ok((!self.bootstrapped()?).then(|| Outcome::ready("none before the cluster is bootstrapped", Duration::from_secs(10))))
+    }
+
     /// Whether this control plane was bootstrapped or has joined a cluster.
     pub fn bootstrapped(&self) -> Result<bool, crate::state::StateError> {
         Ok(self.machine.state.cluster_id()?.is_some())
