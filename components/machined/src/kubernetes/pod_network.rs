@@ -145,7 +145,7 @@ impl PodNetwork {
     }
 }
 
-/// Makes the kernel's routes those of the plan; how many there are.
+/// Asks for the plan and applies it.
 async fn apply_routes(client: &Client, config: &Config, facts: &NodeFacts) -> Result<usize, ReconcileError> {
     let request = Request::get(&CONFIG_MAPS, "kube-system", ROUTES_CONFIG_MAP).with_timeout(TIMEOUT);
     let map: Value = match client.call(&request).await {
@@ -154,10 +154,14 @@ async fn apply_routes(client: &Client, config: &Config, facts: &NodeFacts) -> Re
         Err(error) if error.is_not_found() || Error::is_forbidden(&error) => return Ok(0),
         Err(error) => return Err(error.into()),
     };
+    install_routes(map["data"]["routes.json"].as_str().unwrap_or("[]"), config, facts).await
+}
+
+/// Makes the kernel's routes those of this plan; how many there are.
+async fn install_routes(text: &str, config: &Config, facts: &NodeFacts) -> Result<usize, ReconcileError> {
     let network = LinuxNetwork::connect()?;
     let observed = network.observe().await?;
     let neighbours: Vec<IpNet> = observed.addresses.iter().map(|a| a.net).collect();
-    let text = map["data"]["routes.json"].as_str().unwrap_or("[]");
     let routes = routes(text, config, facts, &neighbours)?;
     let count = routes.len();
     let steps = host::net::plan(&Desired { links: Vec::new(), routes, route_protocol: ROUTE_PROTOCOL }, &observed);
@@ -184,6 +188,9 @@ fn set_sysctls(paths: &Paths) -> Result<(), ReconcileError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod kernel;
 
 #[cfg(test)]
 mod tests {
