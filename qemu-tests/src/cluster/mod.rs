@@ -90,6 +90,22 @@ impl Cluster {
         Machine::start(&self.programs.tools, accelerator, &self.machine_spec(node, None))
     }
 
+    /// The config of a machine.
+    pub fn config(&self, node: &Node) -> PathBuf {
+        self.dir.join(format!("{}.yaml", node.name))
+    }
+
+    /// Gives a running machine its config again, once its console says after `start` that it waits for one.
+    pub fn install_again(&self, node: &Node, start: u64, progress: &dyn Progress) -> Result<(), Error> {
+        let machine = self.machine(node);
+        let limit = Duration::from_secs(600);
+        let outcome = machine.wait_console(start, "maintenance mode", limit, maintenance);
+        let State::Maintenance { address, pairing } = self.at(node, "waiting for maintenance mode", outcome)? else { return Ok(()) };
+        progress.note(&node.name, "in maintenance mode; installing");
+        self.at(node, "installing", self.send_config(node, &self.network(), address, &pairing))?;
+        self.at(node, "waiting for the installed system", self.wait_installed(node, &machine))
+    }
+
     /// Brings the cluster up: after this every machine is a Ready node and has the images in `archives`.
     pub fn up(&self, iso: &Path, archives: &[PathBuf], accelerator: Accelerator, progress: &dyn Progress) -> Result<(), Error> {
         progress.phase("network");
@@ -201,7 +217,7 @@ impl Cluster {
             clients.strakectl(words)?;
         }
         for node in &self.plan.nodes {
-            let config = self.dir.join(format!("{}.yaml", node.name));
+            let config = self.config(node);
             if config.exists() {
                 continue;
             }
@@ -260,7 +276,7 @@ impl Cluster {
     fn send_config(&self, node: &Node, network: &Network, address: Ipv4Addr, pairing: &str) -> Result<(), Error> {
         let forward = Forward { host_port: free_port(43000 + u16::from(node.last_byte()))?, address, port: MACHINE_API };
         network.forward(&forward)?;
-        let config = self.dir.join(format!("{}.yaml", node.name)).to_string_lossy().into_owned();
+        let config = self.config(node).to_string_lossy().into_owned();
         let target = format!("127.0.0.1:{}", forward.host_port);
         let sent = self.clients().strakectl(["--timeout", "60", "-n", &target, "--pairing", pairing, "apply-config", "-f", &config]);
         network.unforward(&forward)?;

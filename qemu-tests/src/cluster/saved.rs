@@ -44,6 +44,8 @@ impl Cluster {
         for node in &self.plan.nodes {
             let (from, to) = (self.dir.join(&node.name), dir.join(&node.name));
             std::fs::create_dir_all(&to).on("create", &to)?;
+            let config = self.config(node);
+            std::fs::copy(&config, dir.join(format!("{}.yaml", node.name))).on("copy", &config)?;
             let variables = from.join("firmware-variables.fd");
             std::fs::copy(&variables, to.join("firmware-variables.fd")).on("copy", &variables)?;
             create_overlay(&self.programs.tools, &disk(&from), &to.join(LAYER))?;

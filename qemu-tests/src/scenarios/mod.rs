@@ -5,13 +5,21 @@ mod dead_worker;
 mod first_cluster;
 mod legacy_bios;
 mod power_cut;
+mod rejoin;
 mod restarts;
 
 use crate::scenario::Scenario;
 
 /// Every scenario.
-pub const ALL: &[Scenario] =
-    &[legacy_bios::SCENARIO, boot::SCENARIO, first_cluster::SCENARIO, power_cut::SCENARIO, restarts::SCENARIO, dead_worker::SCENARIO];
+pub const ALL: &[Scenario] = &[
+    legacy_bios::SCENARIO,
+    boot::SCENARIO,
+    first_cluster::SCENARIO,
+    power_cut::SCENARIO,
+    restarts::SCENARIO,
+    dead_worker::SCENARIO,
+    rejoin::SCENARIO,
+];
 
 /// Those that `cargo xtask test` runs; the others are asked for by name.
 pub const IN_CI: &[Scenario] = &[legacy_bios::SCENARIO, boot::SCENARIO, first_cluster::SCENARIO];
