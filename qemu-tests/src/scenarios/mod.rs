@@ -6,12 +6,20 @@ mod first_cluster;
 mod legacy_bios;
 mod power_cut;
 mod restarts;
+mod verity;
 
 use crate::scenario::Scenario;
 
 /// Every scenario.
-pub const ALL: &[Scenario] =
-    &[legacy_bios::SCENARIO, boot::SCENARIO, first_cluster::SCENARIO, power_cut::SCENARIO, restarts::SCENARIO, dead_worker::SCENARIO];
+pub const ALL: &[Scenario] = &[
+    legacy_bios::SCENARIO,
+    boot::SCENARIO,
+    first_cluster::SCENARIO,
+    power_cut::SCENARIO,
+    restarts::SCENARIO,
+    dead_worker::SCENARIO,
+    verity::SCENARIO,
+];
 
 /// Those that `cargo xtask test` runs; the others are asked for by name.
 pub const IN_CI: &[Scenario] = &[legacy_bios::SCENARIO, boot::SCENARIO, first_cluster::SCENARIO];
