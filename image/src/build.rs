@@ -11,6 +11,7 @@ use crate::debian::ROOT;
 use crate::debian::store::{self, Versions};
 use crate::digest;
 use crate::error::{Error, FileContext};
+use crate::hash_tree;
 use crate::kmod;
 use crate::media::{self, IsoInputs, UkiInputs};
 use crate::oci::{self, ImageSpec};
@@ -25,7 +26,7 @@ pub const STUB_IMAGE: &str = "strake.dev/stub:v1";
 pub const HELLO_IMAGE: &str = "strake.dev/hello:v1";
 
 /// Raised when the builder changes so that equal inputs give another image.
-const BUILDER: &str = "2";
+const BUILDER: &str = "3";
 const ZSTD_LEVEL: i32 = 15;
 
 /// What an image is built from.
@@ -48,13 +49,15 @@ pub struct Inputs<'a> {
 /// A finished image: where its files are and what it is called.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
-    /// The UUID on the kernel command line, from the SHA-256 of the root.
+    /// The UUID of the root's partition, from its root hash.
     pub root_uuid: String,
+    /// What the root is verified against.
+    pub verity: verity::Parameters,
     /// The kernel's release.
     pub kernel: String,
     /// The hybrid ISO.
     pub iso: PathBuf,
-    /// The root file system.
+    /// The root file system with its hash tree.
     pub root: PathBuf,
     /// The UKI.
     pub uki: PathBuf,
@@ -103,18 +106,19 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     let root_file = inputs.out.join("root.erofs");
     remove(&root_file)?;
     media::erofs(tools, &staging, &root_file)?;
-    let root_uuid = uuid_of(&digest::of_file(&root_file)?);
+    let verity = hash_tree::append(&root_file)?;
+    let root_uuid = verity.root_uuid();
 
     say("initramfs and UKI");
     let initramfs = inputs.out.join("initramfs.zst");
-    let packed = zstd::encode_all(&cpio::archive(&initramfs_tree(inputs, tools, &modules, &kernel)?)?[..], ZSTD_LEVEL);
+    let packed = zstd::encode_all(&cpio::archive(&initramfs_tree(inputs, tools, &modules, &kernel, &verity)?)?[..], ZSTD_LEVEL);
     std::fs::write(&initramfs, packed.on("compress", &initramfs)?).on("write", &initramfs)?;
     let uki = inputs.out.join("strake.efi");
     let uki_inputs = UkiInputs {
         kernel: &packages.dir.join(format!("boot/vmlinuz-{kernel}")),
         kernel_release: &kernel,
         initramfs: &initramfs,
-        command_line: &command_line(&configs.join("kernel-arguments"), &root_uuid)?,
+        command_line: &command_line(&configs.join("kernel-arguments"))?,
         os_release: &release.os_release(),
     };
     media::uki(tools, &uki_inputs, &uki)?;
@@ -137,7 +141,7 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     std::fs::write(&hello, oci::archive(&hello_spec, &hello_tree)?).on("write", &hello)?;
 
     remove(&scratch)?;
-    let image = Image { root_uuid, kernel, iso, root: root_file, uki, hello, inputs: digest };
+    let image = Image { root_uuid, verity, kernel, iso, root: root_file, uki, hello, inputs: digest };
     let text = serde_json::to_vec_pretty(&image).map_err(|problem| Error::malformed(&manifest, problem.to_string()))?;
     std::fs::write(&manifest, text).on("write", &manifest)?;
     Ok(image)
@@ -194,7 +198,7 @@ fn index_modules(tools: &Tools, packages: &Path) -> Result<String, Error> {
     Ok(release.clone())
 }
 
-fn initramfs_tree(inputs: &Inputs<'_>, tools: &Tools, modules: &Modules, kernel: &str) -> Result<Tree, Error> {
+fn initramfs_tree(inputs: &Inputs<'_>, tools: &Tools, modules: &Modules, kernel: &str, verity: &verity::Parameters) -> Result<Tree, Error> {
     let mut tree = Tree::default();
     for dir in ["dev", "proc", "sys", "run", "sysroot"] {
         tree.dir(dir, 0o755);
@@ -209,21 +213,15 @@ fn initramfs_tree(inputs: &Inputs<'_>, tools: &Tools, modules: &Modules, kernel:
         list.push('\n');
     }
     tree.file("modules.list", list, 0o644);
+    let parameters = serde_json::to_vec(verity).map_err(|problem| Error::malformed("verity.json", problem.to_string()))?;
+    tree.file("verity.json", parameters, 0o644);
     Ok(tree)
 }
 
-fn command_line(arguments: &Path, root_uuid: &str) -> Result<String, Error> {
+/// Says nothing of the root: its parameters are in the initramfs, where no boot entry changes them.
+fn command_line(arguments: &Path) -> Result<String, Error> {
     let text = std::fs::read_to_string(arguments).on("read", arguments)?;
-    let mut words = kmod::list_items(&text);
-    words.push(format!("strake.root={root_uuid}"));
-    Ok(words.join(" "))
-}
-
-/// The root's UUID: the first 16 bytes of its SHA-256, marked as a version 8 UUID (RFC 9562, section 5.8).
-fn uuid_of(hash: &[u8; 32]) -> String {
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&hash[..16]);
-    uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
+    Ok(kmod::list_items(&text).join(" "))
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
@@ -241,15 +239,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_root_uuid_is_a_valid_uuid_made_from_the_hash() {
-        let uuid = uuid_of(&[0xff; 32]);
-        assert_eq!(uuid, "ffffffff-ffff-8fff-bfff-ffffffffffff");
+    fn the_command_line_is_the_list_of_arguments() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "# comment\nconsole=tty0\npanic=10 # reboot\n").unwrap();
+        assert_eq!(command_line(file.path()).unwrap(), "console=tty0 panic=10");
     }
 
     #[test]
-    fn the_command_line_ends_with_the_root() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "# comment\nconsole=tty0\npanic=10 # reboot\n").unwrap();
-        assert_eq!(command_line(file.path(), "u").unwrap(), "console=tty0 panic=10 strake.root=u");
+    fn a_kernel_that_stops_at_a_damaged_root_restarts_the_machine() {
+        let arguments = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/kernel-arguments");
+        assert!(command_line(&arguments).unwrap().split(' ').any(|word| word == "panic=10"), "panic_on_corruption needs a restart");
     }
 }

@@ -1,5 +1,5 @@
-//! Builds what Strake boots from: Debian packages ([`debian`]) and our binaries become a read-only root ([`root`]), an initramfs, a UKI
-//! and a hybrid ISO ([`media`]); [`build`] strings the steps together. Equal inputs give equal bytes. Nothing here needs root rights or
+//! Builds what Strake boots from: Debian packages ([`debian`]) and our binaries become a read-only root ([`root`]) with its hash tree ([`hash_tree`]), an
+//! initramfs, a UKI and a hybrid ISO ([`media`]); [`build`] strings the steps together. Equal inputs give equal bytes. Nothing here needs root rights or
 //! changes the builder's machine outside the cache ([`cache`]) and the output directory.
 
 pub mod bios;
@@ -10,6 +10,7 @@ pub mod debian;
 mod digest;
 mod elf;
 mod error;
+mod hash_tree;
 mod kmod;
 mod media;
 mod oci;

@@ -5,8 +5,6 @@ use std::time::Duration;
 /// What the command line asks of init.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLine {
-    /// `strake.root=`: the UUID of the root image, in lower case.
-    pub root_uuid: Option<String>,
     /// `strake.rootwait=`: for how long stage one looks for the root.
     pub root_wait: Duration,
 }
@@ -21,28 +19,15 @@ pub fn read() -> CommandLine {
 
 /// Parses a command line. The last of several equal words wins, as with the kernel's own.
 pub fn parse(line: &str) -> CommandLine {
-    let mut parsed = CommandLine { root_uuid: None, root_wait: DEFAULT_ROOT_WAIT };
+    let mut parsed = CommandLine { root_wait: DEFAULT_ROOT_WAIT };
     for word in line.split_ascii_whitespace() {
-        match word.split_once('=') {
-            Some(("strake.root", uuid)) if is_uuid(uuid) => parsed.root_uuid = Some(uuid.to_ascii_lowercase()),
-            Some(("strake.rootwait", seconds)) => {
-                if let Ok(seconds) = seconds.parse() {
-                    parsed.root_wait = Duration::from_secs(seconds).min(MAX_ROOT_WAIT);
-                }
-            }
-            _ => {}
+        if let Some(("strake.rootwait", seconds)) = word.split_once('=')
+            && let Ok(seconds) = seconds.parse()
+        {
+            parsed.root_wait = Duration::from_secs(seconds).min(MAX_ROOT_WAIT);
         }
     }
     parsed
-}
-
-/// The UUID becomes part of a file name, so nothing but the canonical form is taken.
-fn is_uuid(text: &str) -> bool {
-    text.len() == 36
-        && text.bytes().enumerate().all(|(at, byte)| match at {
-            8 | 13 | 18 | 23 => byte == b'-',
-            _ => byte.is_ascii_hexdigit(),
-        })
 }
 
 #[cfg(test)]
@@ -51,20 +36,19 @@ mod tests {
 
     #[test]
     fn words_are_found_and_bad_ones_ignored() {
-        let uuid = "0b1c2d3e-0000-4000-8000-00000000abcd";
         let minute = DEFAULT_ROOT_WAIT;
         let cases = [
-            ("", None, minute),
-            ("quiet console=ttyS0 ro", None, minute),
-            ("strake.root=0B1C2D3E-0000-4000-8000-00000000ABCD strake.rootwait=5\n", Some(uuid), Duration::from_secs(5)),
-            ("strake.root=../../etc/passwd", None, minute),
-            ("strake.root=0b1c2d3e-0000-4000-8000-00000000abc", None, minute),
-            ("strake.rootwait=99999999 strake.root=", None, MAX_ROOT_WAIT),
-            ("strake.rootwait=-1", None, minute),
-            ("xstrake.root=0b1c2d3e-0000-4000-8000-00000000abcd", None, minute),
+            ("", minute),
+            ("quiet console=ttyS0 ro", minute),
+            // Which root is no matter of the command line, which need not be signed.
+            ("strake.root=0b1c2d3e-0000-4000-8000-00000000abcd strake.rootwait=5\n", Duration::from_secs(5)),
+            ("strake.rootwait=3 strake.rootwait=4", Duration::from_secs(4)),
+            ("strake.rootwait=99999999", MAX_ROOT_WAIT),
+            ("strake.rootwait=-1", minute),
+            ("xstrake.rootwait=5", minute),
         ];
-        for (line, root_uuid, root_wait) in cases {
-            assert_eq!(parse(line), CommandLine { root_uuid: root_uuid.map(str::to_owned), root_wait }, "{line:?}");
+        for (line, root_wait) in cases {
+            assert_eq!(parse(line), CommandLine { root_wait }, "{line:?}");
         }
     }
 }

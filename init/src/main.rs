@@ -11,7 +11,7 @@ mod control;
 mod event_loop;
 mod gpt;
 mod helper;
-mod loopdev;
+mod loader;
 mod modules;
 mod mounts;
 mod output;
@@ -25,6 +25,7 @@ mod spawn;
 mod stage_one;
 mod supervisor;
 mod uevent;
+mod verified;
 mod watchdog;
 
 use std::time::Duration;

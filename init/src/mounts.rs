@@ -45,6 +45,9 @@ pub const STAGE_ONE: &[Mount] = &[
     required("tmpfs", "/run", NOSUID.union(MountFlags::NODEV), "mode=0755,size=20%"),
 ];
 
+/// What stage one mounts when its modules are loaded: where the boot loader says what it was started from.
+pub const FIRMWARE: &[Mount] = &[optional("efivarfs", "/sys/firmware/efi/efivars", STRICT, "")];
+
 /// What stage two adds.
 pub const STAGE_TWO: &[Mount] = &[
     required("devpts", "/dev/pts", NOSUID.union(MountFlags::NOEXEC), "mode=0620,gid=5,ptmxmode=0666"),
@@ -55,7 +58,6 @@ pub const STAGE_TWO: &[Mount] = &[
     optional("bpf", "/sys/fs/bpf", STRICT, "mode=0700"),
     optional("securityfs", "/sys/kernel/security", STRICT, ""),
     optional("tracefs", "/sys/kernel/tracing", STRICT, "mode=0700"),
-    optional("efivarfs", "/sys/firmware/efi/efivars", STRICT, ""),
     required("tmpfs", "/tmp", NOSUID.union(MountFlags::NODEV), "mode=1777,size=20%"),
     required("tmpfs", "/etc", NOSUID.union(MountFlags::NODEV), "mode=0755,size=32m"),
 ];
@@ -94,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_mount_point_comes_after_the_mount_it_lies_in() {
-        let all: Vec<&Mount> = STAGE_ONE.iter().chain(STAGE_TWO).collect();
+        let all: Vec<&Mount> = STAGE_ONE.iter().chain(FIRMWARE).chain(STAGE_TWO).collect();
         for (at, outer) in all.iter().enumerate() {
             for inner in &all[..at] {
                 assert!(!inner.target.starts_with(&format!("{}/", outer.target)), "{} hides {}", outer.target, inner.target);
@@ -104,7 +106,7 @@ mod tests {
 
     #[test]
     fn nothing_but_the_device_file_systems_takes_device_nodes() {
-        for entry in STAGE_ONE.iter().chain(STAGE_TWO) {
+        for entry in STAGE_ONE.iter().chain(FIRMWARE).chain(STAGE_TWO) {
             let devices = matches!(entry.kind, "devtmpfs" | "devpts");
             assert_eq!(entry.flags.contains(MountFlags::NODEV), !devices, "{}", entry.target);
             assert!(entry.flags.contains(MountFlags::NOSUID), "{}", entry.target);

@@ -1,4 +1,5 @@
-//! Finding the root file system: a partition whose UUID is the root's, or a file on an ISO 9660 medium.
+//! Finding the root file system: a partition whose UUID is the root's, or a file on an ISO 9660 medium. On the disk that the boot loader
+//! was started from, when it says so; another disk may hold the same root, with another machine's data beside it.
 //! Which of two it is when both are there: the installed one, once the devices have settled.
 
 use std::fs::{self, File};
@@ -14,6 +15,8 @@ pub struct BlockDevice {
     pub name: String,
     /// Of a partition: its number and its disk.
     pub partition: Option<(u32, String)>,
+    /// Of a partition: its GPT name.
+    pub label: String,
     pub sectors: u64,
 }
 
@@ -25,6 +28,7 @@ impl BlockDevice {
             match line.split_once('=') {
                 Some(("DEVNAME", name)) => device.name = name.to_owned(),
                 Some(("PARTN", value)) => number = value.parse().ok(),
+                Some(("PARTNAME", value)) => device.label = value.to_owned(),
                 _ => {}
             }
         }
@@ -56,12 +60,55 @@ pub fn block_devices() -> Vec<BlockDevice> {
     devices
 }
 
+/// A disk and what its partition table says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    pub disk: String,
+    pub partitions: Vec<gpt::Partition>,
+}
+
+/// The partition tables of all disks that have one.
+pub fn tables(devices: &[BlockDevice]) -> Vec<Table> {
+    let disks =
+        medium_candidates(devices, &Search::Everywhere).filter(|device| device.partition.is_none() && !device.name.starts_with("sr"));
+    let tables = disks.map(|disk| Table { disk: disk.name.clone(), partitions: partition_table(disk) });
+    tables.filter(|table| !table.partitions.is_empty()).collect()
+}
+
+/// Where the root may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Search {
+    /// The loader came from the network or a CD drive, or says nothing.
+    Everywhere,
+    /// On the disk that the loader came from.
+    Disk(String),
+    /// On that disk, which has not appeared yet.
+    NotYet,
+}
+
+impl Search {
+    /// Where to look when the loader says that it came from this partition.
+    pub fn of(loader: Option<&str>, tables: &[Table]) -> Self {
+        let Some(loader) = loader else { return Self::Everywhere };
+        let holds = |table: &&Table| table.partitions.iter().any(|(_, uuid)| uuid == loader);
+        tables.iter().find(holds).map_or(Self::NotYet, |table| Self::Disk(table.disk.clone()))
+    }
+
+    fn covers(&self, disk: &str) -> bool {
+        match self {
+            Self::Everywhere => true,
+            Self::Disk(wanted) => wanted == disk,
+            Self::NotYet => false,
+        }
+    }
+}
+
 /// The partition that holds the root, by the partition tables of the disks.
-pub fn root_partition<'a>(devices: &'a [BlockDevice], root_uuid: &str) -> Option<&'a BlockDevice> {
-    let disks = devices.iter().filter(|disk| devices.iter().any(|other| other.partition.as_ref().is_some_and(|(_, of)| *of == disk.name)));
-    disks.flat_map(|disk| partition_table(disk).into_iter().map(move |partition| (disk, partition))).find_map(|(disk, (number, uuid))| {
-        let wanted = Some((number, disk.name.clone()));
-        if uuid == root_uuid { devices.iter().find(|device| device.partition == wanted) } else { None }
+pub fn root_partition<'a>(devices: &'a [BlockDevice], tables: &[Table], search: &Search, root_uuid: &str) -> Option<&'a BlockDevice> {
+    tables.iter().filter(|table| search.covers(&table.disk)).find_map(|table| {
+        let (number, _) = table.partitions.iter().find(|(_, uuid)| uuid == root_uuid)?;
+        let wanted = Some((*number, table.disk.clone()));
+        devices.iter().find(|device| device.partition == wanted)
     })
 }
 
@@ -73,9 +120,10 @@ fn partition_table(disk: &BlockDevice) -> Vec<gpt::Partition> {
 }
 
 /// Devices that may hold a medium: not those that the kernel makes up.
-pub fn medium_candidates(devices: &[BlockDevice]) -> impl Iterator<Item = &BlockDevice> {
+pub fn medium_candidates<'a>(devices: &'a [BlockDevice], search: &'a Search) -> impl Iterator<Item = &'a BlockDevice> {
     let made_up = ["loop", "ram", "zram", "dm-", "md", "fd", "nbd"];
-    devices.iter().filter(move |device| !made_up.iter().any(|prefix| device.name.starts_with(prefix)))
+    let real = devices.iter().filter(move |device| !made_up.iter().any(|prefix| device.name.starts_with(prefix)));
+    real.filter(move |device| search.covers(device.partition.as_ref().map_or(&device.name, |(_, disk)| disk)))
 }
 
 /// Whether an ISO 9660 file system starts on the device (ECMA-119, 8.1: the first volume descriptor is in sector 16).
@@ -102,14 +150,16 @@ mod tests {
     use super::*;
 
     fn device(name: &str, partition: Option<(u32, &str)>) -> BlockDevice {
-        BlockDevice { name: name.into(), partition: partition.map(|(number, disk)| (number, disk.to_owned())), sectors: 8 }
+        let partition = partition.map(|(number, disk)| (number, disk.to_owned()));
+        BlockDevice { name: name.into(), partition, label: String::new(), sectors: 8 }
     }
 
     #[test]
     fn sysfs_text_becomes_a_device() {
         let partition = "MAJOR=254\nMINOR=2\nDEVNAME=vda2\nDEVTYPE=partition\nPARTN=2\nPARTNAME=ROOT-A\n";
         let disk = |name: &str| Some(name.to_owned());
-        assert_eq!(BlockDevice::parse(partition, "8\n", disk("vda")), Some(device("vda2", Some((2, "vda")))));
+        let expected = BlockDevice { label: "ROOT-A".into(), ..device("vda2", Some((2, "vda"))) };
+        assert_eq!(BlockDevice::parse(partition, "8\n", disk("vda")), Some(expected));
         assert_eq!(BlockDevice::parse("DEVNAME=sr0\nDEVTYPE=disk\n", "8", disk("block")), Some(device("sr0", None)));
         assert_eq!(BlockDevice::parse("DEVTYPE=disk\n", "8", None), None);
         assert_eq!(BlockDevice::parse("DEVNAME=sr0\n", "", None), None);
@@ -118,14 +168,50 @@ mod tests {
     #[test]
     fn disks_that_cannot_be_read_hold_no_root() {
         let devices = [device("nonexistent", None), device("nonexistent1", Some((1, "nonexistent")))];
-        assert_eq!(root_partition(&devices, "aa"), None);
+        assert_eq!(tables(&devices), []);
+    }
+
+    fn table(disk: &str, uuids: &[&str]) -> Table {
+        Table { disk: disk.into(), partitions: (1..).zip(uuids.iter().map(|uuid| (*uuid).to_owned())).collect() }
     }
 
     #[test]
-    fn media_are_looked_for_on_real_devices_only() {
-        let devices = ["loop0", "ram1", "sr0", "sda", "sda1", "nvme0n1", "fd0", "dm-0", "vdb"].map(|name| device(name, None));
-        let names: Vec<&str> = medium_candidates(&devices).map(|d| d.name.as_str()).collect();
-        assert_eq!(names, ["sr0", "sda", "sda1", "nvme0n1", "vdb"]);
+    fn of_two_disks_with_the_same_root_the_loaders_is_taken() {
+        let tables = [table("vda", &["esp-1", "root"]), table("vdb", &["esp-2", "root"]), table("vdc", &["esp-3"])];
+        let mut devices = Vec::new();
+        for disk in ["vda", "vdb", "vdc"] {
+            devices.push(device(disk, None));
+            devices.extend([1, 2].map(|number| device(&format!("{disk}{number}"), Some((number, disk)))));
+        }
+        for (loader, expected) in [
+            (None, Some("vda2")),
+            (Some("esp-1"), Some("vda2")),
+            (Some("esp-2"), Some("vdb2")),
+            // Its disk has no such root: that of another machine is not taken instead.
+            (Some("esp-3"), None),
+            // Its disk has not appeared.
+            (Some("esp-4"), None),
+        ] {
+            let search = Search::of(loader, &tables);
+            let found = root_partition(&devices, &tables, &search, "root").map(|device| device.name.as_str());
+            assert_eq!(found, expected, "{loader:?}");
+        }
+        assert_eq!(root_partition(&devices, &tables, &Search::Everywhere, "other"), None);
+    }
+
+    #[test]
+    fn media_are_looked_for_on_real_devices_of_the_loaders_disk_only() {
+        let names = ["loop0", "ram1", "sr0", "sda", "nvme0n1", "fd0", "dm-0", "vdb"];
+        let mut devices = names.map(|name| device(name, None)).to_vec();
+        devices.push(device("sda1", Some((1, "sda"))));
+        for (search, expected) in [
+            (Search::Everywhere, &["sr0", "sda", "nvme0n1", "vdb", "sda1"][..]),
+            (Search::Disk("sda".into()), &["sda", "sda1"]),
+            (Search::NotYet, &[]),
+        ] {
+            let found: Vec<&str> = medium_candidates(&devices, &search).map(|device| device.name.as_str()).collect();
+            assert_eq!(found, expected, "{search:?}");
+        }
     }
 
     #[test]

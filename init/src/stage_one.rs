@@ -11,11 +11,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use node_ipc::init::{BOOT_INFO_FILE, BootInfo, BootSource, MEDIA_DIR};
+use host::loop_device;
+use node_ipc::init::{BOOT_INFO_FILE, BootInfo, BootSource, MEDIA_DIR, Slot};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
+use verity::Parameters;
 
-use crate::{cmdline, loopdev, modules, mounts, report, root};
+use crate::root::{BlockDevice, Search};
+use crate::verified::{self, VerifyError};
+use crate::{cmdline, loader, modules, mounts, report, root};
 
 const SYSROOT: &str = "/sysroot";
 const POLL: Duration = Duration::from_millis(100);
@@ -24,10 +28,10 @@ const SETTLE: Duration = Duration::from_millis(1500);
 
 #[derive(Debug, thiserror::Error)]
 enum StageOneError {
-    #[error("the kernel command line has no valid strake.root=<uuid>")]
-    NoRootUuid,
-    #[error("no root {uuid} on any device after {waited:?}; devices: {devices}")]
-    RootNotFound { uuid: String, waited: Duration, devices: String },
+    #[error("no root {uuid} {place} after {waited:?}; devices: {devices}")]
+    RootNotFound { uuid: String, place: String, waited: Duration, devices: String },
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
     #[error("mount {device} on {SYSROOT}")]
     MountRoot { device: PathBuf, source: Errno },
     #[error("write {BOOT_INFO_FILE}")]
@@ -46,10 +50,10 @@ pub fn run() -> Result<Infallible, Box<dyn Error>> {
     report::info("stage one");
     load_listed_modules(Path::new("/modules.list"));
 
-    let command_line = cmdline::read();
-    let uuid = command_line.root_uuid.ok_or(StageOneError::NoRootUuid)?;
-    let boot = find_and_mount(&uuid, command_line.root_wait)?;
-    report::notice(&format!("root {uuid} found on {} ({:?})", boot.device, boot.source));
+    // Needs a module; without the firmware's variables the root is looked for on every disk.
+    mounts::mount_all(mounts::FIRMWARE, |_| {})?;
+
+    let boot = find_and_mount(&verified::parameters()?, loader::partition().as_deref(), cmdline::read().root_wait)?;
 
     let dir = Path::new(BOOT_INFO_FILE).parent().unwrap_or(Path::new("/run"));
     fs::create_dir_all(dir).map_err(StageOneError::WriteBootInfo)?;
@@ -72,7 +76,8 @@ fn load_listed_modules(list: &Path) {
     }
 }
 
-fn find_and_mount(uuid: &str, wait: Duration) -> Result<BootInfo, StageOneError> {
+fn find_and_mount(root: &Parameters, loader: Option<&str>, wait: Duration) -> Result<BootInfo, StageOneError> {
+    let uuid = root.root_uuid();
     let index = modules::Index::read(Path::new("/"));
     let mut aliases_seen = BTreeSet::new();
     let started = Instant::now();
@@ -92,25 +97,18 @@ fn find_and_mount(uuid: &str, wait: Duration) -> Result<BootInfo, StageOneError>
             devices = now_there;
             changed = Instant::now();
         }
-        let boot = |source, device: &root::BlockDevice| BootInfo {
-            source,
-            device: device.path().to_string_lossy().into_owned(),
-            root_uuid: uuid.to_owned(),
-        };
-        if let Some(partition) = root::root_partition(&devices, uuid) {
-            mount_root(&partition.path())?;
-            return Ok(boot(BootSource::Disk, partition));
+        let tables = root::tables(&devices);
+        let search = Search::of(loader, &tables);
+        if let Some(partition) = root::root_partition(&devices, &tables, &search, &uuid) {
+            return mount_root(root, BootSource::Disk, partition, &partition.path());
         }
         if changed.elapsed() >= SETTLE {
-            for device in root::medium_candidates(&devices) {
+            for device in root::medium_candidates(&devices, &search) {
                 if root::is_iso9660(&device.path())
-                    && let Some(image) = root::mount_medium(&device.path(), Path::new(MEDIA_DIR), uuid)
+                    && let Some(image) = root::mount_medium(&device.path(), Path::new(MEDIA_DIR), &uuid)
                 {
-                    match loopdev::attach(&image) {
-                        Ok((path, _keep)) => {
-                            mount_root(&path)?;
-                            return Ok(boot(BootSource::Media, device));
-                        }
+                    match loop_device::attach(&image) {
+                        Ok((path, _keep)) => return mount_root(root, BootSource::Media, device, &path),
                         Err(error) => report::warn(&report::chain(&error)),
                     }
                 }
@@ -118,16 +116,38 @@ fn find_and_mount(uuid: &str, wait: Duration) -> Result<BootInfo, StageOneError>
         }
         if started.elapsed() >= wait {
             let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
-            return Err(StageOneError::RootNotFound { uuid: uuid.to_owned(), waited: wait, devices: names.join(" ") });
+            let place = match search {
+                Search::Everywhere => "on any device".to_owned(),
+                Search::Disk(disk) => format!("on {disk}, which the boot loader was started from,"),
+                Search::NotYet => {
+                    format!("because no disk has the partition {} that the boot loader was started from", loader.unwrap_or("?"))
+                }
+            };
+            return Err(StageOneError::RootNotFound { uuid, place, waited: wait, devices: names.join(" ") });
         }
         std::thread::sleep(POLL);
     }
 }
 
-fn mount_root(device: &Path) -> Result<(), StageOneError> {
+/// Mounts the root from where it was found: `found` is the partition or the medium, `device` what holds the image.
+fn mount_root(root: &Parameters, source: BootSource, found: &BlockDevice, device: &Path) -> Result<BootInfo, StageOneError> {
+    let slot = Slot::of_label(&found.label);
+    let name = found.path().to_string_lossy().into_owned();
+    let place = match (source, slot) {
+        (BootSource::Media, _) => format!("the medium {name}"),
+        (BootSource::Disk, Some(slot)) => format!("{} ({name})", slot.label()),
+        (BootSource::Disk, None) => name.clone(),
+    };
+    // Before anything of it is read: should the kernel stop at a damaged block, this is what the console shows above it.
+    report::notice(&format!(
+        "root {} found on {name} ({source:?}): {place} must match the root hash {}",
+        root.root_uuid(),
+        root.root_hash()
+    ));
+    let verified = verified::open(device, &place, root)?;
     let _ = fs::create_dir_all(SYSROOT);
-    mount(device, SYSROOT, "erofs", MountFlags::RDONLY, None)
-        .map_err(|source| StageOneError::MountRoot { device: device.to_owned(), source })
+    mount(&verified, SYSROOT, "erofs", MountFlags::RDONLY, None).map_err(|source| StageOneError::MountRoot { device: verified, source })?;
+    Ok(BootInfo { source, device: name, root: *root, slot })
 }
 
 /// Moves the mounts into the root, empties the initramfs to give its memory back, and makes the root `/`.

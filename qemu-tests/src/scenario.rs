@@ -95,6 +95,14 @@ impl Context {
         Ok(cluster)
     }
 
+    /// A single machine that was installed from the ISO and runs from its disk, without Kubernetes.
+    pub fn installed_machine(&self) -> Result<RunningCluster, Error> {
+        let spec = ClusterSpec { workers: 0, ..ClusterSpec::small() };
+        let cluster = Cluster::open(&self.dir.join("cluster"), &self.run.join("cluster"), &self.programs, &spec).map(RunningCluster)?;
+        cluster.install_machines(&self.image.iso, self.accelerator, self)?;
+        Ok(cluster)
+    }
+
     /// A running two-machine cluster with the example's image, started from a saved one, which is made first when this image has none.
     pub fn ready_cluster(&self) -> Result<RunningCluster, Error> {
         let base = self.saved.join(&self.image.root_uuid);

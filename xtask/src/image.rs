@@ -49,7 +49,7 @@ pub fn command(project: &Project, relock: bool) -> Result<()> {
         let size = std::fs::metadata(file)?.len() as f64 / f64::from(1 << 20);
         println!("{name:>16}  {size:>6.1} MiB  {}", file.display());
     }
-    println!("{:>16}  {}", "root UUID", image.root_uuid);
+    println!("{:>16}  {}", "root hash", image.verity.root_hash());
     println!("{:>16}  {}", "kernel", image.kernel);
     Ok(())
 }

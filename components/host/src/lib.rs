@@ -4,6 +4,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`block`] | disks, partitions, re-reading a partition table, discarding |
+//! | [`loop_device`] | a read-only loop device over a file |
+//! | [`device_mapper`] | devices that the kernel makes of others |
 //! | [`mount`] | mounting, unmounting, what is mounted, how full it is |
 //! | [`net`] | links, addresses and routes: observe, plan, apply |
 //! | [`dhcp`] | a DHCPv4 client |
@@ -17,7 +19,9 @@
 pub mod block;
 pub mod cgroup;
 pub mod clock;
+pub mod device_mapper;
 pub mod dhcp;
+pub mod loop_device;
 pub mod mount;
 pub mod net;
 pub mod process;

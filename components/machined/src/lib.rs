@@ -21,6 +21,7 @@ pub mod pairing;
 pub mod paths;
 pub mod reconcilers;
 pub mod resources;
+mod root;
 mod run;
 mod service_words;
 mod serving;

@@ -18,6 +18,7 @@ pub const KINDS: &[&str] = &[
     "status",
     "events",
     "boot",
+    "root",
     "disks",
     "links",
     "addresses",

@@ -30,6 +30,7 @@ use crate::pairing::Gate;
 use crate::paths::Paths;
 use crate::reconcilers::{self, Board, Console, Network, Outcome, Standing};
 use crate::resources::Store;
+use crate::root;
 use crate::state::StateDir;
 use crate::trial::{self, Trials};
 
@@ -39,7 +40,7 @@ pub async fn run() -> anyhow::Result<()> {
     let boot: BootInfo = json(&paths.boot_info()).context("read how the system was booted")?;
     let release: Release = json(&paths.release()).context("read what the image says about itself")?;
     let boot_id = std::fs::read_to_string(paths.at("/proc/sys/kernel/random/boot_id")).context("read the boot id")?.trim().to_owned();
-    tracing::info!(version = release.version, source = ?boot.source, device = boot.device, root = boot.root_uuid, "machined starts");
+    tracing::info!(version = release.version, source = ?boot.source, device = boot.device, root = %boot.root.root_hash(), "machined starts");
     let disks = LinuxDisks::new(boot.clone());
     let found = boot::find(&paths, &boot, &disks).await;
     let (mode, loaded, trouble) = match found {
@@ -53,6 +54,7 @@ pub async fn run() -> anyhow::Result<()> {
     };
     let network = Network::connect().context("connect to the kernel's network")?;
     let store = Store::default();
+    root::show(&store, &boot);
     let milestones = Milestones::new(&paths, store.clone());
     milestones.reach("machined");
     let machine = Arc::new(Machine {

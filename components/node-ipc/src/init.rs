@@ -179,8 +179,36 @@ pub struct BootInfo {
     pub source: BootSource,
     /// The block device of the root, or of the medium that holds it.
     pub device: String,
-    /// The UUID of the root image.
-    pub root_uuid: String,
+    /// What the root is verified against, from the kernel image that was started. Its UUID follows from it.
+    pub root: verity::Parameters,
+    /// The slot of an installed disk; a medium has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<Slot>,
+}
+
+/// One of the two places for a root on an installed disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Slot {
+    /// The partition `ROOT-A`.
+    A,
+    /// The partition `ROOT-B`.
+    B,
+}
+
+impl Slot {
+    /// The slot whose partition has this GPT name.
+    pub fn of_label(label: &str) -> Option<Self> {
+        [Self::A, Self::B].into_iter().find(|slot| slot.label() == label)
+    }
+
+    /// Its partition's GPT name.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::A => "ROOT-A",
+            Self::B => "ROOT-B",
+        }
+    }
 }
 
 /// Where the root came from.
@@ -222,10 +250,19 @@ mod tests {
 
     #[test]
     fn boot_info_is_what_the_architecture_page_shows() {
-        let json = r#"{"source":"media","device":"/dev/sr0","root_uuid":"0b1c"}"#;
-        let info = BootInfo { source: BootSource::Media, device: "/dev/sr0".into(), root_uuid: "0b1c".into() };
-        assert_eq!(serde_json::to_string(&info).unwrap(), json);
-        assert_eq!(serde_json::from_str::<BootInfo>(json).unwrap(), info);
+        let hash = "561c87dc42ed5a69cb12155fe5ed680736936d8b7cb5a1414e8b810f7416a33c";
+        let root = verity::Parameters::new(hash.parse().unwrap(), hash.parse().unwrap(), 300).unwrap();
+        let parameters = format!(r#"{{"root_hash":"{hash}","salt":"{hash}","data_blocks":300}}"#);
+        let media = BootInfo { source: BootSource::Media, device: "/dev/sr0".into(), root, slot: None };
+        let disk = BootInfo { source: BootSource::Disk, device: "/dev/vda2".into(), root, slot: Slot::of_label("ROOT-A") };
+        for (info, json) in [
+            (media, format!(r#"{{"source":"media","device":"/dev/sr0","root":{parameters}}}"#)),
+            (disk, format!(r#"{{"source":"disk","device":"/dev/vda2","root":{parameters},"slot":"a"}}"#)),
+        ] {
+            assert_eq!(serde_json::to_string(&info).unwrap(), json);
+            assert_eq!(serde_json::from_str::<BootInfo>(&json).unwrap(), info);
+        }
+        assert_eq!(Slot::of_label("ROOT-C"), None);
     }
 
     #[test]

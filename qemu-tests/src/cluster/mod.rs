@@ -108,12 +108,7 @@ impl Cluster {
 
     /// Brings the cluster up: after this every machine is a Ready node and has the images in `archives`.
     pub fn up(&self, iso: &Path, archives: &[PathBuf], accelerator: Accelerator, progress: &dyn Progress) -> Result<(), Error> {
-        progress.phase("network");
-        let network = self.start_network()?;
-        progress.phase("configs");
-        self.write_configs()?;
-        progress.phase("machines: boot, install, restart from disk");
-        self.each_node(|node| self.install(node, iso, accelerator, &network, progress))?;
+        self.install_machines(iso, accelerator, progress)?;
         progress.phase("bootstrap");
         let first = self.plan.control_plane();
         self.at(first, "bootstrap", self.bootstrap(progress))?;
@@ -123,6 +118,16 @@ impl Cluster {
         self.wait_nodes(progress)?;
         progress.phase("images");
         self.each_node(|node| self.at(node, "importing images", self.import(node, archives)))
+    }
+
+    /// Installs every machine: after this each answers from its disk, and there is no Kubernetes yet.
+    pub fn install_machines(&self, iso: &Path, accelerator: Accelerator, progress: &dyn Progress) -> Result<(), Error> {
+        progress.phase("network");
+        let network = self.start_network()?;
+        progress.phase("configs");
+        self.write_configs()?;
+        progress.phase("machines: boot, install, restart from disk");
+        self.each_node(|node| self.install(node, iso, accelerator, &network, progress))
     }
 
     /// Ends every machine and the network.

@@ -7,6 +7,7 @@ mod legacy_bios;
 mod power_cut;
 mod rejoin;
 mod restarts;
+mod verity;
 
 use crate::scenario::Scenario;
 
@@ -19,6 +20,7 @@ pub const ALL: &[Scenario] = &[
     restarts::SCENARIO,
     dead_worker::SCENARIO,
     rejoin::SCENARIO,
+    verity::SCENARIO,
 ];
 
 /// Those that `cargo xtask test` runs; the others are asked for by name.

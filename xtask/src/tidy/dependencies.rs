@@ -20,6 +20,7 @@ enum Layer {
 
 const LAYERS: &[(&str, Layer)] = &[
     ("node-ipc", Layer::Pure),
+    ("verity", Layer::Pure),
     ("machine-config", Layer::Pure),
     ("machine-api", Layer::Pure),
     ("pki", Layer::Pure),
@@ -79,7 +80,8 @@ fn judge(name: &str, layer: Layer, wanted: &str, for_tests: bool) -> Option<&'st
         return effect.then_some("a pure crate has no effects");
     };
     match (layer, below) {
-        (Layer::Tool, Layer::Tool) => None,
+        // What is built and what runs share their formats.
+        (Layer::Tool, Layer::Tool | Layer::Pure) => None,
         (_, Layer::Tool) | (Layer::Tool, _) => Some("building and testing is apart from the product"),
         _ if for_tests => None,
         (_, Layer::Binary) => Some("binaries are never imported"),
@@ -124,6 +126,8 @@ mod tests {
             ("k8s-schema", "serde", "normal", true),
             ("xtask", "qemu-tests", "normal", true),
             ("xtask", "machined", "normal", false),
+            ("image", "verity", "normal", true),
+            ("image", "host", "normal", false),
             ("init", "image", "dev", false),
             ("machined", "strakectl", "normal", false),
             ("machined", "strakectl", "dev", true),

@@ -49,7 +49,7 @@ impl MachineService for Handler {
             version: machine.release.version.clone(),
             kubernetes: machine.release.kubernetes.clone(),
             kernel: machine.release.kernel.clone(),
-            root_uuid: machine.boot.root_uuid.clone(),
+            root_uuid: machine.boot.root.root_uuid(),
             mode: mode.into(),
             hostname: machine.hostname(),
             role,
@@ -297,7 +297,7 @@ impl Handler {
             }
             return Ok(Work::ConfigOnly { state, size, text: text.to_owned(), scratch });
         }
-        let media = Media::at(&machine.paths.media(), &machine.boot.root_uuid);
+        let media = Media::at(&machine.paths.media(), machine.boot.root);
         let installation = install::prepare(config, text, &target.disk, &target.node, target.sector, media, scratch);
         installation.map(|installation| Work::Whole(Box::new(installation))).map_err(|error| refusal(&error))
     }

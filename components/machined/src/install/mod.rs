@@ -1,27 +1,27 @@
 //! Installing to a disk. Everything that can be known beforehand is checked before the first byte is written; the old
 //! partition table goes first and the new one comes last, so that an interrupted installation leaves a disk that nothing
-//! takes for an installed one.
+//! takes for an installed one. What was written to the slot is read back from the disk and verified against the root hash
+//! of the system that installs, before the boot partition is made.
 //!
 //! All partitions are written through the whole disk at their offsets, so the same code installs to a block device and
 //! to a file, and needs neither the kernel to know the partitions nor anything to be mounted.
 
 mod esp;
 mod filesystem;
+mod slot;
 mod table;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use machine_config::Config;
 use machine_config::disk::{Disk, Selection, select};
 use machine_config::layout::{Partition, layout};
-use uuid::Uuid;
 
 /// The part of a disk at either end that holds partition tables.
 const TABLE_BYTES: u64 = 1 << 20;
-const COPY_BYTES: usize = 1 << 20;
 
 /// Why nothing was installed.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +41,12 @@ pub enum InstallError {
     /// The medium lacks something, or a file can't be read.
     #[error("read {path}")]
     Read { path: PathBuf, source: io::Error },
-    /// The root's UUID is not one.
-    #[error("the root image's UUID {0:?} is not a UUID")]
-    RootUuid(String),
+    /// The medium holds another root than the one that is running.
+    #[error("the root image has {has} bytes instead of {expected}: the installation medium is damaged")]
+    Damaged { has: u64, expected: u64 },
+    /// What is on the disk now is not what should have been written.
+    #[error("{label} on {disk} does not verify: the disk or the installation medium is damaged")]
+    Verify { label: &'static str, disk: PathBuf, source: verity::CheckError },
     /// A step on the disk failed.
     #[error("{step} on {disk}")]
     Step { step: &'static str, disk: PathBuf, source: io::Error },
@@ -58,10 +61,10 @@ pub enum InstallError {
 /// What is installed: files of the installation medium.
 #[derive(Clone, Debug)]
 pub struct Media {
-    /// The root image.
+    /// The root image, with its hash tree.
     pub root: PathBuf,
-    /// Its UUID, which becomes its partition's.
-    pub root_uuid: String,
+    /// What it is verified against; its UUID becomes its partition's.
+    pub verity: verity::Parameters,
     /// The unified kernel image that starts this root.
     pub uki: PathBuf,
     /// systemd-boot.
@@ -70,10 +73,10 @@ pub struct Media {
 
 impl Media {
     /// The files of a medium mounted at this directory.
-    pub fn at(directory: &Path, root_uuid: &str) -> Media {
+    pub fn at(directory: &Path, verity: verity::Parameters) -> Media {
         Media {
-            root: directory.join(format!("strake/{root_uuid}.erofs")),
-            root_uuid: root_uuid.to_owned(),
+            root: directory.join(format!("strake/{}.erofs", verity.root_uuid())),
+            verity,
             uki: directory.join("EFI/Linux/strake.efi"),
             loader: directory.join("EFI/systemd/systemd-bootx64.efi"),
         }
@@ -101,7 +104,6 @@ pub struct Installation {
     sector: u64,
     size: u64,
     partitions: Vec<Partition>,
-    root_uuid: Uuid,
     media: Media,
     config: String,
     scratch: PathBuf,
@@ -127,9 +129,11 @@ pub fn prepare(
     scratch: PathBuf,
 ) -> Result<Installation, InstallError> {
     let partitions = layout(config.machine.role, disk.size).map_err(|source| InstallError::TooSmall { disk: disk.name.clone(), source })?;
-    let root_uuid = Uuid::parse_str(&media.root_uuid).map_err(|_| InstallError::RootUuid(media.root_uuid.clone()))?;
     let room = |label: &str| partitions.iter().find(|partition| partition.label == label).map_or(0, |partition| partition.size);
-    let root = readable(&media.root)?;
+    let (root, expected) = (readable(&media.root)?, media.verity.total_bytes());
+    if root != expected {
+        return Err(InstallError::Damaged { has: root, expected });
+    }
     if root > room("ROOT-A") {
         return Err(InstallError::TooLarge { what: "the root image", has: root, label: "ROOT-A", room: room("ROOT-A") });
     }
@@ -144,7 +148,7 @@ pub fn prepare(
         return Err(InstallError::InUse { disk: disk.name.clone(), what });
     }
     let (node, size, config) = (node.to_owned(), disk.size, config_text.to_owned());
-    Ok(Installation { disk: node, sector, size, partitions, root_uuid, media, config, scratch })
+    Ok(Installation { disk: node, sector, size, partitions, media, config, scratch })
 }
 
 fn readable(path: &Path) -> Result<u64, InstallError> {
@@ -166,15 +170,15 @@ impl Installation {
 
         for partition in &self.partitions {
             match partition.label {
-                "ESP" => {
-                    say(progress, "write the boot partition", partition.label.to_owned());
-                    esp::write(&mut disk, partition, &self.media).map_err(step("write the boot partition", &self.disk))?;
-                }
-                "ROOT-A" => self.copy_root(&mut disk, partition, progress)?,
+                "ROOT-A" => slot::write(&mut disk, &self.disk, partition, &self.media, progress)?,
                 // A slot that was never written must not look like one that was.
                 "ROOT-B" | "META" => zero(&mut disk, partition.start, TABLE_BYTES).map_err(step("clear a partition", &self.disk))?,
                 _ => {}
             }
+        }
+        for partition in self.partitions.iter().filter(|partition| partition.label == "ESP") {
+            say(progress, "write the boot partition", partition.label.to_owned());
+            esp::write(&mut disk, partition, &self.media).map_err(step("write the boot partition", &self.disk))?;
         }
         disk.sync_all().map_err(step("write to the disk", &self.disk))?;
 
@@ -198,7 +202,7 @@ impl Installation {
         say(progress, "write the partition table", self.disk.display().to_string());
         disk.sync_all().map_err(step("write to the disk", &self.disk))?;
         let table_failed = |source| InstallError::Table { disk: self.disk.clone(), source };
-        table::write(&mut disk, self.size, self.sector, &self.partitions, self.root_uuid).map_err(table_failed)?;
+        table::write(&mut disk, self.size, self.sector, &self.partitions, self.media.verity.root_hash()).map_err(table_failed)?;
         disk.sync_all().map_err(step("write the partition table", &self.disk))
     }
 
@@ -206,24 +210,6 @@ impl Installation {
         zero(disk, 0, TABLE_BYTES)?;
         zero(disk, self.size.saturating_sub(TABLE_BYTES), TABLE_BYTES)?;
         disk.sync_all()
-    }
-
-    fn copy_root(&self, disk: &mut File, partition: &Partition, progress: &mut dyn FnMut(Progress)) -> Result<(), InstallError> {
-        let unreadable = |source| InstallError::Read { path: self.media.root.clone(), source };
-        let mut image = File::open(&self.media.root).map_err(unreadable)?;
-        let total = image.metadata().map_err(unreadable)?.len();
-        disk.seek(SeekFrom::Start(partition.start)).map_err(step("write the root image", &self.disk))?;
-        let mut buffer = vec![0; COPY_BYTES];
-        let mut done = 0;
-        loop {
-            progress(Progress { stage: "write the system", done, total, detail: partition.label.to_owned() });
-            let count = image.read(&mut buffer).map_err(unreadable)?;
-            if count == 0 {
-                return Ok(());
-            }
-            disk.write_all(&buffer[..count]).map_err(step("write the root image", &self.disk))?;
-            done += count as u64;
-        }
     }
 
     /// The files STATE begins with, in a directory that only root reads.
@@ -278,7 +264,6 @@ mod tests {
     use std::process::Command;
 
     const GIB: u64 = 1 << 30;
-    const ROOT_UUID: &str = "7a3c1f0e-1111-4222-8333-444455556666";
 
     struct Fixture {
         dir: tempfile::TempDir,
@@ -287,10 +272,11 @@ mod tests {
 
     fn fixture() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
-        let media = Media::at(&dir.path().join("media"), ROOT_UUID);
-        for (path, fill) in [(&media.root, 1u8), (&media.uki, 2), (&media.loader, 3)] {
+        let (root, verity) = crate::testing::root_image(768, 1);
+        let media = Media::at(&dir.path().join("media"), verity);
+        for (path, content) in [(&media.root, root), (&media.uki, vec![2; 3 << 20]), (&media.loader, vec![3; 3 << 20])] {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, vec![fill; 3 << 20]).unwrap();
+            fs::write(path, content).unwrap();
         }
         Fixture { dir, media }
     }
@@ -324,12 +310,13 @@ mod tests {
         let labels: Vec<_> = table.partitions().values().map(|partition| partition.name.clone()).collect();
         assert_eq!(labels, ["ESP", "ROOT-A", "ROOT-B", "META", "STATE", "DATA"]);
         let root = &table.partitions()[&2];
-        assert_eq!(root.part_guid.to_string(), ROOT_UUID);
-        let mut start = vec![0; 3 << 20];
+        assert_eq!(root.part_guid.to_string(), fixture.media.verity.root_uuid());
         let mut image = File::open(&node).unwrap();
         image.seek(SeekFrom::Start(root.first_lba * 512)).unwrap();
-        image.read_exact(&mut start).unwrap();
-        assert!(start.iter().all(|&byte| byte == 1), "ROOT-A begins with the image");
+        verity::check(&mut image, &fixture.media.verity).unwrap();
+        let (verified, boot) = ("verify the system", "write the boot partition");
+        let place = |wanted: &str| stages.iter().position(|stage| *stage == wanted);
+        assert!(place(verified).is_some() && place(verified) < place(boot), "{stages:?}");
 
         assert_eq!(
             esp::files(&node, &installation.partitions[0]).unwrap(),
@@ -374,6 +361,27 @@ mod tests {
         let mut content = [0; 24];
         File::open(&disk.paths[0]).unwrap().read_exact(&mut content).unwrap();
         assert_eq!(&content, b"a file system of someone");
+    }
+
+    #[test]
+    fn a_damaged_medium_is_found_out_before_anything_can_start_from_the_disk() {
+        let fixture = fixture();
+        let disk = fixture.disk(10 * GIB);
+        let config = crate::testing::worker_config("{name: vda}");
+        let intact = fs::read(&fixture.media.root).unwrap();
+        for place in [0, 2 << 20, intact.len() - 1] {
+            let mut damaged = intact.clone();
+            damaged[place] ^= 0x40;
+            fs::write(&fixture.media.root, damaged).unwrap();
+            let installation = fixture.prepare(&config, &disk).unwrap();
+            let mut stages = Vec::new();
+            let error = installation.run(&mut |progress| stages.push(progress.stage)).unwrap_err();
+            assert!(matches!(error, InstallError::Verify { label: "ROOT-A", .. }), "{place}: {error:?}");
+            assert!(!stages.contains(&"write the boot partition"), "{stages:?}");
+            assert!(gpt::GptConfig::new().open(&disk.paths[0]).is_err(), "no partition table");
+        }
+        fs::write(&fixture.media.root, &intact[..intact.len() - 1]).unwrap();
+        assert!(matches!(fixture.prepare(&config, &disk), Err(InstallError::Damaged { .. })));
     }
 
     #[test]

@@ -28,13 +28,14 @@ pub fn content(node: &Path, size: u64) -> io::Result<Option<String>> {
     Ok(start.iter().any(|&byte| byte != 0).then(|| "data that is not a Strake installation".to_owned()))
 }
 
-/// Writes the table. ROOT-A's partition UUID is the root's.
-pub fn write(disk: &mut File, size: u64, sector: u64, partitions: &[Partition], root_uuid: Uuid) -> Result<(), GptError> {
+/// Writes the table. ROOT-A's partition UUID is the first half of the root hash (Discoverable Partitions Specification).
+pub fn write(disk: &mut File, size: u64, sector: u64, partitions: &[Partition], root_hash: verity::Digest) -> Result<(), GptError> {
     let block = if sector == 4096 { LogicalBlockSize::Lb4096 } else { LogicalBlockSize::Lb512 };
     let sector = block.as_u64();
     let last = u32::try_from(size / sector - 1).unwrap_or(u32::MAX);
     ProtectiveMBR::with_lb_size(last).overwrite_lba0(disk).map_err(|error| GptError::Io(io::Error::other(error)))?;
     let mut table = GptConfig::new().writable(true).logical_block_size(block).create_from_device(disk, None)?;
+    let root_uuid = Uuid::parse_str(&root_hash.uuid()).map_err(|_| GptError::Overflow("partition UUID"))?;
     let mut entries = BTreeMap::new();
     for (number, partition) in (1..).zip(partitions) {
         let guid = Uuid::parse_str(partition.type_guid).map_err(|_| GptError::Overflow("partition type"))?;

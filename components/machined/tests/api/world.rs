@@ -34,7 +34,15 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::fmt::MakeWriter;
 
 pub const GIB: u64 = 1 << 30;
-pub const ROOT_UUID: &str = "7a3c1f0e-1111-4222-8333-444455556666";
+
+/// The root on the medium: an image of equal blocks with its hash tree.
+static ROOT: LazyLock<(Vec<u8>, verity::Parameters)> = LazyLock::new(|| {
+    let (mut image, salt) = (vec![7; 3 << 20], verity::Digest([9; 32]));
+    let blocks = (image.len() / verity::BLOCK) as u64;
+    let tree = verity::build(&mut &image[..], blocks, &salt).unwrap();
+    image.extend(tree.bytes);
+    (image, verity::Parameters::new(tree.root_hash, salt, blocks).unwrap())
+});
 
 /// A machine's surroundings: a directory that is its root, an init that notes what it is asked, and files of a cluster.
 pub struct World {
@@ -156,7 +164,7 @@ impl World {
         Arc::new(Machine {
             mode,
             release: Release { name: "strake".into(), version: "0.1.0".into(), ..Release::default() },
-            boot: BootInfo { source: BootSource::Media, device: "/dev/sr0".into(), root_uuid: ROOT_UUID.into() },
+            boot: BootInfo { source: BootSource::Media, device: "/dev/sr0".into(), root: ROOT.1, slot: None },
             boot_id: "boot".into(),
             name_seed: "52:54:00:05:00:0b".into(),
             init: InitHandle::new(paths.init_socket()),
@@ -214,14 +222,14 @@ impl World {
     }
 
     pub fn put_media(&self) {
-        for (path, size) in [
-            (format!("strake/{ROOT_UUID}.erofs"), 3 << 20),
-            ("EFI/Linux/strake.efi".into(), 1 << 20),
-            ("EFI/systemd/systemd-bootx64.efi".into(), 1 << 16),
+        for (path, content) in [
+            (format!("strake/{}.erofs", ROOT.1.root_uuid()), ROOT.0.clone()),
+            ("EFI/Linux/strake.efi".into(), vec![7; 1 << 20]),
+            ("EFI/systemd/systemd-bootx64.efi".into(), vec![7; 1 << 16]),
         ] {
             let path = self.root("run/strake/media").join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, vec![7; size]).unwrap();
+            std::fs::write(path, content).unwrap();
         }
     }
 }

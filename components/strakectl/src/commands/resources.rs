@@ -66,6 +66,7 @@ fn columns(kind: &str) -> &'static [&'static str] {
         "status" => &["NAME=id", "STATE", "SINCE", "DETAIL"],
         "events" => &["LAST", "SEVERITY", "REASON", "COUNT", "MESSAGE"],
         "boot" => &["MILESTONE=id", "SECONDS", "SINCE POWER ON=sincePowerOn"],
+        "root" => &["SLOT=id", "DEVICE", "VERITY", "ROOT HASH=rootHash"],
         "etcd-members" => &["ID", "NAME", "PEERS", "CLIENTS", "LEARNER", "LEADER"],
         "etcd-snapshots" => &["NAME=id", "SIZE|bytes", "TAKEN", "REVISION", "KEYS", "SHA256"],
         "joined" => &["NAME=id", "ADDRESS", "NODE REGISTERED=registered"],
