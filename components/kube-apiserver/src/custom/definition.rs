@@ -6,6 +6,7 @@ use k8s_schema::{Doc, Ref, Schema as Table, TypeId};
 use serde_json::Value;
 
 use super::{
+    cel,
     jsonpath::Path,
     shape::{self, BadMetadata},
     structural::Schema,
@@ -47,8 +48,8 @@ pub struct Version {
     pub scale: Option<Scale>,
     pub columns: Vec<Column>,
     pub selectable: Vec<String>,
-    /// Some value has a rule of `x-kubernetes-validations`.
-    pub has_rules: bool,
+    /// The rules of `x-kubernetes-validations`, compiled when first needed.
+    rules: OnceLock<Option<cel::Rules>>,
     /// The types that server-side apply merges by, made when first needed.
     types: OnceLock<Option<(Table, TypeId)>>,
 }
@@ -103,7 +104,7 @@ impl Version {
             }),
             columns: columns(v.get("additionalPrinterColumns")),
             selectable: v.get("selectableFields").iter().map(|f| f.get("jsonPath").str().trim_start_matches('.').to_owned()).collect(),
-            has_rules: schema.has_rules(),
+            rules: OnceLock::new(),
             schema,
             schema_json,
             types: OnceLock::new(),
@@ -267,6 +268,12 @@ impl Custom {
 
     fn api_version(&self) -> String {
         format!("{}/{}", self.definition.group, self.version().name)
+    }
+
+    /// The rules of the schema; none if it has none.
+    pub fn rules(&self) -> Option<&cel::Rules> {
+        let v = self.version();
+        v.rules.get_or_init(|| cel::Rules::of(&v.schema, true)).as_ref()
     }
 
     /// The types for server-side apply.

@@ -339,7 +339,7 @@ async fn attempt(
         meta::validate_update(&new, old, &mut errors);
         strategy.validate_update(action, &new, old, &mut errors);
         if let Some(custom) = &res.custom {
-            objects::validate_update(custom, action, &new, old, &mut errors);
+            objects::validate_update(custom, action, &new, old, &mut errors).into_iter().for_each(|w| ctx.warn(w));
             objects::warnings(&new, Some(old)).into_iter().for_each(|w| ctx.warn(w));
         }
         if !errors.is_empty() {
