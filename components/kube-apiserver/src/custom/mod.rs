@@ -2,11 +2,13 @@
 
 mod cel;
 pub mod controller;
+pub mod conversion;
 pub mod crd;
 mod definition;
 mod formats;
 pub mod jsonpath;
 pub mod objects;
+mod review;
 mod schema_rules;
 mod shape;
 mod structural;

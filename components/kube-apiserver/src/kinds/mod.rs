@@ -25,6 +25,7 @@ mod service;
 mod service_account;
 mod storage;
 mod warnings;
+pub mod webhook_configs;
 mod workloads;
 
 use k8s_schema::Doc;
@@ -162,8 +163,8 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("storage.k8s.io", "CSIDriver", csi::CSI_DRIVER),
     ("storage.k8s.io", "CSINode", csi::CSI_NODE),
     ("storage.k8s.io", "VolumeAttachment", storage::VOLUME_ATTACHMENT),
-    ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", GENERATION),
-    ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", GENERATION),
+    ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", webhook_configs::MUTATING),
+    ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", webhook_configs::VALIDATING),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", SPEC_AND_STATUS),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", GENERATION),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", GENERATION),
