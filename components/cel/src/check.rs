@@ -126,14 +126,20 @@ impl Checker<'_> {
 
     fn kind(&mut self, e: &mut Expr) -> Type {
         let id = e.id;
-        // A dotted name may be that of a type.
+        // A dotted name may be that of a variable or of a type.
         if let Kind::Select { test: false, .. } = &e.kind
             && let Some(name) = e.qualified()
-            && let Some(t) = type_named(&name)
-            && self.variable(name.split('.').next().unwrap_or("")).is_none()
         {
-            e.kind = Kind::Ident(name);
-            return Type::Type(Arc::new(t));
+            let first = name.split('.').next().unwrap_or("");
+            let local = self.scopes.iter().any(|(n, _)| n == first);
+            if let Some(t) = self.env.variables.get(&name).filter(|_| !local).cloned() {
+                e.kind = Kind::Ident(name);
+                return t;
+            }
+            if let Some(t) = type_named(&name).filter(|_| self.variable(first).is_none()) {
+                e.kind = Kind::Ident(name);
+                return Type::Type(Arc::new(t));
+            }
         }
         match &mut e.kind {
             Kind::Literal(l) => match l {

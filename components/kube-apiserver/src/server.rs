@@ -19,7 +19,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::webhooks::{self, Configured},
+    admission::{
+        policy::Policies,
+        webhooks::{self, Configured},
+    },
     authn::{Authenticator, ClientCa, TokenIssuer, X509, jwt},
     authz::{Authorizer, Mode},
     bootstrap,
@@ -80,6 +83,8 @@ pub struct Server {
     /// The configured admission webhooks.
     pub mutating: Configured,
     pub validating: Configured,
+    /// The admission policies.
+    pub policies: Policies,
     pub encoded: EncodedCache,
     pub authn: Authenticator,
     pub authz: Authorizer,
@@ -162,6 +167,7 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         webhooks: Webhooks::new(Arc::clone(&objects)),
         mutating: Configured::new(webhooks::MUTATING),
         validating: Configured::new(webhooks::VALIDATING),
+        policies: Policies::default(),
         objects,
         encoded: EncodedCache::new(ENCODED_BUDGET),
         tokens,

@@ -4,6 +4,7 @@ mod escalation;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
+pub mod policy;
 mod priority;
 mod resource_quota;
 mod runtime_class;
@@ -133,6 +134,7 @@ pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Res
 
 pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
     PLUGINS.iter().filter_map(|p| p.validate).try_for_each(|v| v(a, doc, old))?;
+    policy::validate(a, doc, old).await?;
     webhooks::validate(a, doc, old).await?;
     // Last, as it is the one that writes.
     resource_quota::validate(a, doc, old).await
@@ -151,5 +153,6 @@ pub async fn posted(a: &Attributes<'_>, doc: &mut Doc) -> Result<(), ApiError> {
     if rounds.next() {
         webhooks::mutate(a, Some(&mut *doc), None, &mut rounds).await?;
     }
+    policy::validate(a, Some(doc), None).await?;
     webhooks::validate(a, Some(doc), None).await
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use k8s_schema::{Ref, selector::LabelSelector};
 use parking_lot::Mutex;
 
-use super::rules::Rule;
+use super::{conditions, rules::Rule};
 use crate::{objects::Objects, webhook::ClientConfig};
 
 /// One webhook of a configuration.
@@ -30,8 +30,7 @@ pub struct Hook {
     pub objects: Option<LabelSelector>,
     /// The version of the review that is spoken.
     pub review: &'static str,
-    /// Expressions of its match conditions.
-    pub conditions: Vec<String>,
+    pub conditions: Vec<conditions::Named>,
 }
 
 impl Hook {
@@ -53,7 +52,7 @@ impl Hook {
             namespaces: selector("namespaceSelector"),
             objects: selector("objectSelector"),
             review: w.get("admissionReviewVersions").strings().find_map(known).unwrap_or("v1"),
-            conditions: w.get("matchConditions").iter().map(|c| c.get("expression").str().to_owned()).collect(),
+            conditions: conditions::of(w.get("matchConditions")),
         }
     }
 }

@@ -7,7 +7,7 @@
 mod conditions;
 mod hook;
 mod review;
-mod rules;
+pub(super) mod rules;
 
 use std::{borrow::Cow, collections::HashSet, sync::Arc};
 
@@ -42,7 +42,7 @@ const EXEMPT: &[&str] = &[
     "validatingadmissionpolicybindings",
 ];
 
-fn exempt(a: &Attributes<'_>) -> bool {
+pub(super) fn exempt(a: &Attributes<'_>) -> bool {
     a.ctx.internal || (a.res.group == "admissionregistration.k8s.io" && EXEMPT.contains(&a.res.plural.as_str()))
 }
 
@@ -89,14 +89,14 @@ enum Refused {
     By(ApiError),
 }
 
-fn namespace_of<'a>(a: &'a Attributes<'_>, doc: Option<&'a Doc>, old: Option<&'a Doc>) -> &'a str {
+pub(super) fn namespace_of<'a>(a: &'a Attributes<'_>, doc: Option<&'a Doc>, old: Option<&'a Doc>) -> &'a str {
     if a.res.group.is_empty() && a.res.plural == "namespaces" {
         return name_of(a, doc, old);
     }
     if a.res.namespaced { &a.ctx.info.namespace } else { "" }
 }
 
-fn name_of<'a>(a: &'a Attributes<'_>, doc: Option<&'a Doc>, old: Option<&'a Doc>) -> &'a str {
+pub(super) fn name_of<'a>(a: &'a Attributes<'_>, doc: Option<&'a Doc>, old: Option<&'a Doc>) -> &'a str {
     let own = match a.operation {
         Operation::Create if a.subresource.is_empty() => doc,
         Operation::Delete => old,
@@ -106,7 +106,7 @@ fn name_of<'a>(a: &'a Attributes<'_>, doc: Option<&'a Doc>, old: Option<&'a Doc>
 }
 
 /// Whether and as what a request goes to a webhook.
-fn select<'h>(a: &Attributes<'_>, hook: &'h Hook, doc: Option<&Doc>, old: Option<&Doc>) -> Result<Option<Call<'h>>, ApiError> {
+async fn select<'h>(a: &Attributes<'_>, hook: &'h Hook, doc: Option<&Doc>, old: Option<&Doc>) -> Result<Option<Call<'h>>, ApiError> {
     let namespace = namespace_of(a, doc, old);
     let asked = |res: &Resource| {
         let q = Asked {
@@ -139,8 +139,9 @@ fn select<'h>(a: &Attributes<'_>, hook: &'h Hook, doc: Option<&Doc>, old: Option
     if !objects.is_empty() && !labelled(doc) && !labelled(old) {
         return Ok(None);
     }
-    match conditions::met(hook) {
-        Ok(true) => Ok(Some(Call { hook, as_ })),
+    let call = Call { hook, as_ };
+    match conditions::met(a, &call, doc, old).await? {
+        Ok(true) => Ok(Some(call)),
         Ok(false) => Ok(None),
         Err(_) if !hook.fail => Ok(None),
         Err(why) => Err(ApiError::forbidden(Group(&a.res.group, &a.res.plural), name_of(a, doc, old), why)),
@@ -198,7 +199,7 @@ async fn adopt(a: &Attributes<'_>, call: &Call<'_>, doc: &Doc, patched: Doc) -> 
     Ok(new)
 }
 
-fn options(a: &Attributes<'_>) -> Value {
+pub(super) fn options(a: &Attributes<'_>) -> Value {
     let kind = match a.operation {
         Operation::Create => "CreateOptions",
         Operation::Update => "UpdateOptions",
@@ -262,7 +263,7 @@ async fn ask(
     if answer.allowed { Ok(answer) } else { Err(Refused::By(review::refusal(&hook.name, &answer.result))) }
 }
 
-fn kind_of<'r>(res: &'r Resource, subresource: &str) -> review::Gvn<'r> {
+pub(super) fn kind_of<'r>(res: &'r Resource, subresource: &str) -> review::Gvn<'r> {
     match res.subresource(subresource).filter(|s| !s.version.is_empty()) {
         Some(s) => (&s.group, &s.version, &s.kind),
         None => (&res.group, &res.version, res.subresource(subresource).map_or(&res.kind, |s| &s.kind)),
@@ -292,7 +293,7 @@ pub async fn mutate(a: &Attributes<'_>, mut doc: Option<&mut Doc>, old: Option<&
         if rounds.second && !rounds.again.contains(&hook.id) {
             continue;
         }
-        let Some(call) = select(a, hook, doc.as_deref(), old)? else { continue };
+        let Some(call) = select(a, hook, doc.as_deref(), old).await? else { continue };
         let changed = match ask_to_change(a, &call, doc.as_deref(), old).await {
             Ok(new) => {
                 let new = new.filter(|n| doc.as_deref().is_some_and(|d| !n.root().semantic_eq(d.root())));
@@ -358,7 +359,7 @@ pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) 
     }
     let mut calls = Vec::new();
     for hook in hooks.iter() {
-        calls.extend(select(a, hook, doc, old)?);
+        calls.extend(select(a, hook, doc, old).await?);
     }
     let (name, namespace) = (name_of(a, doc, old), namespace_of(a, doc, old));
     let judged = calls.iter().map(|call| async move {
