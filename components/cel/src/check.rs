@@ -15,13 +15,22 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct Env {
     pub variables: HashMap<String, Type>,
-    /// Structures that may be written as `Name{…}`, by name.
+    /// Structures that may be written as `Name{…}`, by name. An open one stands for those whose names go on with a dot, too.
     pub structures: HashMap<String, Arc<ObjectType>>,
 }
 
 impl Env {
     pub fn new(variables: impl IntoIterator<Item = (&'static str, Type)>) -> Self {
         Self { variables: variables.into_iter().map(|(n, t)| (n.to_owned(), t)).collect(), structures: HashMap::new() }
+    }
+
+    /// The structure of a name.
+    pub fn structure(&self, name: &str) -> Option<Arc<ObjectType>> {
+        if let Some(s) = self.structures.get(name) {
+            return Some(Arc::clone(s));
+        }
+        let parent = self.structures.get(name.split('.').next()?).filter(|p| p.open)?;
+        Some(Arc::new(ObjectType { name: name.to_owned(), fields: parent.fields.clone(), open: true }))
     }
 }
 
@@ -167,7 +176,7 @@ impl Checker<'_> {
             Kind::List(items) => self.list(items),
             Kind::Map(entries) => self.map(entries),
             Kind::Struct { name, fields } => {
-                let Some(object) = self.env.structures.get(name).cloned() else {
+                let Some(object) = self.env.structure(name) else {
                     for f in fields.iter_mut() {
                         self.expr(&mut f.value);
                     }
@@ -177,8 +186,10 @@ impl Checker<'_> {
                 for f in fields {
                     let given = self.expr(&mut f.value);
                     match object.fields.get(&f.name) {
+                        None if object.open => {}
                         None => {
-                            self.fail(f.id, format!("undefined field '{}'", f.name));
+                            let given = self.bindings.settle(&given);
+                            self.fail(f.id, format!("expected type of field '{}' is '' but provided type is '{given}'", f.name));
                         }
                         Some(want) => {
                             let want = if f.optional { Type::optional(want.clone()) } else { want.clone() };
@@ -201,6 +212,7 @@ impl Checker<'_> {
             Type::Map(_, v) => (*v).clone(),
             Type::Object(o) => match o.fields.get(field) {
                 Some(t) => t.clone(),
+                None if o.open => Type::Dyn,
                 None => self.fail(id, format!("undefined field '{field}'")),
             },
             Type::Optional(inner) => {

@@ -423,7 +423,10 @@ impl Parser {
         let mut fields = Vec::new();
         while !self.is("}") {
             let optional = self.take("?").is_some();
-            let (field, at) = self.name()?;
+            let (field, at) = match self.peek() {
+                Token::Ident(_) => self.name()?,
+                _ => return self.unexpected("{'}', ',', '?', IDENTIFIER, ESC_IDENTIFIER}"),
+            };
             self.expect(":")?;
             let value = self.expr()?;
             fields.push(Field { id: self.id(at), name: field, value, optional });

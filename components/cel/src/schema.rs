@@ -74,7 +74,7 @@ impl Decl {
                 fields.insert(escaped, Member { name: member, decl: Arc::new(decl) });
             }
         }
-        let ty = Type::Object(Arc::new(ObjectType { name: name.to_owned(), fields: types }));
+        let ty = Type::Object(Arc::new(ObjectType { name: name.to_owned(), fields: types, open: false }));
         Self { ty, shape: Shape::Object { fields }, max: MAX_REQUEST, min_size }
     }
 

@@ -32,6 +32,8 @@ pub enum Type {
 pub struct ObjectType {
     pub name: String,
     pub fields: BTreeMap<String, Type>,
+    /// Fields that are not named may be anything, instead of nothing.
+    pub open: bool,
 }
 
 impl PartialEq for ObjectType {

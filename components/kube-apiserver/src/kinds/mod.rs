@@ -5,6 +5,7 @@ pub mod defaults;
 pub mod meta;
 pub mod reviews;
 
+mod admission_policies;
 mod batch;
 pub mod certificates;
 mod config;
@@ -165,10 +166,10 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("storage.k8s.io", "VolumeAttachment", storage::VOLUME_ATTACHMENT),
     ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", webhook_configs::MUTATING),
     ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", webhook_configs::VALIDATING),
-    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", SPEC_AND_STATUS),
-    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", GENERATION),
-    ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", GENERATION),
-    ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", GENERATION),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", admission_policies::VALIDATING),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", admission_policies::VALIDATING_BINDING),
+    ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", admission_policies::MUTATING),
+    ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", admission_policies::MUTATING_BINDING),
     ("flowcontrol.apiserver.k8s.io", "FlowSchema", SPEC_AND_STATUS),
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", SPEC_AND_STATUS),
     ("apiextensions.k8s.io", "CustomResourceDefinition", crate::custom::crd::CUSTOM_RESOURCE_DEFINITION),

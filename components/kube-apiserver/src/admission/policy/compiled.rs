@@ -86,6 +86,18 @@ pub fn environment(params: bool, namespace: bool) -> Env {
     env
 }
 
+/// What mutations may name and make beside: `Object` with anything in it, and the operations of a JSON patch.
+pub fn mutation_environment(mut env: Env) -> Env {
+    let text = || Type::String;
+    let patch = [("op", text()), ("path", text()), ("from", text()), ("value", Type::Dyn)];
+    let structures = [
+        ObjectType { name: "Object".into(), fields: std::collections::BTreeMap::new(), open: true },
+        ObjectType { name: "JSONPatch".into(), fields: patch.map(|(n, t)| (n.to_owned(), t)).into(), open: false },
+    ];
+    env.structures.extend(structures.map(|s| (s.name.clone(), Arc::new(s))));
+    env
+}
+
 /// Compiles match conditions.
 pub fn conditions(list: Ref<'_>, env: &Env) -> Vec<Named> {
     let one = |c: Ref<'_>| Named { name: c.get("name").str().to_owned(), expression: Expression::of(c.get("expression").str(), env) };
@@ -97,7 +109,7 @@ pub fn variables(list: Ref<'_>, env: &mut Env) -> Vec<Named> {
     let mut out = Vec::new();
     let mut fields = std::collections::BTreeMap::new();
     let declare = |fields: &std::collections::BTreeMap<String, Type>, env: &mut Env| {
-        let object = ObjectType { name: "kubernetes.variables".into(), fields: fields.clone() };
+        let object = ObjectType { name: "kubernetes.variables".into(), fields: fields.clone(), open: false };
         env.variables.insert("variables".into(), Type::Object(Arc::new(object)));
     };
     declare(&fields, env);

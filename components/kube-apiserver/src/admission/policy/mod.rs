@@ -12,7 +12,7 @@ mod params;
 use cel::Value;
 use k8s_schema::Doc;
 
-pub use compiled::{Named, Policies, conditions, environment};
+pub use compiled::{Named, Policies, conditions, environment, mutation_environment, variables as declare_variables};
 use compiled::{Binding, Policy, Validation};
 pub use inputs::Inputs;
 
