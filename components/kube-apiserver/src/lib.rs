@@ -1,7 +1,7 @@
 //! The Kubernetes API server.
 //!
 //! `storage` keeps objects as bytes and follows etcd; `registry` says what is served; `http` speaks to clients; `handlers` answer by
-//! verb; `kinds` holds what is special about each kind, `custom` what definitions add to them; `authn`, `authz` and `admission` decide who may; `bootstrap` fills a new cluster.
+//! verb; `kinds` holds what is special about each kind, `custom` what definitions add to them; `authn`, `authz` and `admission` decide who may; `webhook` calls what users run to convert and admit objects; `bootstrap` fills a new cluster.
 
 mod admission;
 mod authn;
@@ -20,6 +20,7 @@ mod server;
 mod services;
 mod storage;
 mod validation;
+mod webhook;
 
 use std::{ffi::OsString, process::ExitCode};
 

@@ -19,6 +19,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::{
+        policy::Policies,
+        webhooks::{self, Configured},
+    },
     authn::{Authenticator, ClientCa, TokenIssuer, X509, jwt},
     authz::{Authorizer, Mode},
     bootstrap,
@@ -30,6 +34,7 @@ use crate::{
     registry::{Registry, Resource},
     services::NodePorts,
     storage::{EncodedCache, Etcd, EtcdConfig, Reflector},
+    webhook::Webhooks,
 };
 
 /// What the request-header proxy may say about users, published for extension servers.
@@ -74,6 +79,12 @@ pub struct Server {
     pub etcd: Etcd,
     pub root: String,
     pub objects: Arc<Objects>,
+    pub webhooks: Webhooks,
+    /// The configured admission webhooks.
+    pub mutating: Configured,
+    pub validating: Configured,
+    /// The admission policies.
+    pub policies: Policies,
     pub encoded: EncodedCache,
     pub authn: Authenticator,
     pub authz: Authorizer,
@@ -153,6 +164,10 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         root: c.root.clone(),
         authn: Authenticator::new(x509, Arc::clone(&tokens), c.bootstrap_tokens, c.anonymous, Arc::clone(&objects)),
         authz: Authorizer::new(c.modes.clone(), Arc::clone(&objects)),
+        webhooks: Webhooks::new(Arc::clone(&objects)),
+        mutating: Configured::new(webhooks::MUTATING),
+        validating: Configured::new(webhooks::VALIDATING),
+        policies: Policies::default(),
         objects,
         encoded: EncodedCache::new(ENCODED_BUDGET),
         tokens,

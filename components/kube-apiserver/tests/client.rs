@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use cluster::Cluster;
 use futures_util::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube_client::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube_client::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
 use kube_client::config::{KubeConfigOptions, Kubeconfig};
 use kube_client::core::response::Status;
 use kube_client::{Api, Client, Config, Discovery, Error, ResourceExt};
@@ -22,7 +24,9 @@ async fn serve(dir: &tempfile::TempDir) -> (Cluster, Client) {
     let path = dir.path().to_owned();
     let cluster = tokio::task::spawn_blocking(move || Cluster::start(&path)).await.unwrap();
     let kubeconfig = Kubeconfig::read_from(cluster.dir.join("admin.kubeconfig")).unwrap();
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    // Refusals are what is looked at here: the client is not to hide them by asking again.
+    config.default_retry = false;
     (cluster, Client::try_from(config).unwrap())
 }
 
@@ -101,6 +105,108 @@ async fn objects_are_created_listed_replaced_and_deleted() {
 
 fn made_again(name: &str) -> ConfigMap {
     configmap(name, json!({"x": "other"}))
+}
+
+fn deployment(image: &str) -> Deployment {
+    object(json!({"metadata": {"name": "web"}, "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "web"}}, "template": {
+        "metadata": {"labels": {"app": "web"}},
+        "spec": {"containers": [{"name": "main", "image": image}, {"name": "side", "image": "example.org/side:1"}]}}}}))
+}
+
+fn images(deployment: &Deployment) -> Vec<String> {
+    let pod = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    pod.into_iter().flat_map(|pod| &pod.containers).filter_map(|container| container.image.clone()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_patch_changes_what_it_says_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_cluster, client) = serve(&dir).await;
+    let api: Api<Deployment> = Api::namespaced(client, "default");
+    api.create(&PostParams::default(), &deployment("example.org/web:1")).await.unwrap();
+    let spec_of_main = |image: &str| json!({"spec": {"template": {"spec": {"containers": [{"name": "main", "image": image}]}}}});
+
+    // Containers are merged by their names; a merge patch replaces the list.
+    let strategic = Patch::Strategic(spec_of_main("example.org/web:2"));
+    let patched = api.patch("web", &PatchParams::default(), &strategic).await.unwrap();
+    assert_eq!(images(&patched), ["example.org/web:2", "example.org/side:1"]);
+    let annotated = Patch::Merge(json!({"metadata": {"annotations": {"a": "1"}}}));
+    assert_eq!(api.patch("web", &PatchParams::default(), &annotated).await.unwrap().annotations()["a"], "1");
+    let merged = api.patch("web", &PatchParams::default(), &Patch::Merge(spec_of_main("example.org/web:3"))).await.unwrap();
+    assert_eq!(images(&merged), ["example.org/web:3"]);
+    let status = refused(api.patch("web", &PatchParams::default(), &Patch::Merge(json!({"spec": {"replicas": "many"}}))).await);
+    assert_eq!(status.code, 422, "{status:?}");
+
+    // Server-side apply: fields have owners, conflicts name them, force takes over, leaving a field out gives it up.
+    let applied = |replicas: Value, image: &str| {
+        let mut object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {
+            "selector": {"matchLabels": {"app": "web"}}, "template": {"metadata": {"labels": {"app": "web"}},
+            "spec": {"containers": [{"name": "main", "image": image}]}}}});
+        if !replicas.is_null() {
+            object["spec"]["replicas"] = replicas;
+        }
+        Patch::Apply(object)
+    };
+    let status = refused(api.patch("web", &PatchParams::apply("operator"), &applied(json!(4), "example.org/web:4")).await);
+    assert_eq!((status.code, &*status.reason), (409, "Conflict"));
+    let causes = status.details.unwrap().causes;
+    assert!(causes.iter().any(|cause| cause.reason == "FieldManagerConflict" && cause.field == ".spec.replicas"), "{causes:?}");
+    let force = PatchParams::apply("operator").force();
+    let taken = api.patch("web", &force, &applied(json!(4), "example.org/web:4")).await.unwrap();
+    assert_eq!((taken.spec.as_ref().unwrap().replicas, images(&taken)), (Some(4), vec!["example.org/web:4".to_owned()]));
+    let manager = taken.managed_fields().iter().find(|entry| entry.manager.as_deref() == Some("operator")).unwrap();
+    assert_eq!(manager.operation.as_deref(), Some("Apply"));
+    let again = api.patch("web", &force, &applied(json!(4), "example.org/web:4")).await.unwrap();
+    assert_eq!(again.resource_version(), taken.resource_version(), "applying the same again writes nothing");
+    let given_up = api.patch("web", &force, &applied(Value::Null, "example.org/web:4")).await.unwrap();
+    assert_eq!(given_up.spec.unwrap().replicas, Some(1), "nobody owns replicas any more: the default returns");
+
+    // A status is written apart from the rest.
+    let counted = Patch::Merge(json!({"status": {"observedGeneration": 1, "replicas": 3}, "spec": {"replicas": 9}}));
+    let counted = api.patch_status("web", &PatchParams::default(), &counted).await.unwrap();
+    assert_eq!((counted.status.unwrap().replicas, counted.spec.unwrap().replicas), (Some(3), Some(1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deployments_scale_and_pods_are_evicted_as_their_budget_allows() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_cluster, client) = serve(&dir).await;
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
+    deployments.create(&PostParams::default(), &deployment("example.org/web:1")).await.unwrap();
+    assert_eq!(deployments.get_scale("web").await.unwrap().spec.unwrap().replicas, Some(1));
+    let scaled = Patch::Merge(json!({"spec": {"replicas": 5}}));
+    deployments.patch_scale("web", &PatchParams::default(), &scaled).await.unwrap();
+    let mut scale = deployments.get_scale("web").await.unwrap();
+    assert_eq!(scale.status.as_ref().unwrap().selector.as_deref(), Some("app=web"));
+    scale.spec.as_mut().unwrap().replicas = Some(2);
+    deployments.replace_scale("web", &PostParams::default(), &scale).await.unwrap();
+    assert_eq!(deployments.get("web").await.unwrap().spec.unwrap().replicas, Some(2));
+
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+    accounts.create(&PostParams::default(), &object(json!({"metadata": {"name": "default"}}))).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let pod = json!({"metadata": {"name": "web-1", "labels": {"app": "web"}}, "spec": {"containers": [{"name": "main", "image": "x"}]}});
+    pods.create(&PostParams::default(), &object(pod)).await.unwrap();
+    let running = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+    pods.patch_status("web-1", &PatchParams::default(), &Patch::Strategic(running)).await.unwrap();
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(client, "default");
+    let budget = json!({"metadata": {"name": "web"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "web"}}}});
+    let generation = budgets.create(&PostParams::default(), &object(budget)).await.unwrap().metadata.generation;
+    let allow = async |allowed: i32| {
+        let status = json!({"status": {"observedGeneration": generation, "currentHealthy": 1, "desiredHealthy": 1 - allowed,
+            "disruptionsAllowed": allowed, "expectedPods": 1}});
+        budgets.patch_status("web", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    };
+    allow(0).await;
+    let status = refused(pods.evict("web-1", &EvictParams::default()).await);
+    assert_eq!((status.code, &*status.reason), (429, "TooManyRequests"));
+    assert!(status.details.unwrap().causes.iter().any(|cause| cause.reason == "DisruptionBudget"));
+    allow(1).await;
+    pods.evict("web-1", &EvictParams::default()).await.unwrap();
+    // It is on no node, so nobody has to stop it first.
+    assert!(pods.get_opt("web-1").await.unwrap().is_none());
+    let status = budgets.get_status("web").await.unwrap().status.unwrap();
+    assert_eq!(status.disruptions_allowed, Some(0), "the eviction used the budget up");
 }
 
 /// The next event, which must come in time.

@@ -25,6 +25,7 @@ const LAYERS: &[(&str, Layer)] = &[
     ("machine-api", Layer::Pure),
     ("pki", Layer::Pure),
     ("k8s-schema", Layer::Pure),
+    ("cel", Layer::Pure),
     ("host", Layer::Io),
     ("nftables", Layer::Io),
     ("k8s-client", Layer::Io),

@@ -12,7 +12,7 @@ mod merge;
 mod set;
 mod typed;
 
-pub use managed::{Managed, Manager, Managers};
+pub use managed::{Managed, Manager, Managers, decode as managers_of};
 pub use set::{Path, PathElement, Scalar, Set};
 
 use crate::doc::Doc;

@@ -4,21 +4,40 @@ mod escalation;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
+pub mod policy;
 mod priority;
 mod resource_quota;
 mod runtime_class;
 mod service_account;
 mod small;
+pub mod webhooks;
 
 use k8s_schema::Doc;
 
-use crate::{handlers::Ctx, http::ApiError, registry::Resource};
+use crate::{
+    handlers::{Ctx, DeleteOptions},
+    http::ApiError,
+    registry::Resource,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     Create,
     Update,
     Delete,
+    Connect,
+}
+
+impl Operation {
+    /// As rules and reviews name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+        }
+    }
 }
 
 /// What a plugin is asked about. `object` is absent for a deletion, `old` for a creation.
@@ -27,6 +46,9 @@ pub struct Attributes<'a> {
     pub res: &'a Resource,
     pub subresource: &'a str,
     pub operation: Operation,
+    pub dry_run: bool,
+    /// Of a deletion.
+    pub delete: Option<&'a DeleteOptions>,
 }
 
 impl Attributes<'_> {
@@ -97,28 +119,40 @@ const UPSTREAM: &[&str] = &[
     "AlwaysDeny",
 ];
 
-pub fn mutate(
-    ctx: &Ctx,
-    res: &Resource,
-    subresource: &str,
-    operation: Operation,
-    doc: &mut Doc,
-    old: Option<&Doc>,
-) -> Result<(), ApiError> {
-    let a = Attributes { ctx, res, subresource, operation };
-    PLUGINS.iter().filter_map(|p| p.mutate).try_for_each(|m| m(&a, doc, old))
+/// The plugins that change objects, then the webhooks that do. When a webhook changed something, everybody looks once more.
+pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Result<(), ApiError> {
+    let mut rounds = webhooks::Rounds::default();
+    loop {
+        PLUGINS.iter().filter_map(|p| p.mutate).try_for_each(|m| m(a, doc, old))?;
+        let first = !rounds.is_second();
+        webhooks::mutate(a, Some(&mut *doc), old, &mut rounds).await?;
+        if !first || !rounds.next() {
+            return Ok(());
+        }
+    }
 }
 
-pub async fn validate(
-    ctx: &Ctx,
-    res: &Resource,
-    subresource: &str,
-    operation: Operation,
-    doc: Option<&Doc>,
-    old: Option<&Doc>,
-) -> Result<(), ApiError> {
-    let a = Attributes { ctx, res, subresource, operation };
-    PLUGINS.iter().filter_map(|p| p.validate).try_for_each(|v| v(&a, doc, old))?;
+pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
+    PLUGINS.iter().filter_map(|p| p.validate).try_for_each(|v| v(a, doc, old))?;
+    policy::validate(a, doc, old).await?;
+    webhooks::validate(a, doc, old).await?;
     // Last, as it is the one that writes.
-    resource_quota::validate(&a, doc, old).await
+    resource_quota::validate(a, doc, old).await
+}
+
+/// A deletion: nothing of it can be changed, but all are asked.
+pub async fn delete(a: &Attributes<'_>, old: &Doc) -> Result<(), ApiError> {
+    webhooks::mutate(a, None, Some(old), &mut webhooks::Rounds::default()).await?;
+    validate(a, None, Some(old)).await
+}
+
+/// What is posted to a subresource and is not stored there (a binding, an eviction, a request of a token), or asked of a connection.
+pub async fn posted(a: &Attributes<'_>, doc: &mut Doc) -> Result<(), ApiError> {
+    let mut rounds = webhooks::Rounds::default();
+    webhooks::mutate(a, Some(&mut *doc), None, &mut rounds).await?;
+    if rounds.next() {
+        webhooks::mutate(a, Some(&mut *doc), None, &mut rounds).await?;
+    }
+    policy::validate(a, Some(doc), None).await?;
+    webhooks::validate(a, Some(doc), None).await
 }

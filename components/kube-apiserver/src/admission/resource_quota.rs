@@ -219,7 +219,6 @@ pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) 
     if quotas.is_empty() {
         return Ok(());
     }
-    let dry_run = a.ctx.query.get("dryRun") == Some("All");
     let refused = |why: String| ApiError::forbidden(Group(&a.res.group, &a.res.plural), doc.meta().name(), why);
     let _one_at_a_time = server.quota.lock().await;
     for stored in &quotas {
@@ -250,7 +249,7 @@ pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) 
                 }
             }
             let used = match charge(&quota, &delta).map_err(&refused)? {
-                Some(used) if !dry_run => used,
+                Some(used) if !a.dry_run => used,
                 _ => break,
             };
             let mut new = quota.clone();

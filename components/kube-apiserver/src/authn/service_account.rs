@@ -1,5 +1,5 @@
 //! Service-account tokens: issued for an audience and a time, bound to the account and to a pod, a node or a secret, and good only
-//! while those exist.
+//! while those exist. And the older kind that stands in a Secret: without an end, good as long as the Secret holds it.
 
 use std::sync::Arc;
 
@@ -77,6 +77,50 @@ fn strings(v: &Value) -> Vec<String> {
     }
 }
 
+/// Who made the tokens that stand in Secrets.
+const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+/// Set by the controller on Secrets whose tokens nobody used for a long time.
+const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
+
+/// A token of a Secret of type `kubernetes.io/service-account-token`.
+fn legacy(
+    issuer: &TokenIssuer,
+    objects: &Objects,
+    token: &str,
+    claims: &Value,
+    audiences: &[String],
+) -> Result<(User, Vec<String>), &'static str> {
+    let claim = |k: &str| claims[format!("kubernetes.io/serviceaccount/{k}")].as_str().filter(|v| !v.is_empty());
+    let ns = claim("namespace").ok_or("namespace claim is missing")?;
+    let secret_name = claim("secret.name").ok_or("secretName claim is missing")?;
+    let name = claim("service-account.name").ok_or("serviceAccountName claim is missing")?;
+    let uid = claim("service-account.uid").ok_or("serviceAccountUID claim is missing")?;
+    if claims["sub"].as_str() != Some(format!("system:serviceaccount:{ns}:{name}").as_str()) {
+        return Err("the subject is not the account");
+    }
+    // Such a token says nothing of audiences: it is for this server alone.
+    let matching: Vec<String> = audiences.iter().filter(|a| issuer.api_audiences.contains(a)).cloned().collect();
+    if matching.is_empty() {
+        return Err("another audience");
+    }
+    let secret = objects.get("secrets", &format!("{ns}/{secret_name}")).ok_or("service account token has been invalidated")?;
+    if secret.at("metadata.deletionTimestamp").exists() {
+        return Err("token is deleted");
+    }
+    if secret.at("data").get("token").bytes() != token.as_bytes() {
+        return Err("token does not match server's copy");
+    }
+    if secret.meta().label(INVALID_SINCE).is_some() {
+        return Err("the token in the secret is marked invalid");
+    }
+    let account = objects.get("serviceaccounts", &format!("{ns}/{name}")).ok_or("the account is gone")?;
+    if account.at("metadata.deletionTimestamp").exists() || account.at("metadata.uid").str() != uid {
+        return Err("the account is gone");
+    }
+    let groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{ns}")];
+    Ok((User { name: format!("system:serviceaccount:{ns}:{name}"), uid: uid.to_owned(), groups, extra: Vec::new() }, matching))
+}
+
 pub(super) fn authenticate(
     issuer: &TokenIssuer,
     objects: &Objects,
@@ -85,6 +129,9 @@ pub(super) fn authenticate(
 ) -> Result<(User, Vec<String>), Rejected> {
     let reject = |why: &str| Rejected(format!("service account token: {why}"));
     let claims = jwt::verify(token, &issuer.keys).map_err(reject)?;
+    if claims["iss"] == LEGACY_ISSUER {
+        return legacy(issuer, objects, token, &claims, audiences).map_err(reject);
+    }
     if !claims["iss"].as_str().is_some_and(|i| issuer.issuers.iter().any(|k| k == i)) {
         return Err(reject("another issuer"));
     }

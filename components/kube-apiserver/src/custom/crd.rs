@@ -387,8 +387,8 @@ fn check_conversion(c: Ref<'_>, e: &mut ErrorList) {
     }
 }
 
-/// Where a webhook is: a URL or a service. Shared with the kinds that configure webhooks.
-pub fn check_client(client: Ref<'_>, path: &str, e: &mut ErrorList) {
+/// Where a webhook is: a URL or a service.
+fn check_client(client: Ref<'_>, path: &str, e: &mut ErrorList) {
     let (url, service) = (client.get("url"), client.get("service"));
     if url.exists() == service.exists() {
         e.push(FieldError::required(path, "exactly one of url or service is required"));
@@ -405,7 +405,11 @@ pub fn check_client(client: Ref<'_>, path: &str, e: &mut ErrorList) {
             }
         }
         if let Some(p) = service.get("path").as_str().filter(|p| !p.is_empty()) {
-            check_url_path(p, &child(&path, "path"), e);
+            if p.starts_with('/') {
+                check_url_path(p, p, &child(&path, "path"), e);
+            } else {
+                e.push(FieldError::invalid(child(&path, "path"), p, "must start with a '/'"));
+            }
         }
         let port = service.get("port").as_i64().unwrap_or(443);
         if let Some(why) = crate::validation::values::port(port) {
@@ -414,28 +418,30 @@ pub fn check_client(client: Ref<'_>, path: &str, e: &mut ErrorList) {
     }
 }
 
-fn check_url_path(p: &str, path: &str, e: &mut ErrorList) {
-    if !p.starts_with('/') {
-        e.push(FieldError::invalid(path, p, "must start with a '/'"));
-        return;
-    }
+/// The segments of a URL's path, which begins with a slash; errors show it as `shown`.
+pub fn check_url_path(p: &str, shown: &str, path: &str, e: &mut ErrorList) {
     let steps: Vec<&str> = p[1..].split('/').collect();
     let last = steps.len() - 1;
     for (i, step) in steps.iter().enumerate() {
         if step.is_empty() && (i < last || steps.len() > 1 && i != last) {
-            e.push(FieldError::invalid(path, p, format!("segment[{i}] may not be empty")));
+            e.push(FieldError::invalid(path, shown, format!("segment[{i}] may not be empty")));
             return;
         }
         if !step.is_empty() {
             for m in names::dns1123_subdomain(step) {
-                e.push(FieldError::invalid(path, p, format!("segment[{i}]: {m}")));
+                e.push(FieldError::invalid(path, shown, format!("segment[{i}]: {m}")));
             }
         }
     }
 }
 
-fn check_url(u: &str, path: &str, e: &mut ErrorList) {
+/// The URL of a webhook.
+pub fn check_url(u: &str, path: &str, e: &mut ErrorList) {
     const FORM: &str = "; desired format: https://host[/path]";
+    if u.starts_with(':') {
+        e.push(FieldError::required(path, format!("url must be a valid URL: parse {u:?}: missing protocol scheme{FORM}")));
+        return;
+    }
     let (scheme, rest) = u.split_once("://").unwrap_or(("", u));
     if scheme != "https" {
         e.push(FieldError::invalid(path, scheme, format!("'https' is the only allowed URL scheme{FORM}")));

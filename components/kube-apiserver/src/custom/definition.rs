@@ -6,6 +6,8 @@ use k8s_schema::{Doc, Ref, Schema as Table, TypeId};
 use serde_json::Value;
 
 use super::{
+    cel,
+    conversion::{Conversion, ConversionError},
     jsonpath::Path,
     shape::{self, BadMetadata},
     structural::Schema,
@@ -47,8 +49,8 @@ pub struct Version {
     pub scale: Option<Scale>,
     pub columns: Vec<Column>,
     pub selectable: Vec<String>,
-    /// Some value has a rule of `x-kubernetes-validations`.
-    pub has_rules: bool,
+    /// The rules of `x-kubernetes-validations`, compiled when first needed.
+    rules: OnceLock<Option<cel::Rules>>,
     /// The types that server-side apply merges by, made when first needed.
     types: OnceLock<Option<(Table, TypeId)>>,
 }
@@ -66,6 +68,7 @@ pub struct Definition {
     pub categories: Vec<String>,
     pub namespaced: bool,
     pub versions: Vec<Version>,
+    pub conversion: Conversion,
     /// Established with accepted names: its resources are served.
     pub established: bool,
     /// Being deleted: nothing new may be created.
@@ -103,7 +106,7 @@ impl Version {
             }),
             columns: columns(v.get("additionalPrinterColumns")),
             selectable: v.get("selectableFields").iter().map(|f| f.get("jsonPath").str().trim_start_matches('.').to_owned()).collect(),
-            has_rules: schema.has_rules(),
+            rules: OnceLock::new(),
             schema,
             schema_json,
             types: OnceLock::new(),
@@ -169,6 +172,7 @@ impl Definition {
             categories: strings(accepted.get("categories")),
             namespaced: spec.get("scope").str() == "Namespaced",
             versions: spec.get("versions").iter().map(Version::of).collect(),
+            conversion: Conversion::of(spec.get("conversion")),
             established,
             terminating,
             fingerprint,
@@ -265,8 +269,14 @@ impl Custom {
         &self.definition.versions[self.index]
     }
 
-    fn api_version(&self) -> String {
+    pub fn api_version(&self) -> String {
         format!("{}/{}", self.definition.group, self.version().name)
+    }
+
+    /// The rules of the schema; none if it has none.
+    pub fn rules(&self) -> Option<&cel::Rules> {
+        let v = self.version();
+        v.rules.get_or_init(|| cel::Rules::of(&v.schema, true)).as_ref()
     }
 
     /// The types for server-side apply.
@@ -290,40 +300,57 @@ impl Custom {
         *doc = to_doc(&v);
     }
 
-    /// A stored object in this version: defaulted as the version it was stored in, pruned as this one.
-    pub fn read(&self, doc: &Doc) -> Doc {
+    /// The version that objects are stored in.
+    pub fn in_storage_version(&self) -> Self {
+        let index = self.definition.versions.iter().position(|v| v.storage).unwrap_or(0);
+        Self { definition: Arc::clone(&self.definition), index }
+    }
+
+    /// An object as it was stored, in the version it was stored in: pruned and defaulted as that one.
+    pub fn as_written(&self, doc: &Doc) -> Value {
+        let name = doc.api_version().rsplit('/').next().unwrap_or("");
+        let schema = &self.definition.version(name).unwrap_or_else(|| self.definition.storage()).schema;
         let mut v = doc.to_value();
-        let stored = doc.api_version().rsplit('/').next().unwrap_or("");
-        let from = self.definition.version(stored).unwrap_or_else(|| self.definition.storage());
-        let mut unknown = Vec::new();
-        shape::prune(&mut v, &from.schema, true, &mut unknown);
-        shape::default(&mut v, &from.schema);
-        if from.name != self.version().name {
-            shape::prune(&mut v, &self.version().schema, true, &mut unknown);
+        shape::prune(&mut v, schema, true, &mut Vec::new());
+        shape::default(&mut v, schema);
+        v
+    }
+
+    /// Without what this version does not know.
+    pub fn pruned(&self, mut v: Value) -> Value {
+        shape::prune(&mut v, &self.version().schema, true, &mut Vec::new());
+        v
+    }
+
+    /// A stored object in this version: defaulted as the version it was stored in, pruned as this one.
+    pub fn read(&self, doc: &Doc) -> Result<Doc, ConversionError> {
+        let mut v = self.as_written(doc);
+        let api_version = self.api_version();
+        if doc.api_version() != api_version {
+            self.by_name(doc)?;
+            v = self.pruned(v);
         }
-        v["apiVersion"] = self.api_version().into();
-        to_doc(&v)
+        v["apiVersion"] = api_version.into();
+        Ok(to_doc(&v))
     }
 
     /// The object as it goes to etcd.
-    pub fn to_storage(&self, doc: &Doc) -> Doc {
-        let storage = self.definition.storage();
-        if storage.name == self.version().name {
-            return doc.clone();
+    pub fn to_storage(&self, doc: &Doc) -> Result<Doc, ConversionError> {
+        let storage = self.in_storage_version();
+        if storage.version().name == self.version().name {
+            return Ok(doc.clone());
         }
-        let mut v = doc.to_value();
-        shape::prune(&mut v, &storage.schema, true, &mut Vec::new());
-        v["apiVersion"] = format!("{}/{}", self.definition.group, storage.name).into();
-        to_doc(&v)
+        self.by_name(doc)?;
+        let mut v = storage.pruned(doc.to_value());
+        v["apiVersion"] = storage.api_version().into();
+        Ok(to_doc(&v))
     }
 
-    /// What a client sees of an object it wrote: what storing and reading it leave.
-    pub fn settle(&self, doc: &mut Doc) {
-        if self.definition.storage().name != self.version().name {
-            let revision = doc.at("metadata.resourceVersion").to_value();
-            *doc = self.read(&self.to_storage(doc));
-            // The field is a string in every object.
-            let _ = doc.set("metadata.resourceVersion", revision);
+    /// Refuses what only the definition's webhook can convert.
+    fn by_name(&self, doc: &Doc) -> Result<(), ConversionError> {
+        match self.definition.conversion {
+            Conversion::ByName => Ok(()),
+            Conversion::Webhook(_) => Err(ConversionError::failed(doc, "the object was not converted")),
         }
     }
 
@@ -339,4 +366,48 @@ impl Custom {
 pub fn to_doc(v: &Value) -> Doc {
     let table = Table::builtin();
     Doc::from_value(&table, TypeId::ANY, v).map_or_else(|_| Doc::new(&table, TypeId::ANY), |d| d.doc)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// `v1` is stored, `v2` served too; both know only their own field.
+    fn custom(strategy: &str, version: usize) -> Custom {
+        let version_of = |name: &str, field: &str| {
+            let schema = json!({"type": "object", "properties": {field: {"type": "string"}}});
+            json!({"name": name, "served": true, "storage": name == "v1", "schema": {"openAPIV3Schema": schema}})
+        };
+        let table = Table::builtin();
+        let ty = table.kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition").unwrap();
+        let crd = json!({"metadata": {"name": "as.g.io"}, "spec": {"group": "g.io", "scope": "Cluster", "names": {"plural": "as", "kind": "A"},
+            "conversion": {"strategy": strategy}, "versions": [version_of("v1", "old"), version_of("v2", "new")]}});
+        let definition = Definition::of(&Doc::from_value(&table, ty, &crd).unwrap().doc);
+        Custom { definition: Arc::new(definition), index: version }
+    }
+
+    fn object(version: &str, field: &str) -> Doc {
+        to_doc(&json!({"apiVersion": format!("g.io/{version}"), "kind": "A", "metadata": {"name": "a"}, field: "x"}))
+    }
+
+    #[test]
+    fn by_name_only_the_version_changes() {
+        let v2 = custom("None", 1);
+        let read = v2.read(&object("v1", "old")).unwrap();
+        assert_eq!((read.api_version(), read.at("old").exists()), ("g.io/v2", false));
+        assert_eq!(v2.to_storage(&object("v2", "new")).unwrap().api_version(), "g.io/v1");
+    }
+
+    #[test]
+    fn what_a_webhook_has_to_convert_is_not_converted_by_name() {
+        let (v1, v2) = (custom("Webhook", 0), custom("Webhook", 1));
+        let refused = v2.read(&object("v1", "old")).unwrap_err().to_string();
+        assert!(refused.starts_with("conversion webhook for g.io/v1, Kind=A failed: "), "{refused}");
+        assert!(v2.to_storage(&object("v2", "new")).is_err());
+        // Nothing is to convert between a version and itself.
+        assert_eq!(v1.read(&object("v1", "old")).unwrap().at("old").str(), "x");
+        assert_eq!(v1.to_storage(&object("v1", "old")).unwrap().at("old").str(), "x");
+    }
 }

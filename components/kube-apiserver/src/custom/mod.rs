@@ -1,11 +1,14 @@
 //! Custom resources: definitions made into resources that are served like the built-in ones, and what is done to their objects.
 
+mod cel;
 pub mod controller;
+pub mod conversion;
 pub mod crd;
 mod definition;
 mod formats;
 pub mod jsonpath;
 pub mod objects;
+mod review;
 mod schema_rules;
 mod shape;
 mod structural;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use k8s_schema::{Doc, Schema as Table, TypeId, peek_type_meta};
 use serde_json::Value;
 
-use super::{Custom, validate};
+use super::{Custom, cel, validate};
 use crate::{
     handlers::{Ctx, Validation},
     http::ApiError,
@@ -87,12 +87,16 @@ fn blocks(e: &FieldError) -> bool {
     matches!(e.kind, Kind::NotSupported | Kind::Required | Kind::TooLong | Kind::TooMany | Kind::TypeInvalid)
 }
 
-fn rules(custom: &Custom, e: &mut ErrorList) {
-    if custom.version().has_rules && e.iter().any(blocks) {
+/// The rules are asked only of objects that are otherwise well formed. Warnings are handed back.
+fn rules(custom: &Custom, v: &Value, old: Option<&Value>, e: &mut ErrorList) -> Vec<String> {
+    let Some(rules) = custom.rules() else { return Vec::new() };
+    if e.iter().any(blocks) {
         let why =
             "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
         e.push(FieldError::invalid(validate::NO_FIELD, Value::Null, why));
+        return Vec::new();
     }
+    cel::validate(rules, v, old, "", e)
 }
 
 /// The numbers of the scale subresource.
@@ -128,16 +132,16 @@ pub fn validate_create(custom: &Custom, doc: &Doc, e: &mut ErrorList) {
     scale(custom, &v, true, e);
     validate::embedded(&v, s, "", e);
     validate::unique(&v, s, "", e);
-    rules(custom, e);
+    rules(custom, &v, None, e);
 }
 
-/// What is wrong with a changed object.
-pub fn validate_update(custom: &Custom, action: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
+/// What is wrong with a changed object, and what is only worth a warning.
+pub fn validate_update(custom: &Custom, action: Action, new: &Doc, old: &Doc, e: &mut ErrorList) -> Vec<String> {
     let (v, before, s) = (new.to_value(), old.to_value(), &custom.version().schema);
     if let Some(wrong) = kind(custom, &v) {
         *e = ErrorList::new();
         e.push(wrong);
-        return;
+        return Vec::new();
     }
     // Upstream checks metadata once for all kinds and once for these.
     e.append(e.clone());
@@ -155,7 +159,7 @@ pub fn validate_update(custom: &Custom, action: Action, new: &Doc, old: &Doc, e:
     if had.is_empty() {
         validate::unique(&v, s, "", e);
     }
-    rules(custom, e);
+    rules(custom, &v, Some(&before), e)
 }
 
 /// Finalizers without a domain are allowed and unwise.

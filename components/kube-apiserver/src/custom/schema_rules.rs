@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{
-    formats, shape,
+    cel, formats, shape,
     structural::{Pattern, Schema},
     validate as values,
 };
@@ -27,6 +27,9 @@ pub fn validate(v: &Value, path: &str, e: &mut ErrorList) {
     if !structure.is_empty() {
         e.append(structure);
         return;
+    }
+    if e.len() == before {
+        cel::definition::check(&Schema::of(v), path, e);
     }
     if e.len() == before {
         defaults(v, path, true, e);
@@ -389,7 +392,13 @@ fn defaults(v: &Value, path: &str, root: bool, e: &mut ErrorList) {
         } else {
             let mut whole = d.clone();
             shape::default(&mut whole, &s);
+            let before = e.len();
             values::validate(&whole, None, &s, &at, e);
+            if e.len() == before
+                && let Some(rules) = cel::Rules::of(&s, root)
+            {
+                cel::validate(&rules, &whole, None, &at, e);
+            }
             if root {
                 let resource = Schema { embedded: true, ..s };
                 values::embedded(&whole, &resource, &at, e);

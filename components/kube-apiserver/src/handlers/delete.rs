@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use k8s_schema::Doc;
 use serde_json::{Value, json};
 
-use super::{Ctx, DeleteOptions, Propagation, decode, encode_doc, encode_value, load, options::ListOptions, read, write};
+use super::{Ctx, DeleteOptions, Propagation, decode, encode_doc, encode_value, load_shown, options::ListOptions, read, write};
 use crate::{
-    admission::{self, Operation},
+    admission::{self, Attributes, Operation},
     http::{Answer, ApiError, Group, Media, Offers, negotiate},
     kinds::{self, Strategy},
     registry::Resource,
@@ -115,7 +115,7 @@ async fn attempt(ctx: &Ctx, res: &Resource, stored: &Arc<Stored>, o: &DeleteOpti
     let strategy = kinds::strategy_of(res);
     let name = stored.name();
     let plural = Group(&res.group, &res.plural);
-    let doc = load(&ctx.server, res, stored)?;
+    let doc = load_shown(&ctx.server, res, stored).await?;
     let uid = doc.at("metadata.uid").str();
     if let Some(want) = o.uid.as_deref().filter(|u| *u != uid) {
         let why = format!(
@@ -130,7 +130,8 @@ async fn attempt(ctx: &Ctx, res: &Resource, stored: &Arc<Stored>, o: &DeleteOpti
         );
         return Err(ApiError::conflict(Group(&res.group, &res.kind), name, why));
     }
-    admission::validate(ctx, res, "", Operation::Delete, None, Some(&doc)).await?;
+    let asked = Attributes { ctx, res, subresource: "", operation: Operation::Delete, dry_run: o.dry_run, delete: Some(o) };
+    admission::delete(&asked, &doc).await?;
     if let Some(w) = strategy.delete_warning.filter(|_| o.propagation.is_none() && o.orphan.is_none()) {
         ctx.warn(w);
     }
@@ -234,10 +235,10 @@ fn key_of(ctx: &Ctx, res: &Resource, stored: &Stored) -> String {
 }
 
 async fn store(ctx: &Ctx, res: &Resource, stored: &Stored, mut new: Doc, old: &Doc, dry_run: bool) -> Result<Option<Doc>, ApiError> {
-    let value = write::to_storage(&ctx.server.objects.schema, res, &new)?;
-    if dry_run || value == write::to_storage(&ctx.server.objects.schema, res, old)? {
+    if dry_run || new.root().semantic_eq(old.root()) {
         return Ok(Some(new));
     }
+    let value = write::encode(res, write::stored_form(&ctx.server, res, &new).await?);
     match ctx.server.etcd.update(&key_of(ctx, res, stored), stored.rev, value, 0).await {
         Ok(rev) => {
             write::set(&mut new, "metadata.resourceVersion", rev.to_string())?;
@@ -261,7 +262,7 @@ pub async fn collection(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Res
             Err(e) => return Err(e),
         }
     }
-    read::encode_list(ctx, res, selection, wanted)
+    read::encode_list(ctx, res, selection, wanted).await
 }
 
 /// Deletes the pod of an eviction.

@@ -10,7 +10,7 @@ mod patch;
 mod proxy;
 mod read;
 mod reviews;
-mod scale;
+pub mod scale;
 mod subresources;
 mod table;
 mod tables;
@@ -32,6 +32,7 @@ pub use options::{DeleteOptions, Propagation, Validation, WriteOptions};
 
 use crate::{
     authn::User,
+    custom::conversion,
     http::{
         Answer, ApiError, As, Body, Group, Media, Offers, Query, RequestInfo, Wanted,
         body::{self, answer},
@@ -53,6 +54,8 @@ pub struct Ctx {
     pub user: User,
     /// Sent as `Warning` headers.
     pub warnings: Mutex<Vec<String>>,
+    /// The server's own: no webhook is asked.
+    pub internal: bool,
 }
 
 impl Ctx {
@@ -103,6 +106,7 @@ impl Ctx {
             headers: HeaderMap::new(),
             user,
             warnings: Mutex::default(),
+            internal: true,
         }
     }
 
@@ -174,7 +178,7 @@ pub fn encode_doc(ctx: &Ctx, code: u16, res: &Resource, doc: &Doc, wanted: Wante
 pub fn load(server: &Server, res: &Resource, stored: &Stored) -> Result<Doc, ApiError> {
     let doc = crate::objects::decode(&server.objects.schema, &stored.body).map_err(ApiError::internal)?;
     if let Some(custom) = &res.custom {
-        let mut doc = custom.read(&doc);
+        let mut doc = if stored.shown { doc } else { custom.read(&doc)? };
         doc.set("metadata.resourceVersion", stored.rev.to_string()).map_err(ApiError::internal)?;
         return Ok(doc);
     }
@@ -183,6 +187,11 @@ pub fn load(server: &Server, res: &Resource, stored: &Stored) -> Result<Doc, Api
     crate::kinds::defaults::apply(res, &mut doc);
     doc.set("metadata.resourceVersion", stored.rev.to_string()).map_err(ApiError::internal)?;
     Ok(doc)
+}
+
+/// As [`load`], after asking the definition's webhook where only that can convert.
+pub async fn load_shown(server: &Server, res: &Resource, stored: &Arc<Stored>) -> Result<Doc, ApiError> {
+    load(server, res, &*conversion::one(server, res, stored).await?)
 }
 
 /// The JSON of a stored object, shared when it is in its storage version.

@@ -213,6 +213,24 @@ pub struct DeleteOptions {
 }
 
 impl DeleteOptions {
+    /// Into their JSON form.
+    pub fn write(&self, v: &mut Value) {
+        if let Some(seconds) = self.grace {
+            v["gracePeriodSeconds"] = seconds.into();
+        }
+        for (field, value) in [("uid", &self.uid), ("resourceVersion", &self.resource_version)] {
+            if let Some(value) = value {
+                v["preconditions"][field] = value.as_str().into();
+            }
+        }
+        if let Some(orphan) = self.orphan {
+            v["orphanDependents"] = orphan.into();
+        }
+        if let Some(policy) = self.propagation {
+            v["propagationPolicy"] = format!("{policy:?}").into();
+        }
+    }
+
     /// A body wins over the query.
     pub fn parse(q: &Query, body: Option<Value>) -> Result<Self, ApiError> {
         let mut o = Self::default();

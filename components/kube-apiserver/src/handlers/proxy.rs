@@ -11,14 +11,47 @@ use k8s_schema::Doc;
 
 use super::{Ctx, load, write};
 use crate::{
+    admission::{self, Attributes, Operation},
     http::{Answer, ApiError, Body, Group, request_info::Query},
     kubelet::{Stream, Target},
     registry::Resource,
     validation::{ErrorList, FieldError},
 };
 
+/// The options object of a connection, which is what its webhooks see: the query as the fields of the subresource's kind.
+fn connect_options(ctx: &Ctx, res: &Resource) -> Option<Doc> {
+    let kind = res.subresource(&ctx.info.subresource).map(|s| s.kind.as_str())?;
+    let mut doc = Doc::of_kind(&ctx.server.objects.schema, "", "v1", kind)?;
+    let q = &ctx.query;
+    for flag in ["stdin", "stdout", "stderr", "tty"].into_iter().filter(|f| q.get(f).is_some()) {
+        // Not every kind has every field.
+        let _ = doc.set(flag, q.flag(flag));
+    }
+    if let Some(container) = q.get("container").filter(|c| !c.is_empty()) {
+        let _ = doc.set("container", container);
+    }
+    let command: Vec<&str> = q.all("command").collect();
+    if !command.is_empty() {
+        let _ = doc.set("command", command);
+    }
+    let ports: Vec<i64> = q.all("ports").flat_map(|p| p.split(',')).filter_map(|p| p.parse().ok()).collect();
+    if !ports.is_empty() {
+        let _ = doc.set("ports", ports);
+    }
+    if ctx.info.subresource == "proxy" {
+        let _ = doc.set("path", ctx.info.rest.join("/"));
+    }
+    Some(doc)
+}
+
 pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming, extensions: Extensions) -> Result<Answer, ApiError> {
     let sub = ctx.info.subresource.as_str();
+    if sub != "log"
+        && let Some(mut options) = connect_options(ctx, res)
+    {
+        let a = Attributes { ctx, res, subresource: sub, operation: Operation::Connect, dry_run: false, delete: None };
+        admission::posted(&a, &mut options).await?;
+    }
     match (res.plural.as_str(), sub) {
         ("pods", "log") if ctx.info.verb == "get" => log(ctx, res, incoming, extensions).await,
         ("pods", "exec" | "attach") if matches!(ctx.info.verb.as_str(), "get" | "create") => {
@@ -225,24 +258,8 @@ fn service_endpoint(ctx: &Ctx, name: &str, port: Option<&str>, tls: bool) -> Res
         Some(p) => p.get("name").str().to_owned(),
         None => return Err(ApiError::unavailable(format!("no service port {:?} found for service {name:?}", port.unwrap_or("")))),
     };
-    for slice in ctx.server.objects.list("endpointslices", &format!("{ns}/")) {
-        if slice.label("kubernetes.io/service-name") != Some(name) {
-            continue;
-        }
-        let Some(d) = ctx.server.objects.doc(&slice) else { continue };
-        let Some(p) = d.at("ports").iter().find(|p| p.get("name").str() == port_name).and_then(|p| p.get("port").as_i64()) else {
-            continue;
-        };
-        for e in d.at("endpoints").iter() {
-            if e.get("conditions").get("ready").as_bool() == Some(false) {
-                continue;
-            }
-            if let (Some(a), Ok(port)) = (e.get("addresses").iter().next(), u16::try_from(p)) {
-                return Ok(Target { host: a.str().to_owned(), port, tls, kubelet: false });
-            }
-        }
-    }
-    Err(unavailable())
+    let (host, port) = crate::services::endpoint(&ctx.server.objects, ns, name, &port_name).ok_or_else(unavailable)?;
+    Ok(Target { host, port, tls, kubelet: false })
 }
 
 /// Headers that are about one connection and not the request.

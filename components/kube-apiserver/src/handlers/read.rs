@@ -13,6 +13,7 @@ use super::{
     table,
 };
 use crate::{
+    custom::conversion,
     http::{Answer, ApiError, As, Body, Group, Media, Offers, Wanted, body::answer},
     kinds,
     registry::Resource,
@@ -42,6 +43,7 @@ pub async fn get(ctx: &Ctx, res: &Resource) -> Result<Answer, ApiError> {
     let stored = cache(ctx, res)?
         .get(&res.key(&ctx.info.namespace, &ctx.info.name))
         .ok_or_else(|| ApiError::not_found(Group(&res.group, &res.plural), &ctx.info.name))?;
+    let stored = conversion::one(&ctx.server, res, &stored).await?;
     if wanted == Wanted::JSON {
         let mut body = BytesMut::from(&json_of(&ctx.server, res, &stored)?[..]);
         body.extend_from_slice(b"\n");
@@ -234,10 +236,11 @@ pub async fn list(ctx: &Ctx, res: &Arc<Resource>) -> Result<Answer, ApiError> {
     let wanted = ctx.wanted(Offers::Objects, true)?;
     let o = ListOptions::parse(&ctx.query, false, &ctx.info.name)?;
     let s = select(ctx, res, &o).await?;
-    encode_list(ctx, res, s, wanted)
+    encode_list(ctx, res, s, wanted).await
 }
 
-pub fn encode_list(ctx: &Ctx, res: &Arc<Resource>, s: Selection, wanted: Wanted) -> Result<Answer, ApiError> {
+pub async fn encode_list(ctx: &Ctx, res: &Arc<Resource>, mut s: Selection, wanted: Wanted) -> Result<Answer, ApiError> {
+    s.items = conversion::shown(&ctx.server, res, s.items).await?;
     let docs = || s.items.iter().map(|i| load(&ctx.server, res, i)).collect::<Result<Vec<Doc>, _>>();
     let kind = match &res.custom {
         Some(c) => c.definition.list_kind.clone(),

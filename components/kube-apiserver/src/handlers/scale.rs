@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{
     Ctx, WriteOptions,
     decode::{self, Expected},
-    encode_doc, load,
+    encode_doc, load_shown,
     patch::{self, PatchKind},
     write,
 };
@@ -33,7 +33,7 @@ fn at<'a>(doc: &'a Doc, path: &str) -> Ref<'a> {
 }
 
 /// The Scale of an object.
-fn scale_of(ctx: &Ctx, res: &Resource, doc: &Doc) -> Result<Doc, ApiError> {
+pub fn scale_of(ctx: &Ctx, res: &Resource, doc: &Doc) -> Result<Doc, ApiError> {
     let custom = paths(res);
     let schema = &ctx.server.objects.schema;
     let ty = schema.kind("autoscaling", "v1", "Scale").ok_or_else(|| ApiError::internal("no type Scale"))?;
@@ -74,13 +74,19 @@ fn scale_of(ctx: &Ctx, res: &Resource, doc: &Doc) -> Result<Doc, ApiError> {
     Ok(scale)
 }
 
+/// Writes a Scale's number where the object has it.
+pub fn set_replicas(res: &Resource, doc: &mut Doc, replicas: i64) -> Result<(), ApiError> {
+    let path = paths(res).map_or("spec.replicas", |s| s.spec_replicas.trim_start_matches('.'));
+    doc.set(path, replicas).map_err(ApiError::internal)
+}
+
 pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -> Result<Answer, ApiError> {
     let wanted = ctx.wanted(Offers::Objects, false)?;
     match ctx.info.verb.as_str() {
         "get" => {
             ctx.server.objects.reflector.barrier().await?;
             let stored = write::current(ctx, res, &ctx.info.name, false).await?;
-            let scale = scale_of(ctx, res, &load(&ctx.server, res, &stored)?)?;
+            let scale = scale_of(ctx, res, &load_shown(&ctx.server, res, &stored).await?)?;
             Ok(encode_doc(ctx, 200, res, &scale, wanted))
         }
         "update" => {
@@ -132,8 +138,7 @@ async fn change(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes, kind: Option<P
             return Err(ApiError::invalid(Group("autoscaling", "Scale"), &ctx.info.name, &e));
         }
         let mut new = old.clone();
-        let path = paths(res).map_or("spec.replicas", |s| s.spec_replicas.trim_start_matches('.'));
-        new.set(path, replicas).map_err(ApiError::internal)?;
+        set_replicas(res, &mut new, replicas)?;
         for field in ["resourceVersion", "uid"] {
             let v = scale.at(&format!("metadata.{field}")).str().to_owned();
             if !v.is_empty() {

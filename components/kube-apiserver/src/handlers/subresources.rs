@@ -14,6 +14,7 @@ use super::{
     encode_doc, encode_value, load, patch, proxy, read, scale, write,
 };
 use crate::{
+    admission::{self, Attributes, Operation},
     authn::Bound,
     http::{Answer, ApiError, Group, Offers, body},
     registry::Resource,
@@ -45,12 +46,18 @@ fn success(code: u16) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code})
 }
 
+/// Asks the webhooks about what is posted to a subresource.
+async fn posted(ctx: &Ctx, res: &Resource, subresource: &str, dry_run: bool, doc: &mut Doc) -> Result<(), ApiError> {
+    let a = Attributes { ctx, res, subresource, operation: Operation::Create, dry_run, delete: None };
+    admission::posted(&a, doc).await
+}
+
 /// A pod gets its node. Also what POST to the collection `bindings` does.
 pub async fn bind(ctx: &Arc<Ctx>, incoming: Incoming) -> Result<Answer, ApiError> {
     let wanted = ctx.wanted(Offers::Objects, false)?;
     let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
     let body = body::read(incoming, &ctx.headers).await?;
-    let binding = decode::decode(ctx, body, expected(ctx, "", "v1", "Binding")?, options.validation)?;
+    let mut binding = decode::decode(ctx, body, expected(ctx, "", "v1", "Binding")?, options.validation)?;
     let name = binding.at("metadata.name").str().to_owned();
     if !ctx.info.name.is_empty() && !name.is_empty() && name != ctx.info.name {
         return Err(ApiError::bad_request("name in URL does not match name in Binding object"));
@@ -60,12 +67,15 @@ pub async fn bind(ctx: &Arc<Ctx>, incoming: Incoming) -> Result<Answer, ApiError
     if !kind.is_empty() && kind != "Node" {
         errors.push(FieldError::not_supported("target.kind", kind, &["Node", "<empty>"]));
     }
-    let node = binding.at("target.name").str().to_owned();
-    if node.is_empty() {
+    if binding.at("target.name").str().is_empty() {
         errors.push(FieldError::required("target.name", ""));
     }
     let pods = ctx.server.registry.resource("", "v1", "pods").ok_or_else(ApiError::no_resource)?;
     let pod_name = if ctx.info.name.is_empty() { name.clone() } else { ctx.info.name.clone() };
+    if errors.is_empty() {
+        posted(ctx, &pods, "binding", options.dry_run, &mut binding).await?;
+    }
+    let node = binding.at("target.name").str().to_owned();
     if !errors.is_empty() {
         // Upstream does not wrap these.
         let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -137,11 +147,12 @@ async fn evict(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -> Resul
     let wanted = ctx.wanted(Offers::Objects, false)?;
     let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
     let body = body::read(incoming, &ctx.headers).await?;
-    let eviction = decode::decode(ctx, body, expected(ctx, "policy", "v1", "Eviction")?, options.validation)?;
+    let mut eviction = decode::decode(ctx, body, expected(ctx, "policy", "v1", "Eviction")?, options.validation)?;
     let name = eviction.at("metadata.name").str();
     if !name.is_empty() && name != ctx.info.name {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
     }
+    posted(ctx, res, "eviction", options.dry_run, &mut eviction).await?;
     let mut delete = DeleteOptions::parse(&ctx.query, Some(eviction.at("deleteOptions").to_value()).filter(Value::is_object))?;
     delete.dry_run |= options.dry_run;
     let stored = write::current(ctx, res, &ctx.info.name, true).await?;
@@ -249,6 +260,7 @@ async fn token(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -> Resul
             ctx.info.name
         )));
     }
+    posted(ctx, res, "token", options.dry_run, &mut req).await?;
     let issuer = &ctx.server.tokens;
     let mut seconds = req.at("spec.expirationSeconds").as_i64().unwrap_or(3600);
     let mut audiences: Vec<String> = req.at("spec.audiences").iter().map(|a| a.str().to_owned()).collect();

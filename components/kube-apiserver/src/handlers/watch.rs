@@ -18,6 +18,7 @@ use super::{
     read, table,
 };
 use crate::{
+    custom::conversion,
     http::{Answer, ApiError, As, Body, Media, Offers, Wanted, body::answer},
     kinds,
     registry::Resource,
@@ -229,6 +230,19 @@ impl Watcher {
         }
     }
 
+    /// Sends several, converted together where a webhook does that.
+    async fn send_all(&mut self, events: Vec<(&'static str, Arc<Stored>)>) {
+        let (kinds, objects): (Vec<_>, Vec<_>) = events.into_iter().unzip();
+        match conversion::shown(&self.ctx.server, &self.res, objects).await {
+            Ok(objects) => kinds.iter().zip(&objects).for_each(|(kind, object)| self.send(kind, object)),
+            Err(e) => {
+                let e = ApiError::from(e);
+                self.ready.push_back(frame_of("ERROR", e.to_value().to_string().as_bytes()));
+                self.over = true;
+            }
+        }
+    }
+
     fn bookmark(&mut self, rev: i64, end_of_initial: bool) {
         let mut meta = json!({"resourceVersion": rev.to_string()});
         if end_of_initial {
@@ -298,10 +312,8 @@ impl Watcher {
             return;
         }
         if self.initial.len() > 0 {
-            let some: Vec<Arc<Stored>> = self.initial.by_ref().take(BATCH).collect();
-            for s in &some {
-                self.send("ADDED", s);
-            }
+            let some = self.initial.by_ref().take(BATCH).map(|s| ("ADDED", s)).collect();
+            self.send_all(some).await;
             return;
         }
         if let Some(rev) = self.end_of_initial.take() {
@@ -318,12 +330,12 @@ impl Watcher {
                 return;
             }
             Ok(events) if !events.is_empty() => {
+                let mut news = Vec::new();
                 for e in &events {
-                    if let Some((kind, object)) = self.seen(e) {
-                        self.send(kind, &object);
-                    }
+                    news.extend(self.seen(e));
                     self.since = e.rev();
                 }
+                self.send_all(news).await;
                 return;
             }
             Ok(_) => {}

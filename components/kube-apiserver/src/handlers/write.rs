@@ -11,14 +11,15 @@ use uuid::Uuid;
 use super::{
     Ctx, WriteOptions,
     decode::{self, Expected},
-    encode_doc, load,
+    encode_doc, load_shown,
 };
 use crate::{
-    admission::{self, Operation},
-    custom::objects,
+    admission::{self, Attributes, Operation},
+    custom::{conversion, objects},
     http::{Answer, ApiError, Group, Offers},
     kinds::{self, Action, Strategy, meta},
     registry::Resource,
+    server::Server,
     storage::{StoreError, Stored},
     validation::{ErrorList, FieldError},
 };
@@ -49,20 +50,29 @@ pub fn generate_name(base: &str) -> String {
     name
 }
 
-/// The bytes of a document as they go to etcd: in the storage version, without a resourceVersion.
-pub fn to_storage(ctx_schema: &k8s_schema::Schema, res: &Resource, doc: &Doc) -> Result<Bytes, ApiError> {
-    let mut doc = match &res.custom {
-        Some(custom) => custom.to_storage(doc),
-        None => kinds::convert::to_storage(ctx_schema, doc.clone(), res).map_err(ApiError::internal)?,
-    };
+/// A document in the storage version. Only a definition's webhook may be able to convert it.
+pub async fn stored_form(server: &Server, res: &Resource, doc: &Doc) -> Result<Doc, ApiError> {
+    match &res.custom {
+        Some(custom) => Ok(conversion::for_storage(server, custom, doc).await?),
+        None => kinds::convert::to_storage(&server.objects.schema, doc.clone(), res).map_err(ApiError::internal),
+    }
+}
+
+/// The bytes of a built-in object as they go to etcd: in the storage version, without a resourceVersion.
+pub fn to_storage(schema: &k8s_schema::Schema, res: &Resource, doc: &Doc) -> Result<Bytes, ApiError> {
+    Ok(encode(res, kinds::convert::to_storage(schema, doc.clone(), res).map_err(ApiError::internal)?))
+}
+
+/// The bytes of a document that is in its storage version.
+pub fn encode(res: &Resource, mut doc: Doc) -> Bytes {
     doc.remove("metadata.resourceVersion");
     doc.remove("metadata.selfLink");
     if res.custom.is_some() || matches!(res.group.as_str(), "apiextensions.k8s.io" | "apiregistration.k8s.io") {
         let mut json = doc.to_json();
         json.push(b'\n');
-        return Ok(json.into());
+        return json.into();
     }
-    Ok(doc.to_protobuf().into())
+    doc.to_protobuf().into()
 }
 
 /// The etcd key of an object.
@@ -103,7 +113,9 @@ pub async fn create_doc(ctx: &Ctx, res: &Resource, mut doc: Doc, options: &Write
         empty.set_type_meta(&res.api_version(), &res.kind);
         meta::track(res, &mut doc, &empty, &ctx.manager(&options.manager), "", strategy.reset_on_create());
     }
-    admission::mutate(ctx, res, "", Operation::Create, &mut doc, None)?;
+    let asked = Attributes { ctx, res, subresource: "", operation: Operation::Create, dry_run: options.dry_run, delete: None };
+    admission::mutate(&asked, &mut doc, None).await?;
+    meta::dedup_owners(&mut doc, &mut |w| ctx.warn(w));
     let generate = doc.at("metadata.generateName").str().to_owned();
     let generated = doc.at("metadata.name").str().is_empty() && !generate.is_empty();
     if !doc.at("metadata.resourceVersion").str().is_empty() && !doc.at("metadata.resourceVersion").str().eq("0") {
@@ -130,13 +142,10 @@ pub async fn create_doc(ctx: &Ctx, res: &Resource, mut doc: Doc, options: &Write
         let mut claimed = crate::services::claim_for_create(ctx, res, &mut doc, options.dry_run).await?;
         let result = store_new(ctx, res, strategy, &doc, &name, options.dry_run).await;
         match result {
-            Ok(rev) => {
+            Ok((mut doc, rev)) => {
                 claimed.keep();
                 if let Some(rev) = rev {
                     set(&mut doc, "metadata.resourceVersion", rev.to_string())?;
-                }
-                if let Some(custom) = &res.custom {
-                    custom.settle(&mut doc);
                 }
                 return Ok(doc);
             }
@@ -155,7 +164,15 @@ pub async fn create_doc(ctx: &Ctx, res: &Resource, mut doc: Doc, options: &Write
 /// Marks options of a write whose managed fields are already right.
 pub const MANAGED_ALREADY: &str = "\0managed";
 
-async fn store_new(ctx: &Ctx, res: &Resource, strategy: &Strategy, doc: &Doc, name: &str, dry_run: bool) -> Result<Option<i64>, ApiError> {
+/// Stores a new object. Gives it as its writer sees it, and the revision unless this is a dry run.
+async fn store_new(
+    ctx: &Ctx,
+    res: &Resource,
+    strategy: &Strategy,
+    doc: &Doc,
+    name: &str,
+    dry_run: bool,
+) -> Result<(Doc, Option<i64>), ApiError> {
     let mut errors = ErrorList::new();
     meta::validate_create(doc, res.namespaced, strategy.name, &mut errors);
     (strategy.validate_create)(doc, &mut errors);
@@ -171,19 +188,25 @@ async fn store_new(ctx: &Ctx, res: &Resource, strategy: &Strategy, doc: &Doc, na
     for w in (strategy.warnings)(doc, None) {
         ctx.warn(w);
     }
-    admission::validate(ctx, res, "", Operation::Create, Some(doc), None).await?;
+    let asked = Attributes { ctx, res, subresource: "", operation: Operation::Create, dry_run, delete: None };
+    admission::validate(&asked, Some(doc), None).await?;
     let key = etcd_key(ctx, res, name);
     let exists = || ApiError::already_exists(Group(&res.group, &res.plural), name);
+    let stored = stored_form(&ctx.server, res, doc).await?;
+    let mut seen = doc.clone();
+    if let Some(custom) = &res.custom {
+        conversion::settle(&ctx.server, custom, &mut seen, &stored).await?;
+    }
     if dry_run {
         return match ctx.server.etcd.get(&key).await?.0 {
             Some(_) => Err(exists()),
-            None => Ok(None),
+            None => Ok((seen, None)),
         };
     }
-    let value = to_storage(&ctx.server.objects.schema, res, doc)?;
+    let value = encode(res, stored);
     let lease = ctx.server.lease_for(res).await?;
     match ctx.server.etcd.create(&key, value, lease).await {
-        Ok(rev) => Ok(Some(rev)),
+        Ok(rev) => Ok((seen, Some(rev))),
         Err(StoreError::Exists { .. }) => Err(exists()),
         Err(e) => Err(e.into()),
     }
@@ -259,7 +282,7 @@ pub async fn change(
     let mut fresh = false;
     for _ in 0..TRIES {
         let stored = current(ctx, res, &name, fresh).await?;
-        let old = load(&ctx.server, res, &stored)?;
+        let old = load_shown(&ctx.server, res, &stored).await?;
         let attempt = attempt(ctx, res, strategy, sub, &stored, &old, dry_run, &mut make).await;
         match attempt {
             Ok(Some(doc)) => return Ok(doc),
@@ -312,7 +335,8 @@ async fn attempt(
             ),
         ));
     }
-    admission::mutate(ctx, res, sub, Operation::Update, &mut new, Some(old))?;
+    let asked = Attributes { ctx, res, subresource: sub, operation: Operation::Update, dry_run, delete: None };
+    admission::mutate(&asked, &mut new, Some(old)).await?;
     for kept in [
         "metadata.creationTimestamp",
         "metadata.uid",
@@ -339,7 +363,7 @@ async fn attempt(
         meta::validate_update(&new, old, &mut errors);
         strategy.validate_update(action, &new, old, &mut errors);
         if let Some(custom) = &res.custom {
-            objects::validate_update(custom, action, &new, old, &mut errors);
+            objects::validate_update(custom, action, &new, old, &mut errors).into_iter().for_each(|w| ctx.warn(w));
             objects::warnings(&new, Some(old)).into_iter().for_each(|w| ctx.warn(w));
         }
         if !errors.is_empty() {
@@ -350,22 +374,23 @@ async fn attempt(
                 ctx.warn(w);
             }
         }
-        admission::validate(ctx, res, sub, Operation::Update, Some(&new), Some(old)).await?;
+        admission::validate(&asked, Some(&new), Some(old)).await?;
         let key = etcd_key(ctx, res, name);
         let gone = new.at("metadata.deletionTimestamp").exists()
             && new.at("metadata.finalizers").is_empty()
             && new.at("metadata.deletionGracePeriodSeconds").as_i64().unwrap_or(0) == 0
             && (res.plural != "namespaces" || new.at("spec.finalizers").is_empty());
         k8s_schema::apply::ignore_times(old, &mut new);
-        let value = to_storage(&ctx.server.objects.schema, res, &new)?;
+        let form = stored_form(&ctx.server, res, &new).await?;
+        if let Some(custom) = &res.custom {
+            conversion::settle(&ctx.server, custom, &mut new, &form).await?;
+        }
+        let value = encode(res, form);
         // What is stored of a custom resource may be of another version, or lack new defaults: writing it again mends that.
         let same = match &res.custom {
             Some(_) => value == stored.body,
             None => value == to_storage(&ctx.server.objects.schema, res, old)?,
         };
-        if let Some(custom) = &res.custom {
-            custom.settle(&mut new);
-        }
         if same && !gone {
             set(&mut new, "metadata.resourceVersion", stored.rev.to_string())?;
             return Ok(Some(new.clone()));

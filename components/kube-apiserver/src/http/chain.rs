@@ -109,7 +109,17 @@ async fn run(
     let long = info.is_long_running();
     let upgrade = req.headers().contains_key(header::UPGRADE) || req.method() == Method::CONNECT;
     let (parts, body) = req.into_parts();
-    let ctx = Ctx { server, info, query, method: parts.method, uri: parts.uri, headers: parts.headers, user, warnings: Mutex::default() };
+    let ctx = Ctx {
+        server,
+        info,
+        query,
+        method: parts.method,
+        uri: parts.uri,
+        headers: parts.headers,
+        user,
+        warnings: Mutex::default(),
+        internal: false,
+    };
     let extensions = parts.extensions;
     let work = handlers::dispatch(ctx, body, extensions);
     if long || upgrade {

@@ -1,5 +1,7 @@
 //! Errors as clients read them: `Status` objects with upstream's codes, reasons, details and texts.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 
 use crate::validation::ErrorList;
@@ -20,7 +22,7 @@ pub struct ApiError(Box<Parts>);
 #[derive(Debug, Clone)]
 pub struct Parts {
     pub code: u16,
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     pub message: String,
     pub details: Option<Box<Details>>,
     /// Sent as headers beside the body.
@@ -65,7 +67,7 @@ impl std::fmt::Display for Group<'_> {
 
 impl ApiError {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self(Box::new(Parts { code, reason, message: message.into(), details: None, headers: Vec::new(), metadata: None }))
+        Self(Box::new(Parts { code, reason: reason.into(), message: message.into(), details: None, headers: Vec::new(), metadata: None }))
     }
 
     fn about(mut self, g: Group<'_>, name: &str) -> Self {
@@ -212,7 +214,7 @@ impl ApiError {
             "status": "Failure", "message": self.message,
         });
         if !self.reason.is_empty() {
-            v["reason"] = self.reason.into();
+            v["reason"] = (*self.reason).into();
         }
         if let Some(d) = &self.details {
             v["details"] = d.to_value();

@@ -5,6 +5,7 @@ pub mod defaults;
 pub mod meta;
 pub mod reviews;
 
+mod admission_policies;
 mod batch;
 pub mod certificates;
 mod config;
@@ -25,6 +26,7 @@ mod service;
 mod service_account;
 mod storage;
 mod warnings;
+pub mod webhook_configs;
 mod workloads;
 
 use k8s_schema::Doc;
@@ -162,12 +164,12 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("storage.k8s.io", "CSIDriver", csi::CSI_DRIVER),
     ("storage.k8s.io", "CSINode", csi::CSI_NODE),
     ("storage.k8s.io", "VolumeAttachment", storage::VOLUME_ATTACHMENT),
-    ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", GENERATION),
-    ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", GENERATION),
-    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", SPEC_AND_STATUS),
-    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", GENERATION),
-    ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", GENERATION),
-    ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", GENERATION),
+    ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", webhook_configs::MUTATING),
+    ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", webhook_configs::VALIDATING),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", admission_policies::VALIDATING),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", admission_policies::VALIDATING_BINDING),
+    ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", admission_policies::MUTATING),
+    ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", admission_policies::MUTATING_BINDING),
     ("flowcontrol.apiserver.k8s.io", "FlowSchema", SPEC_AND_STATUS),
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", SPEC_AND_STATUS),
     ("apiextensions.k8s.io", "CustomResourceDefinition", crate::custom::crd::CUSTOM_RESOURCE_DEFINITION),

@@ -183,6 +183,16 @@ impl Registry {
         self.resources.iter().find(|r| r.group == group && r.plural == plural && !r.prefix.is_empty())
     }
 
+    /// The same resource in its other versions and groups.
+    pub fn equivalents(&self, res: &Resource) -> Vec<Arc<Resource>> {
+        let other = |r: &&Arc<Resource>| r.prefix == res.prefix && (&r.group, &r.version) != (&res.group, &res.version);
+        if res.prefix.is_empty() {
+            return Vec::new();
+        }
+        let dynamic = self.dynamic.load();
+        self.resources.iter().chain(dynamic.all()).filter(other).cloned().collect()
+    }
+
     /// The built-in resources.
     pub fn all(&self) -> &[Arc<Resource>] {
         &self.resources

@@ -466,6 +466,17 @@ pub async fn repair(server: &Server) -> Result<(), ApiError> {
     server.node_ports.repair(server, &ports).await
 }
 
+/// Some ready endpoint of a service.
+pub fn endpoint(objects: &crate::objects::Objects, namespace: &str, service: &str, port_name: &str) -> Option<(String, u16)> {
+    let slices = objects.list("endpointslices", &format!("{namespace}/"));
+    let of_service = slices.iter().filter(|s| s.label("kubernetes.io/service-name") == Some(service));
+    of_service.filter_map(|s| objects.doc(s)).find_map(|d| {
+        let port = d.at("ports").iter().find(|p| p.get("name").str() == port_name)?.get("port").as_i64()?;
+        let ready = d.at("endpoints").iter().find(|e| e.get("conditions").get("ready").as_bool() != Some(false))?;
+        Some((ready.get("addresses").iter().next()?.str().to_owned(), u16::try_from(port).ok()?))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -48,17 +48,24 @@ pub struct Stored {
     pub fields: Box<[(&'static str, Arc<str>)]>,
     /// The storage encoding.
     pub body: Bytes,
+    /// Converted from what is stored: as it is now it is what clients of the other version see.
+    pub shown: bool,
     json: ArcSwapOption<Bytes>,
 }
 
 impl Stored {
     pub fn new(key: Arc<str>, rev: i64, labels: Box<[(Arc<str>, Arc<str>)]>, fields: Box<[(&'static str, Arc<str>)]>, body: Bytes) -> Self {
-        Self { key, rev, labels, fields, body, json: ArcSwapOption::empty() }
+        Self { key, rev, labels, fields, body, shown: false, json: ArcSwapOption::empty() }
     }
 
     /// The same object as it was when something at `rev` deleted it.
     pub fn at_revision(&self, rev: i64) -> Self {
         Self::new(Arc::clone(&self.key), rev, self.labels.clone(), self.fields.clone(), self.body.clone())
+    }
+
+    /// The same object in the version of some clients.
+    pub fn shown_as(&self, body: Bytes) -> Self {
+        Self { shown: true, ..Self::new(Arc::clone(&self.key), self.rev, self.labels.clone(), self.fields.clone(), body) }
     }
 
     /// Empty for what has no namespace.

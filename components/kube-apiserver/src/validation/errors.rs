@@ -16,6 +16,7 @@ pub enum Kind {
     TooLong,
     TooMany,
     TypeInvalid,
+    Internal,
 }
 
 impl Kind {
@@ -29,6 +30,7 @@ impl Kind {
             Self::Forbidden => "Forbidden",
             Self::TooLong => "Too long",
             Self::TooMany => "Too many",
+            Self::Internal => "Internal error",
         }
     }
 
@@ -44,6 +46,7 @@ impl Kind {
             Self::TooLong => "FieldValueTooLong",
             Self::TooMany => "FieldValueTooMany",
             Self::TypeInvalid => "FieldValueTypeInvalid",
+            Self::Internal => "InternalError",
         }
     }
 }
@@ -141,6 +144,16 @@ impl FieldError {
         Self::new(Kind::TypeInvalid, field, value.shown(), detail)
     }
 
+    /// A value that is a structure is not shown.
+    pub fn of_value(kind: Kind, field: impl Into<String>, value: &Value, detail: impl Into<String>) -> Self {
+        let shown = if value.is_object() || value.is_array() { String::new() } else { value.shown() };
+        Self::new(kind, field, shown, detail)
+    }
+
+    pub fn internal(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::new(Kind::Internal, field, String::new(), detail)
+    }
+
     pub fn duplicate(field: impl Into<String>, value: impl Shown) -> Self {
         Self::new(Kind::Duplicate, field, value.shown(), "")
     }
@@ -183,7 +196,8 @@ impl FieldError {
     pub fn error_body(&self) -> String {
         let mut s = self.kind.text().to_owned();
         match self.kind {
-            Kind::Required | Kind::Forbidden | Kind::TooLong => {}
+            Kind::Required | Kind::Forbidden | Kind::TooLong | Kind::Internal => {}
+            _ if self.shown.is_empty() => {}
             _ => {
                 s.push_str(": ");
                 s.push_str(&self.shown);

@@ -1,0 +1,196 @@
+//! Policies and bindings as they are used: read and compiled once, again when some of them changed.
+
+use std::sync::Arc;
+
+use cel::{Env, Program, Type, types::ObjectType};
+use k8s_schema::{Doc, Ref};
+use parking_lot::Mutex;
+
+use super::{inputs, matching::Constraints};
+use crate::objects::Objects;
+
+const POLICIES: &str = "validatingadmissionpolicies";
+const BINDINGS: &str = "validatingadmissionpolicybindings";
+
+/// An expression, compiled or with why it cannot be.
+#[derive(Debug)]
+pub struct Expression {
+    pub source: String,
+    pub program: Result<Program, String>,
+}
+
+#[derive(Debug)]
+pub struct Named {
+    pub name: String,
+    pub expression: Expression,
+}
+
+#[derive(Debug)]
+pub struct Validation {
+    pub expression: Expression,
+    pub message: String,
+    pub message_expression: Option<Expression>,
+    pub reason: String,
+}
+
+#[derive(Debug)]
+pub struct Policy {
+    pub name: String,
+    pub constraints: Constraints,
+    /// `failurePolicy: Fail`: an error refuses the request.
+    pub fail: bool,
+    /// `apiVersion` and `kind` of parameters.
+    pub param_kind: Option<(String, String)>,
+    pub conditions: Vec<Named>,
+    pub variables: Vec<Named>,
+    pub validations: Vec<Validation>,
+}
+
+#[derive(Debug)]
+pub struct Binding {
+    pub name: String,
+    pub policy: String,
+    pub resources: Constraints,
+    /// A reference to parameters, as it was written.
+    pub param: Option<serde_json::Value>,
+    pub deny: bool,
+    pub warn: bool,
+}
+
+impl Expression {
+    pub fn of(source: &str, env: &Env) -> Self {
+        let program = cel::compile(source, env).map(Program::new).map_err(|e| format!("compilation failed: {e}"));
+        Self { source: source.to_owned(), program }
+    }
+
+    fn result(&self) -> Type {
+        self.program.as_ref().map_or(Type::Dyn, |p| p.checked.result().clone())
+    }
+}
+
+/// What expressions may name. `variables` come later, one by one.
+pub fn environment(params: bool, namespace: bool) -> Env {
+    let mut env = Env::new([
+        ("object", Type::Dyn),
+        ("oldObject", Type::Dyn),
+        ("request", inputs::request_decl().ty.clone()),
+        ("authorizer", Type::Opaque(cel::library::AUTHORIZER)),
+        ("authorizer.requestResource", Type::Opaque(cel::library::RESOURCE_CHECK)),
+    ]);
+    if namespace {
+        env.variables.insert("namespaceObject".into(), inputs::namespace_decl().ty.clone());
+    }
+    if params {
+        env.variables.insert("params".into(), Type::Dyn);
+    }
+    env
+}
+
+/// What mutations may name and make beside: `Object` with anything in it, and the operations of a JSON patch.
+pub fn mutation_environment(mut env: Env) -> Env {
+    let text = || Type::String;
+    let patch = [("op", text()), ("path", text()), ("from", text()), ("value", Type::Dyn)];
+    let structures = [
+        ObjectType { name: "Object".into(), fields: std::collections::BTreeMap::new(), open: true },
+        ObjectType { name: "JSONPatch".into(), fields: patch.map(|(n, t)| (n.to_owned(), t)).into(), open: false },
+    ];
+    env.structures.extend(structures.map(|s| (s.name.clone(), Arc::new(s))));
+    env
+}
+
+/// Compiles match conditions.
+pub fn conditions(list: Ref<'_>, env: &Env) -> Vec<Named> {
+    let one = |c: Ref<'_>| Named { name: c.get("name").str().to_owned(), expression: Expression::of(c.get("expression").str(), env) };
+    list.iter().map(one).collect()
+}
+
+/// Compiles variables in their order, each seeing those before it.
+pub fn variables(list: Ref<'_>, env: &mut Env) -> Vec<Named> {
+    let mut out = Vec::new();
+    let mut fields = std::collections::BTreeMap::new();
+    let declare = |fields: &std::collections::BTreeMap<String, Type>, env: &mut Env| {
+        let object = ObjectType { name: "kubernetes.variables".into(), fields: fields.clone(), open: false };
+        env.variables.insert("variables".into(), Type::Object(Arc::new(object)));
+    };
+    declare(&fields, env);
+    for v in list.iter() {
+        let expression = Expression::of(v.get("expression").str(), env);
+        let name = v.get("name").str().to_owned();
+        fields.insert(name.clone(), expression.result());
+        declare(&fields, env);
+        out.push(Named { name, expression });
+    }
+    out
+}
+
+impl Policy {
+    fn of(d: &Doc) -> Self {
+        let spec = d.at("spec");
+        let kind = spec.get("paramKind");
+        let mut env = environment(kind.exists(), true);
+        let conditions = conditions(spec.get("matchConditions"), &env);
+        let variables = variables(spec.get("variables"), &mut env);
+        let validation = |v: Ref<'_>| Validation {
+            expression: Expression::of(v.get("expression").str(), &env),
+            message: v.get("message").str().to_owned(),
+            message_expression: v.get("messageExpression").as_str().filter(|m| !m.is_empty()).map(|m| Expression::of(m, &env)),
+            reason: v.get("reason").str().to_owned(),
+        };
+        Self {
+            name: d.meta().name().to_owned(),
+            constraints: Constraints::of(spec.get("matchConstraints")),
+            fail: spec.get("failurePolicy").str() != "Ignore",
+            param_kind: kind.exists().then(|| (kind.get("apiVersion").str().to_owned(), kind.get("kind").str().to_owned())),
+            conditions,
+            variables,
+            validations: spec.get("validations").iter().map(validation).collect(),
+        }
+    }
+}
+
+impl Binding {
+    fn of(d: &Doc) -> Self {
+        let spec = d.at("spec");
+        let actions = spec.get("validationActions");
+        Self {
+            name: d.meta().name().to_owned(),
+            policy: spec.get("policyName").str().to_owned(),
+            resources: Constraints::of(spec.get("matchResources")),
+            param: spec.get("paramRef").exists().then(|| spec.get("paramRef").to_value()),
+            deny: actions.contains_str("Deny"),
+            warn: actions.contains_str("Warn"),
+        }
+    }
+}
+
+pub type Current = Arc<Vec<(Policy, Vec<Binding>)>>;
+
+/// All policies that have bindings, by name.
+#[derive(Debug, Default)]
+pub struct Policies {
+    read: Mutex<((i64, i64), Current)>,
+}
+
+impl Policies {
+    pub fn current(&self, objects: &Objects) -> Current {
+        let (Some(policies), Some(bindings)) = (objects.reflector.cache(POLICIES), objects.reflector.cache(BINDINGS)) else {
+            return Current::default();
+        };
+        let ((policies, changed), (bindings, bindings_changed)) = (policies.snapshot(), bindings.snapshot());
+        let revisions = (changed, bindings_changed);
+        let mut read = self.read.lock();
+        if read.0 != revisions {
+            let mut by_policy: std::collections::BTreeMap<String, Vec<Binding>> = std::collections::BTreeMap::new();
+            for b in bindings.range("", None).filter_map(|(_, s)| objects.doc(s)) {
+                let b = Binding::of(&b);
+                by_policy.entry(b.policy.clone()).or_default().push(b);
+            }
+            let all = policies.range("", None).filter_map(|(_, s)| objects.doc(s)).filter_map(|d| {
+                let bindings = by_policy.remove(d.meta().name())?;
+                Some((Policy::of(&d), bindings))
+            });
+            *read = (revisions, Arc::new(all.collect()));
+        }
+        Arc::clone(&read.1)
+    }
+}

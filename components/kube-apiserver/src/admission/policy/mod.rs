@@ -1,0 +1,137 @@
+//! ValidatingAdmissionPolicy: CEL expressions that judge requests.
+//!
+//! A policy says what it is about and what has to hold; a binding says where, with which parameters, and what a failure means: the
+//! request is refused, the client is warned, or (with no audit log yet) nothing. Policies and bindings themselves are never judged, so
+//! that a bad one can be mended.
+
+mod compiled;
+mod inputs;
+mod matching;
+mod params;
+
+use cel::Value;
+use k8s_schema::Doc;
+
+pub use compiled::{Named, Policies, conditions, environment, mutation_environment, variables as declare_variables};
+use compiled::{Binding, Policy, Validation};
+pub use inputs::Inputs;
+
+use super::{Attributes, webhooks};
+use crate::http::{ApiError, Group, status::Cause};
+
+/// One run of one expression stops here.
+pub const CALL_LIMIT: u64 = 1_000_000;
+/// What all expressions of a policy may cost for one request, and what its match conditions may.
+const BUDGET: u64 = 10_000_000;
+pub const CONDITIONS_BUDGET: u64 = 2_500_000;
+/// A message made by an expression has at most this many bytes.
+const MAX_MESSAGE: usize = 5 * 1024;
+
+/// What a policy finds wrong.
+struct Refusal {
+    message: String,
+    reason: String,
+}
+
+impl Refusal {
+    fn plain(message: impl Into<String>) -> Self {
+        Self { message: message.into(), reason: String::new() }
+    }
+}
+
+/// Asks all policies with their bindings.
+pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
+    let policies = a.ctx.server.policies.current(&a.ctx.server.objects);
+    if policies.is_empty() || webhooks::exempt(a) {
+        return Ok(());
+    }
+    let mut denied: Option<ApiError> = None;
+    for (policy, bindings) in policies.iter() {
+        let Some(matched) = matching::matches(a, &policy.constraints, doc, old)? else { continue };
+        let (seen, before) = (matching::view(a, matched.as_deref(), doc).await?, matching::view(a, matched.as_deref(), old).await?);
+        for binding in bindings {
+            if matching::matches(a, &binding.resources, doc, old)?.is_none() {
+                continue;
+            }
+            for refusal in judge(a, policy, binding, matched.as_deref().unwrap_or(a.res), seen.as_deref(), before.as_deref()) {
+                let who = format!("ValidatingAdmissionPolicy '{}' with binding '{}'", policy.name, binding.name);
+                if binding.warn {
+                    a.ctx.warn(format!("Validation failed for {who}: {}", refusal.message));
+                }
+                if binding.deny && denied.is_none() {
+                    denied = Some(refused(a, doc.or(old), &format!("{who} denied request: {}", refusal.message), &refusal.reason));
+                }
+            }
+        }
+    }
+    denied.map_or(Ok(()), Err)
+}
+
+fn refused(a: &Attributes<'_>, doc: Option<&Doc>, message: &str, reason: &str) -> ApiError {
+    let own = doc.map_or("", |d| d.meta().name());
+    let name = if own.is_empty() { &a.ctx.info.name } else { own };
+    let mut e = ApiError::forbidden(Group(&a.res.group, &a.res.plural), name, message);
+    (e.code, e.reason) = match reason {
+        "Unauthorized" => (401, "Unauthorized".into()),
+        "Forbidden" => (403, "Forbidden".into()),
+        "RequestEntityTooLarge" => (413, "RequestEntityTooLarge".into()),
+        _ => (422, "Invalid".into()),
+    };
+    if let Some(d) = &mut e.details {
+        d.causes.push(Cause { reason: String::new(), message: message.to_owned(), field: String::new() });
+    }
+    e
+}
+
+/// What a policy with one binding says, for each of its parameters.
+fn judge(
+    a: &Attributes<'_>,
+    policy: &Policy,
+    binding: &Binding,
+    res: &crate::registry::Resource,
+    doc: Option<&Doc>,
+    old: Option<&Doc>,
+) -> Vec<Refusal> {
+    let failed = |why: String| if policy.fail { vec![Refusal::plain(why)] } else { Vec::new() };
+    let params = match params::of(a, policy, binding) {
+        Ok(params) => params,
+        Err(why) => return failed(format!("failed to configure binding: {why}")),
+    };
+    let inputs = Inputs::new(a, res, doc, old);
+    let mut out = Vec::new();
+    for param in params {
+        let mut run = inputs.run(param.as_ref(), CONDITIONS_BUDGET);
+        match run.conditions(&policy.conditions) {
+            Ok(true) => {}
+            Ok(false) => continue,
+            Err(why) => {
+                out.extend(failed(why));
+                continue;
+            }
+        }
+        run.budget = BUDGET;
+        run.variables(&policy.variables);
+        for v in &policy.validations {
+            out.extend(validation(&mut run, policy, v));
+        }
+    }
+    out
+}
+
+fn validation(run: &mut inputs::Run<'_>, policy: &Policy, v: &Validation) -> Option<Refusal> {
+    let refusal = |message| Some(Refusal { message, reason: v.reason.clone() });
+    match run.evaluate(&v.expression) {
+        Ok(Value::Bool(true)) => None,
+        Ok(_) => {
+            let made = v.message_expression.as_ref().and_then(|m| run.evaluate(m).ok());
+            let made = made.and_then(|m| m.as_str().map(|s| s.trim().to_owned()));
+            let usable = made.filter(|s| !s.is_empty() && s.len() <= MAX_MESSAGE && !s.contains(['\n', '\r']));
+            refusal(usable.unwrap_or_else(|| match v.message.trim() {
+                "" => format!("failed expression: {}", v.expression.source.trim()),
+                m => m.to_owned(),
+            }))
+        }
+        Err(why) if policy.fail => Some(Refusal::plain(why)),
+        Err(_) => None,
+    }
+}

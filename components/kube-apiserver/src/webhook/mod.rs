@@ -1,0 +1,12 @@
+//! Calling webhooks: HTTPS servers that users run and name in their configurations, to convert or to admit objects.
+//!
+//! A webhook is trusted with its answer alone: where it is comes from a configuration, its certificate must be signed by the bundle that
+//! is written there, its answer is bounded in size and time, and it is never followed elsewhere.
+
+mod client;
+mod pool;
+mod target;
+mod tls;
+
+pub use client::Webhooks;
+pub use target::ClientConfig;
