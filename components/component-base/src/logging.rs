@@ -1,23 +1,24 @@
 //! Logging: to the machine's journal when standard error is connected to it, with fields and without a time of its own; else one line per
 //! event on standard error.
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Libraries whose details say nothing about the component.
-const QUIET: &str = "h2=info,hyper=info,hyper_util=info,rustls=info,tower=info,tonic=info";
+const QUIET: [&str; 6] = ["h2", "hyper", "hyper_util", "rustls", "tower", "tonic"];
 /// Set by whoever starts a program with its standard error connected to the journal: `device:inode` of it (systemd.exec(5)).
 const JOURNAL_STREAM: &str = "JOURNAL_STREAM";
 
 /// Starts logging. `verbosity` is upstream's `-v`: 4 and more is debug, 8 and more everything.
 pub fn start_logging(component: &str, verbosity: u8) {
     let level = match verbosity {
-        0..=3 => "info",
-        4..=7 => "debug",
-        _ => "trace",
+        0..=3 => LevelFilter::INFO,
+        4..=7 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
     };
-    let subscriber = tracing_subscriber::registry().with(EnvFilter::new(format!("{level},{QUIET}")));
+    let filter = Targets::new().with_default(level).with_targets(QUIET.map(|library| (library, LevelFilter::INFO)));
+    let subscriber = tracing_subscriber::registry().with(filter);
     // An error of `try_init` means that there is a subscriber already, as in tests: the first stays.
     if let (true, Ok(journal)) = (is_journal(std::env::var(JOURNAL_STREAM).ok().as_deref()), tracing_journald::layer()) {
         let _ = subscriber.with(journal.with_syslog_identifier(component.to_owned())).try_init();

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -31,7 +31,8 @@ fn main() -> ExitCode {
 /// Logs to the journal socket; logd is started at the same time, so a moment is given to it. Without it, to standard
 /// error, which init keeps.
 fn log() {
-    let filter = EnvFilter::new("info,machined=info,h2=warn,hyper=warn,rustls=warn,netlink=warn");
+    let quiet = ["h2", "hyper", "rustls", "netlink"].map(|library| (library, LevelFilter::WARN));
+    let filter = Targets::new().with_default(LevelFilter::INFO).with_targets(quiet);
     for _ in 0..30 {
         if let Ok(journal) = tracing_journald::layer() {
             tracing_subscriber::registry().with(filter).with(journal.with_syslog_identifier("machined".to_owned())).init();
