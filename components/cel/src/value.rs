@@ -58,9 +58,15 @@ impl Text<'_> {
 
 #[derive(Debug, Clone)]
 pub enum List<'a> {
-    Json { items: &'a [Json], decl: Option<&'a Decl> },
+    Json {
+        items: &'a [Json],
+        decl: Option<&'a Decl>,
+    },
     /// Made by an expression; the declaration is that of the list it was made from, if it is of the same kind still.
-    Owned { items: Arc<Vec<Value<'a>>>, decl: Option<&'a Decl> },
+    Owned {
+        items: Arc<Vec<Value<'a>>>,
+        decl: Option<&'a Decl>,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -492,9 +498,7 @@ impl<'a> Map<'a> {
 
     pub fn entries(&self) -> Vec<(Value<'a>, Value<'a>)> {
         match self {
-            Self::Json { fields, .. } => {
-                fields.iter().map(|(k, _)| (Value::borrowed(k), self.raw(k).unwrap_or(Value::Null))).collect()
-            }
+            Self::Json { fields, .. } => fields.iter().map(|(k, _)| (Value::borrowed(k), self.raw(k).unwrap_or(Value::Null))).collect(),
             Self::Owned(m) => m.values().cloned().collect(),
         }
     }
@@ -510,10 +514,12 @@ impl<'a> Map<'a> {
             return false;
         }
         self.len() == other.len()
-            && self.entries().iter().all(|(k, v)| match (k, other) {
-                (Value::String(t), o) => o.raw(t.as_str()),
-                (k, o) => o.get(k),
-            }
-            .is_some_and(|o| v.equals(&o)))
+            && self.entries().iter().all(|(k, v)| {
+                match (k, other) {
+                    (Value::String(t), o) => o.raw(t.as_str()),
+                    (k, o) => o.get(k),
+                }
+                .is_some_and(|o| v.equals(&o))
+            })
     }
 }

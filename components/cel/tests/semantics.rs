@@ -14,8 +14,7 @@ fn run(source: &str) -> Result<Json, String> {
     let data = json!({"a": 1, "s": "text", "l": [3, 1, 2], "m": {"k": "v", "z": null}, "d": 1.5, "e": [], "objects": [{"n": 1}, {"n": 2}]});
     let checked = cel::compile(source, &env()).map_err(|e| format!("compile: {e}"))?;
     let program = Program::new(checked);
-    let variables: Variables<'_> =
-        [("self", Value::json(&data, None)), ("x", Value::Int(5)), ("n", Value::Null)].into_iter().collect();
+    let variables: Variables<'_> = [("self", Value::json(&data, None)), ("x", Value::Int(5)), ("n", Value::Null)].into_iter().collect();
     match program.run(&variables, 1_000_000).value {
         Ok(v) => Ok(v.to_json().unwrap_or_else(|| json!(v.type_of().to_string()))),
         Err(e) => Err(e.to_string()),

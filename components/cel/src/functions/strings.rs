@@ -270,6 +270,8 @@ fn clause(verb: char, precision: Option<usize>, v: &Value<'_>) -> Result<String>
             if verb == 'X' { text.to_uppercase() } else { text }
         }
         ('d' | 'b' | 'o', _) => return Err(wrong()),
-        (other, _) => return Err(EvalError::other(format!("could not parse formatting clause: unrecognized formatting clause \"{other}\""))),
+        (other, _) => {
+            return Err(EvalError::other(format!("could not parse formatting clause: unrecognized formatting clause \"{other}\"")));
+        }
     })
 }

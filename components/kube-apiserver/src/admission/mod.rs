@@ -125,6 +125,7 @@ pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Res
     loop {
         PLUGINS.iter().filter_map(|p| p.mutate).try_for_each(|m| m(a, doc, old))?;
         let first = !rounds.is_second();
+        policy::mutate(a, doc, old, !first).await?;
         webhooks::mutate(a, Some(&mut *doc), old, &mut rounds).await?;
         if !first || !rounds.next() {
             return Ok(());
@@ -149,6 +150,7 @@ pub async fn delete(a: &Attributes<'_>, old: &Doc) -> Result<(), ApiError> {
 /// What is posted to a subresource and is not stored there (a binding, an eviction, a request of a token), or asked of a connection.
 pub async fn posted(a: &Attributes<'_>, doc: &mut Doc) -> Result<(), ApiError> {
     let mut rounds = webhooks::Rounds::default();
+    policy::mutate(a, doc, None, false).await?;
     webhooks::mutate(a, Some(&mut *doc), None, &mut rounds).await?;
     if rounds.next() {
         webhooks::mutate(a, Some(&mut *doc), None, &mut rounds).await?;

@@ -14,8 +14,15 @@ use crate::{
     validation::{ErrorList, FieldError, child, index, names, values},
 };
 
-pub const VALIDATING: Strategy =
-    Strategy { validate_create: validating, validate_update: |a, d, _, e| if a == Action::Main { validating(d, e) }, ..SPEC_AND_STATUS };
+pub const VALIDATING: Strategy = Strategy {
+    validate_create: validating,
+    validate_update: |a, d, _, e| {
+        if a == Action::Main {
+            validating(d, e)
+        }
+    },
+    ..SPEC_AND_STATUS
+};
 pub const VALIDATING_BINDING: Strategy =
     Strategy { validate_create: |d, e| binding(d, true, e), validate_update: |_, d, _, e| binding(d, true, e), ..GENERATION };
 pub const MUTATING: Strategy = Strategy { validate_create: mutating, validate_update: |_, d, _, e| mutating(d, e), ..GENERATION };
@@ -118,8 +125,8 @@ fn declared(list: Ref<'_>, env: &mut Env, e: &mut ErrorList) {
     for (i, v) in list.iter().enumerate() {
         let path = index("spec.variables", i);
         let (name, source) = (v.get("name").str(), v.get("expression").str());
-        let plain = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        let plain =
+            name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         if name.is_empty() {
             e.push(FieldError::required(child(&path, "name"), "name is not specified"));
         } else if !plain {
