@@ -5,6 +5,7 @@ pub mod defaults;
 pub mod meta;
 pub mod reviews;
 
+mod api_service;
 mod batch;
 pub mod certificates;
 mod config;
@@ -12,13 +13,18 @@ mod cron;
 mod csi;
 mod discovery;
 pub mod dra;
+mod event;
+mod job_policy;
 mod namespace;
 mod networking;
 mod node;
 mod pod;
+mod pod_settings;
 mod pod_spec;
+mod pod_volumes;
 mod policy;
 mod rbac;
+mod resources;
 mod scheduling;
 mod selectors;
 mod service;
@@ -26,6 +32,7 @@ mod service_account;
 mod storage;
 mod warnings;
 pub mod webhook_configs;
+mod workload_status;
 mod workloads;
 
 use k8s_schema::Doc;
@@ -125,8 +132,8 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("", "ConfigMap", config::CONFIG_MAP),
     ("", "Secret", config::SECRET),
     ("", "Endpoints", discovery::ENDPOINTS),
-    ("", "Event", config::EVENT),
-    ("", "LimitRange", config::LIMIT_RANGE),
+    ("", "Event", event::CORE),
+    ("", "LimitRange", resources::LIMIT_RANGE),
     ("", "Namespace", namespace::NAMESPACE),
     ("", "Node", node::NODE),
     ("", "PersistentVolume", storage::PERSISTENT_VOLUME),
@@ -134,7 +141,7 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("", "Pod", pod::POD),
     ("", "PodTemplate", workloads::POD_TEMPLATE),
     ("", "ReplicationController", workloads::REPLICATION_CONTROLLER),
-    ("", "ResourceQuota", config::RESOURCE_QUOTA),
+    ("", "ResourceQuota", resources::RESOURCE_QUOTA),
     ("", "Service", service::SERVICE),
     ("", "ServiceAccount", service_account::SERVICE_ACCOUNT),
     ("apps", "ControllerRevision", workloads::CONTROLLER_REVISION),
@@ -148,6 +155,7 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("certificates.k8s.io", "CertificateSigningRequest", certificates::CERTIFICATE_SIGNING_REQUEST),
     ("coordination.k8s.io", "Lease", discovery::LEASE),
     ("discovery.k8s.io", "EndpointSlice", discovery::ENDPOINT_SLICE),
+    ("events.k8s.io", "Event", event::EVENTS),
     ("networking.k8s.io", "Ingress", networking::INGRESS),
     ("networking.k8s.io", "IngressClass", networking::INGRESS_CLASS),
     ("networking.k8s.io", "NetworkPolicy", networking::NETWORK_POLICY),
@@ -165,16 +173,17 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("storage.k8s.io", "VolumeAttachment", storage::VOLUME_ATTACHMENT),
     ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", webhook_configs::MUTATING),
     ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", webhook_configs::VALIDATING),
-    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", SPEC_AND_STATUS),
-    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", GENERATION),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", Strategy { unconditional_update: false, ..SPEC_AND_STATUS }),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", Strategy { unconditional_update: false, ..GENERATION }),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", GENERATION),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", GENERATION),
     ("flowcontrol.apiserver.k8s.io", "FlowSchema", SPEC_AND_STATUS),
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", SPEC_AND_STATUS),
     ("apiextensions.k8s.io", "CustomResourceDefinition", crate::custom::crd::CUSTOM_RESOURCE_DEFINITION),
-    ("apiregistration.k8s.io", "APIService", SPEC_AND_STATUS_NO_GENERATION),
+    ("apiregistration.k8s.io", "APIService", api_service::API_SERVICE),
     ("resource.k8s.io", "DeviceClass", dra::DEVICE_CLASS),
-    ("resource.k8s.io", "ResourceSlice", GENERATION),
+    ("resource.k8s.io", "ResourceSlice", Strategy { returns_deleted: true, ..GENERATION }),
+    ("storage.k8s.io", "CSIStorageCapacity", Strategy { unconditional_update: false, ..PLAIN }),
     ("resource.k8s.io", "ResourceClaim", dra::RESOURCE_CLAIM),
     ("resource.k8s.io", "ResourceClaimTemplate", dra::RESOURCE_CLAIM_TEMPLATE),
 ];
