@@ -78,6 +78,7 @@ static PLUGINS: &[Plugin] = &[
     Plugin { name: "DefaultTolerationSeconds", mutate: Some(small::default_tolerations), validate: None },
     Plugin { name: "DefaultStorageClass", mutate: Some(small::default_storage_class), validate: None },
     Plugin { name: "StorageObjectInUseProtection", mutate: Some(small::in_use_protection), validate: None },
+    Plugin { name: "PersistentVolumeClaimResize", mutate: None, validate: Some(small::claim_resize) },
     Plugin { name: "RuntimeClass", mutate: Some(runtime_class::admit), validate: None },
     Plugin { name: "CertificateApproval", mutate: None, validate: Some(small::certificate_approval) },
     Plugin { name: "CertificateSubjectRestriction", mutate: None, validate: Some(small::certificate_subject) },
@@ -92,7 +93,6 @@ pub fn known(name: &str) -> bool {
 const UPSTREAM: &[&str] = &[
     "PodSecurity",
     "PodGroupProtection",
-    "PersistentVolumeClaimResize",
     "CertificateSigning",
     "ClusterTrustBundleAttest",
     "DefaultIngressClass",

@@ -35,6 +35,24 @@ fn body_options(ctx: &Ctx, body: &Bytes) -> Result<Option<Value>, ApiError> {
     };
     let v: Value =
         serde_json::from_slice(&json).map_err(|e| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {e}")))?;
+    for field in ["uid", "resourceVersion"] {
+        let given = &v["preconditions"][field];
+        if !given.is_null() && !given.is_string() {
+            let name = if given.is_number() {
+                "number"
+            } else if given.is_boolean() {
+                "bool"
+            } else if given.is_array() {
+                "array"
+            } else {
+                "object"
+            };
+            let ty = if field == "uid" { "types.UID" } else { "string" };
+            return Err(ApiError::bad_request(format!(
+                "json: cannot unmarshal {name} into Go struct field Preconditions.preconditions.{field} of type {ty}"
+            )));
+        }
+    }
     if let Some(kind) = v["kind"].as_str()
         && kind != "DeleteOptions"
         && !kind.is_empty()

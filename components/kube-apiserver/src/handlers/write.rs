@@ -161,6 +161,11 @@ pub async fn create_doc(ctx: &Ctx, res: &Resource, mut doc: Doc, options: &Write
     Err(ApiError::internal("no free name was found"))
 }
 
+/// The group that errors name: all events are those of the core group.
+fn kind_group(res: &Resource) -> &str {
+    if res.prefix == "events" { &res.storage_group } else { &res.group }
+}
+
 /// Marks options of a write whose managed fields are already right.
 pub const MANAGED_ALREADY: &str = "\0managed";
 
@@ -181,7 +186,7 @@ async fn store_new(
         objects::warnings(doc, None).into_iter().for_each(|w| ctx.warn(w));
     }
     // A custom resource may say that it is of another kind, which is one of the errors then.
-    let kind = Group(&res.group, if res.custom.is_some() { doc.kind() } else { &res.kind });
+    let kind = Group(kind_group(res), if res.custom.is_some() { doc.kind() } else { &res.kind });
     if !errors.is_empty() {
         return Err(ApiError::invalid(kind, name, &errors));
     }
@@ -367,7 +372,7 @@ async fn attempt(
             objects::warnings(&new, Some(old)).into_iter().for_each(|w| ctx.warn(w));
         }
         if !errors.is_empty() {
-            return Err(ApiError::invalid(Group(&res.group, &res.kind), name, &errors));
+            return Err(ApiError::invalid(Group(kind_group(res), &res.kind), name, &errors));
         }
         if action == Action::Main {
             for w in (strategy.warnings)(&new, Some(old)) {

@@ -23,8 +23,12 @@ pub const VALIDATING: Strategy = Strategy {
     },
     ..SPEC_AND_STATUS
 };
-pub const VALIDATING_BINDING: Strategy =
-    Strategy { validate_create: |d, e| binding(d, true, e), validate_update: |_, d, _, e| binding(d, true, e), ..GENERATION };
+pub const VALIDATING_BINDING: Strategy = Strategy {
+    unconditional_update: false,
+    validate_create: |d, e| binding(d, true, e),
+    validate_update: |_, d, _, e| binding(d, true, e),
+    ..GENERATION
+};
 pub const MUTATING: Strategy = Strategy { validate_create: mutating, validate_update: |_, d, _, e| mutating(d, e), ..GENERATION };
 pub const MUTATING_BINDING: Strategy =
     Strategy { validate_create: |d, e| binding(d, false, e), validate_update: |_, d, _, e| binding(d, false, e), ..GENERATION };

@@ -77,8 +77,13 @@ pub fn apply(res: &Resource, doc: &mut Doc) {
     }
 }
 
+/// Sets what is absent. In Go a field that is no pointer is absent when it is empty.
 fn set(m: &mut Mut<'_>, path: &str, value: impl Into<Value>) -> Done {
-    m.set_default(path, value).map(drop)
+    let now = m.get(path);
+    let (parent, name) = path.rsplit_once('.').unwrap_or(("", path));
+    let parent = if parent.is_empty() { m.read() } else { m.get(parent) };
+    let empty = now.exists() && now.as_str() == Some("") && parent.ty().field(name).is_some_and(|f| !f.is_pointer());
+    if empty { m.set(path, value) } else { m.set_default(path, value).map(drop) }
 }
 
 fn both(a: Done, b: impl FnOnce() -> Done) -> Done {

@@ -2,9 +2,14 @@
 
 use k8s_schema::Ref;
 
+use super::{
+    pod_settings,
+    pod_volumes::{self, Volume},
+};
 use crate::validation::{ErrorList, FieldError, child, index, key, names, values};
 
-const POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
+/// When an image is pulled.
+pub const POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
 
 /// A template: its labels and its spec.
 pub fn validate_template(t: Ref<'_>, path: &str, e: &mut ErrorList) {
@@ -21,7 +26,7 @@ pub fn validate_template(t: Ref<'_>, path: &str, e: &mut ErrorList) {
 }
 
 pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
-    let volumes = volumes(s.get("volumes"), &child(path, "volumes"), e);
+    let volumes = pod_volumes::volumes(s.get("volumes"), &child(path, "volumes"), e);
     containers(s, path, &volumes, e);
     let restart = s.get("restartPolicy").str();
     match restart {
@@ -96,137 +101,10 @@ pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
         values::label_selector(t.get("labelSelector"), &child(&p, "labelSelector"), e);
     }
     affinity(s.get("affinity"), &child(path, "affinity"), e);
+    pod_settings::validate(s, path, e);
 }
 
-fn volumes<'a>(list: Ref<'a>, path: &str, e: &mut ErrorList) -> Vec<&'a str> {
-    let mut seen: Vec<&str> = Vec::new();
-    for (i, v) in list.iter().enumerate() {
-        let p = index(path, i);
-        let name = v.get("name").str();
-        let sources: Vec<&str> = v.fields().map(|(n, _)| n).filter(|n| *n != "name").collect();
-        for extra in sources.iter().skip(1) {
-            e.push(FieldError::forbidden(child(&p, extra), "may not specify more than 1 volume type"));
-        }
-        if sources.is_empty() {
-            e.push(FieldError::required(p.clone(), "must specify a volume type"));
-        }
-        if let Some(source) = sources.first() {
-            volume_source(v.get(source), source, &child(&p, source), e);
-        }
-        if name.is_empty() {
-            e.push(FieldError::required(child(&p, "name"), ""));
-        } else {
-            e.all_invalid(&child(&p, "name"), name, names::dns1123_label(name));
-            if seen.contains(&name) {
-                e.push(FieldError::duplicate(child(&p, "name"), name));
-            }
-        }
-        seen.push(name);
-    }
-    seen
-}
-
-fn mode(r: Ref<'_>, path: &str, e: &mut ErrorList) {
-    if let Some(m) = r.as_i64().filter(|m| !(0..=0o777).contains(m)) {
-        e.push(FieldError::invalid(path, m, "must be a number between 0 and 0777 (octal), both inclusive"));
-    }
-}
-
-fn items(r: Ref<'_>, path: &str, e: &mut ErrorList) {
-    for (i, it) in r.iter().enumerate() {
-        let p = index(path, i);
-        if it.get("key").str().is_empty() {
-            e.push(FieldError::required(child(&p, "key"), ""));
-        }
-        relative(it.get("path").str(), &child(&p, "path"), e);
-        mode(it.get("mode"), &child(&p, "mode"), e);
-    }
-}
-
-fn relative(path: &str, at: &str, e: &mut ErrorList) {
-    if path.is_empty() {
-        e.push(FieldError::required(at, ""));
-    } else if path.starts_with('/') {
-        e.push(FieldError::invalid(at, path, "must be a relative path"));
-    }
-    if path.split('/').any(|p| p == "..") {
-        e.push(FieldError::invalid(at, path, "must not contain '..'"));
-    }
-    if path.starts_with("..") && !path.starts_with("../") && path != ".." {
-        e.push(FieldError::invalid(at, path, "must not start with '..'"));
-    }
-}
-
-fn volume_source(s: Ref<'_>, source: &str, p: &str, e: &mut ErrorList) {
-    let required = |f: &str, e: &mut ErrorList| {
-        if s.get(f).str().is_empty() {
-            e.push(FieldError::required(child(p, f), ""));
-        }
-    };
-    match source {
-        "hostPath" => {
-            required("path", e);
-            let path = s.get("path").str();
-            if path.split('/').any(|x| x == "..") {
-                e.push(FieldError::invalid(child(p, "path"), path, "must not contain '..'"));
-            }
-            let t = s.get("type").str();
-            const TYPES: &[&str] = &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
-            if !TYPES.contains(&t) {
-                e.push(FieldError::not_supported(child(p, "type"), t, TYPES));
-            }
-        }
-        "secret" => {
-            required("secretName", e);
-            mode(s.get("defaultMode"), &child(p, "defaultMode"), e);
-            items(s.get("items"), &child(p, "items"), e);
-        }
-        "configMap" => {
-            required("name", e);
-            mode(s.get("defaultMode"), &child(p, "defaultMode"), e);
-            items(s.get("items"), &child(p, "items"), e);
-        }
-        "persistentVolumeClaim" => required("claimName", e),
-        "nfs" => {
-            required("server", e);
-            required("path", e);
-        }
-        "emptyDir" => {
-            if let Some(q) = s.get("sizeLimit").quantity().filter(|q| q.sign() < 0) {
-                let _ = q;
-                e.push(FieldError::forbidden(child(p, "sizeLimit"), "SizeLimit field must be a valid resource quantity"));
-            }
-        }
-        "projected" => {
-            mode(s.get("defaultMode"), &child(p, "defaultMode"), e);
-            for (i, x) in s.get("sources").iter().enumerate() {
-                let q = index(&child(p, "sources"), i);
-                let n = x.fields().count();
-                if n > 1 {
-                    e.push(FieldError::forbidden(q.clone(), "may not specify more than 1 volume type per source"));
-                } else if n == 0 {
-                    e.push(FieldError::required(q.clone(), "must specify a volume type per source"));
-                }
-                let t = x.get("serviceAccountToken");
-                if t.exists() {
-                    let seconds = t.get("expirationSeconds").int();
-                    if seconds < 600 {
-                        e.push(FieldError::invalid(
-                            child(&child(&q, "serviceAccountToken"), "expirationSeconds"),
-                            seconds,
-                            "may not specify a duration less than 10 minutes",
-                        ));
-                    }
-                    relative(t.get("path").str(), &child(&child(&q, "serviceAccountToken"), "path"), e);
-                }
-            }
-        }
-        "csi" => required("driver", e),
-        _ => {}
-    }
-}
-
-fn containers(s: Ref<'_>, path: &str, volumes: &[&str], e: &mut ErrorList) {
+fn containers(s: Ref<'_>, path: &str, volumes: &[Volume<'_>], e: &mut ErrorList) {
     if s.get("containers").is_empty() {
         e.push(FieldError::required(child(path, "containers"), ""));
     }
@@ -251,7 +129,7 @@ fn containers(s: Ref<'_>, path: &str, volumes: &[&str], e: &mut ErrorList) {
     }
 }
 
-fn container(c: Ref<'_>, p: &str, list: &str, volumes: &[&str], host_ports: &mut Vec<(String, i64)>, e: &mut ErrorList) {
+fn container(c: Ref<'_>, p: &str, list: &str, volumes: &[Volume<'_>], host_ports: &mut Vec<(String, i64)>, e: &mut ErrorList) {
     let image = c.get("image").str();
     if image.is_empty() {
         e.push(FieldError::required(child(p, "image"), ""));
@@ -275,7 +153,7 @@ fn container(c: Ref<'_>, p: &str, list: &str, volumes: &[&str], host_ports: &mut
             e.push(FieldError::invalid(q.clone(), "", "may not have more than one field specified at a time"));
         }
     }
-    mounts(c.get("volumeMounts"), &child(p, "volumeMounts"), volumes, e);
+    pod_volumes::of_container(c, p, volumes, e);
     let pull = c.get("imagePullPolicy").str();
     match pull {
         "" => e.push(FieldError::required(child(p, "imagePullPolicy"), "")),
@@ -447,41 +325,6 @@ fn env(list: Ref<'_>, path: &str, e: &mut ErrorList) {
                     e.all_invalid(&child(&child(&q, k), "key"), r.get("key").str(), names::config_key(r.get("key").str()));
                 }
             }
-        }
-    }
-}
-
-fn mounts(list: Ref<'_>, path: &str, volumes: &[&str], e: &mut ErrorList) {
-    let mut seen: Vec<&str> = Vec::new();
-    for (i, m) in list.iter().enumerate() {
-        let p = index(path, i);
-        let name = m.get("name").str();
-        if name.is_empty() {
-            e.push(FieldError::required(child(&p, "name"), ""));
-        }
-        if !volumes.contains(&name) {
-            e.push(FieldError::not_found(child(&p, "name"), name));
-        }
-        let at = m.get("mountPath").str();
-        if at.is_empty() {
-            e.push(FieldError::required(child(&p, "mountPath"), ""));
-        }
-        if seen.contains(&at) {
-            e.push(FieldError::invalid(child(&p, "mountPath"), at, "must be unique"));
-        }
-        seen.push(at);
-        for f in ["subPath", "subPathExpr"] {
-            let sub = m.get(f).str();
-            if !sub.is_empty() {
-                relative(sub, &child(&p, f), e);
-            }
-        }
-        if !m.get("subPath").str().is_empty() && !m.get("subPathExpr").str().is_empty() {
-            e.push(FieldError::invalid(
-                child(&p, "subPathExpr"),
-                m.get("subPathExpr").str(),
-                "subPathExpr and subPath are mutually exclusive",
-            ));
         }
     }
 }

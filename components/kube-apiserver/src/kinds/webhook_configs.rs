@@ -10,10 +10,18 @@ use crate::{
     validation::{ErrorList, FieldError, child, index, names, values},
 };
 
-pub const MUTATING: Strategy =
-    Strategy { validate_create: |d, e| configuration(d, true, e), validate_update: |_, d, _, e| configuration(d, true, e), ..GENERATION };
-pub const VALIDATING: Strategy =
-    Strategy { validate_create: |d, e| configuration(d, false, e), validate_update: |_, d, _, e| configuration(d, false, e), ..GENERATION };
+pub const MUTATING: Strategy = Strategy {
+    unconditional_update: false,
+    validate_create: |d, e| configuration(d, true, e),
+    validate_update: |_, d, _, e| configuration(d, true, e),
+    ..GENERATION
+};
+pub const VALIDATING: Strategy = Strategy {
+    unconditional_update: false,
+    validate_create: |d, e| configuration(d, false, e),
+    validate_update: |_, d, _, e| configuration(d, false, e),
+    ..GENERATION
+};
 
 /// Match conditions of one webhook at most.
 const MAX_CONDITIONS: usize = 64;

@@ -162,6 +162,11 @@ impl FieldError {
         Self::new(Kind::NotFound, field, value.shown(), "")
     }
 
+    /// Not found among others.
+    pub fn not_found_of(field: impl Into<String>, value: impl Shown, detail: impl Into<String>) -> Self {
+        Self::new(Kind::NotFound, field, value.shown(), detail)
+    }
+
     pub fn forbidden(field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::new(Kind::Forbidden, field, String::new(), detail)
     }
@@ -197,6 +202,7 @@ impl FieldError {
         let mut s = self.kind.text().to_owned();
         match self.kind {
             Kind::Required | Kind::Forbidden | Kind::TooLong | Kind::Internal => {}
+            // A value that is not to be shown; an empty text has quotes.
             _ if self.shown.is_empty() => {}
             _ => {
                 s.push_str(": ");
