@@ -211,6 +211,33 @@ impl<'a> Value<'a> {
         n as u64
     }
 
+    /// How many values there are in it, counted up to `cap`. What an expression made may hold the same value many times.
+    pub fn weight(&self, cap: u64) -> u64 {
+        let mut sum = 1;
+        let mut add = |v: &Self| {
+            if sum < cap {
+                sum += v.weight(cap - sum);
+            }
+        };
+        match self {
+            Self::List(l) => l.iter().for_each(|v| add(&v)),
+            Self::Map(m) => m.entries().iter().for_each(|(_, v)| add(v)),
+            Self::Optional(Some(v)) => add(v),
+            _ => {}
+        }
+        sum
+    }
+
+    /// Made by an expression and able to hold other values.
+    fn is_made(&self) -> bool {
+        matches!(self, Self::List(List::Owned { .. }) | Self::Map(Map::Owned(_)) | Self::Optional(Some(_)))
+    }
+
+    /// What looking at all of it costs beyond what its size says, up to `cap`.
+    pub fn hidden_cost(&self, cap: u64) -> u64 {
+        if self.is_made() { (self.weight(cap.saturating_mul(10)) / 10).saturating_sub(self.size()) } else { 0 }
+    }
+
     pub fn type_of(&self) -> Type {
         use crate::library;
         match self {

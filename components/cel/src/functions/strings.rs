@@ -223,6 +223,9 @@ fn format<'a>(args: &[Value<'a>]) -> Result<Value<'a>> {
         let v = values.next().ok_or_else(|| EvalError::other(format!("index {used} out of range")))?;
         used += 1;
         out.push_str(&clause(verb, precision, &v)?);
+        if out.len() > MAX {
+            break;
+        }
     }
     bounded(out)
 }

@@ -15,6 +15,7 @@ use crate::{
 };
 
 pub const VALIDATING: Strategy = Strategy {
+    unconditional_update: false,
     validate_create: validating,
     validate_update: |a, d, _, e| {
         if a == Action::Main {
@@ -42,7 +43,7 @@ fn one_of(r: Ref<'_>, path: &str, known: &[&str], e: &mut ErrorList) {
 }
 
 /// Compiles an expression that is to have one of some types; the first names them in errors.
-fn expression(source: &str, path: &str, env: &Env, want: &[Type], e: &mut ErrorList) {
+pub(super) fn expression(source: &str, path: &str, env: &Env, want: &[Type], e: &mut ErrorList) {
     match cel::compile(source, env) {
         Err(issues) => e.push(FieldError::invalid(path, source, format!("compilation failed: {issues}"))),
         Ok(checked) => {
@@ -114,14 +115,7 @@ fn common(spec: Ref<'_>, e: &mut ErrorList) -> Env {
         e.push(FieldError::required("spec.matchConstraints", ""));
     }
     let env = environment(kind.exists(), true);
-    let path = "spec.matchConditions";
-    conditions(spec.get("matchConditions"), path, e);
-    for (i, c) in spec.get("matchConditions").iter().enumerate() {
-        let source = c.get("expression").str();
-        if !source.trim().is_empty() {
-            expression(source, &child(&index(path, i), "expression"), &env, &[Type::Bool], e);
-        }
-    }
+    conditions(spec.get("matchConditions"), "spec.matchConditions", &env, e);
     env
 }
 

@@ -21,6 +21,9 @@ use crate::{
     registry::Resource,
 };
 
+/// A configuration or a patch holds at most this many values.
+const MAX_VALUES: u64 = 1 << 20;
+
 /// Lets all policies change the object; `again` when they have seen this request before.
 pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>, again: bool) -> Result<(), ApiError> {
     let policies = a.ctx.server.mutating_policies.current(&a.ctx.server.objects);
@@ -128,6 +131,9 @@ fn change(
 
 fn mutation(run: &mut Run<'_>, m: &Mutation, res: &Resource, doc: &Doc) -> Result<Doc, String> {
     let value = run.evaluate(&m.expression)?;
+    if value.weight(MAX_VALUES + 1) > MAX_VALUES {
+        return Err("the result is too large".into());
+    }
     match m.patch {
         Patch::Apply => {
             let config = value.to_json().filter(Json::is_object).ok_or("must evaluate to Object")?;
