@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use image::Versions;
 use image::cache::Cache;
+use image::debian::{ROOT, store};
 use image::tools::Tools;
 
 use crate::containers::Containers;
@@ -46,13 +47,14 @@ fn tests(project: &Project) -> Result<()> {
     let cache = Cache::open()?;
     let tools = Tools::prepare(&cache, &project.root.join("image/locks"), Versions::Locked, &|step| println!("{step}"))?;
     let wrappers = tools.wrappers(&cache)?;
+    let packages = store::prepare(&cache, &project.root.join("image/locks"), &ROOT, Versions::Locked, &|step| println!("{step}"))?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::iter::once(wrappers.clone()).chain(std::env::split_paths(&path)).chain(["/usr/sbin".into(), "/sbin".into()]);
     let path = std::env::join_paths(places).context("a directory of PATH has a colon in its name")?;
     nextest(project)?;
     let others = format!("not ({WITH_CONTAINERS})");
     let mut command = project.cargo(&["nextest", "run", "--workspace", "--no-fail-fast", "--cargo-quiet", "--filterset", &others]);
-    command.env("PATH", &path).env("STRAKE_TOOLS", wrappers).stdin(Stdio::null());
+    command.env("PATH", &path).env("STRAKE_TOOLS", wrappers).env("STRAKE_CNI", packages.dir.join("usr/lib/cni")).stdin(Stdio::null());
     bounded(&mut command, TEST_LIMIT)?;
     with_containers(project, &cache, &path)
 }

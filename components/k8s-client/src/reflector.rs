@@ -206,12 +206,18 @@ fn notify<T>(handlers: &[Handler<T>], change: Change<'_, T>) {
     }
 }
 
-/// Pauses that grow from 200 ms to 30 s, with up to 50 % of jitter.
+/// The longest pause after an answer that refuses.
+const REFUSED: Duration = Duration::from_secs(30);
+/// The longest pause while nothing answers. A connection attempt costs little, and a machine that boots should not lose half a minute to the
+/// API server having come up just after a try.
+const UNANSWERED: Duration = Duration::from_secs(5);
+
+/// Pauses that grow from 200 ms to a limit, with up to 50 % of jitter.
 struct Backoff(u32);
 
 impl Backoff {
-    fn next(&mut self) -> Duration {
-        let base = Duration::from_millis(200).saturating_mul(1 << self.0.min(8)).min(Duration::from_secs(30));
+    fn next(&mut self, limit: Duration) -> Duration {
+        let base = Duration::from_millis(200).saturating_mul(1 << self.0.min(8)).min(limit);
         self.0 = self.0.saturating_add(1);
         base.mul_f64(1.0 + rand::random_range(0.0..0.5))
     }
@@ -240,7 +246,7 @@ async fn run<T: Object>(client: &Client, shared: &Shared<T>) {
         };
         match follow(client, shared, from.clone(), &mut backoff).await {
             Ok(Ended::Normally(at)) => version = Some(at),
-            Ok(Ended::Relist) => tokio::time::sleep(backoff.next()).await,
+            Ok(Ended::Relist) => tokio::time::sleep(backoff.next(REFUSED)).await,
             Err(error) => {
                 // Without an answer the version is still good; anything the server refused starts over.
                 version = error.status().is_none().then(|| current(shared, from));
@@ -258,7 +264,7 @@ fn current<T: Object>(shared: &Shared<T>, fallback: String) -> String {
 }
 
 async fn pause<T: Object>(shared: &Shared<T>, backoff: &mut Backoff, what: &str, error: &Error) {
-    let wait = backoff.next();
+    let wait = backoff.next(if error.status().is_some() { REFUSED } else { UNANSWERED });
     tracing::warn!(resource = %shared.options.resource, wait_ms = wait.as_millis() as u64, error = error as &dyn std::error::Error, "{what} failed, trying again");
     tokio::time::sleep(wait).await;
 }

@@ -1,18 +1,21 @@
 //! The pod network of this node: the CNI config from the node's own pod range, masquerading of what leaves the cluster, and routes to the pods of other nodes, which the
 //! cloud controller manager plans.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use host::net::{Desired, DesiredRoute, LinuxNetwork, Network as _};
 use ipnet::IpNet;
 use k8s_client::resources::{CONFIG_MAPS, NODES};
-use k8s_client::{Client, Error, Request};
+use k8s_client::{Informer, Object, ObjectMeta, ReflectorOptions, spawn_reflector};
 use machine_config::Config;
 use nftables::{BaseChain, Batch, Family, Hook, PRIORITY_SRCNAT, Socket, rule};
 use serde::Deserialize;
-use serde_json::Value;
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::manifests::ROUTES_CONFIG_MAP;
 use super::{KUBELET_KUBECONFIG, NodeFacts, files, node_files};
@@ -23,8 +26,8 @@ use crate::reconcilers::{Context, Outcome, ReconcileError, Reconciler};
 const ROUTE_PROTOCOL: u8 = 84;
 /// The nftables table that is ours.
 const TABLE: &str = "strake";
-/// How long one request may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the kernel's routes are compared with the plan when nothing is heard.
+const EVERY: Duration = Duration::from_secs(60);
 /// Routes of more nodes than this are not believed.
 const MAX_ROUTES: usize = 5000;
 /// What pods on different nodes need of the kernel.
@@ -41,12 +44,47 @@ struct PodRoute {
     via: IpAddr,
 }
 
+/// What is read of this machine's Node.
+#[derive(Deserialize)]
+struct Node {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: NodeSpec,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct NodeSpec {
+    #[serde(rename = "podCIDR")]
+    pod_cidr: String,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Vec<String>,
+}
+
+impl Object for Node {
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+}
+
+/// What is read of the planned routes.
+#[derive(Deserialize)]
+struct Plan {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    data: BTreeMap<String, String>,
+}
+
+impl Object for Plan {
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+}
+
 /// The node's pod ranges, as its spec says.
-fn pod_cidrs(node: &Value) -> Vec<IpNet> {
-    let spec = &node["spec"];
-    let all: Vec<IpNet> =
-        spec["podCIDRs"].as_array().into_iter().flatten().filter_map(Value::as_str).filter_map(|s| s.parse().ok()).collect();
-    if all.is_empty() { spec["podCIDR"].as_str().and_then(|s| s.parse().ok()).into_iter().collect() } else { all }
+fn pod_cidrs(spec: &NodeSpec) -> Vec<IpNet> {
+    let all: Vec<IpNet> = spec.pod_cidrs.iter().filter_map(|s| s.parse().ok()).collect();
+    if all.is_empty() { spec.pod_cidr.parse().into_iter().collect() } else { all }
 }
 
 /// The routes to other nodes' pods. What would lead outside the cluster's pod ranges, to this machine, or to a gateway that is not beside it is left out:
@@ -85,10 +123,39 @@ fn masquerade(config: &Config) -> Batch {
     batch
 }
 
+/// This machine's Node and the planned routes, as the API server has them.
+struct View {
+    hostname: String,
+    node: Informer<Node>,
+    plan: Informer<Plan>,
+    changed: Arc<Notify>,
+    _stop: DropGuard,
+}
+
+impl View {
+    fn new(paths: &Paths, hostname: &str) -> Result<View, ReconcileError> {
+        let client = super::client(paths, KUBELET_KUBECONFIG)?;
+        let named = |resource, namespace: &str, name: &str| ReflectorOptions {
+            namespace: namespace.to_owned(),
+            field_selector: format!("metadata.name={name}"),
+            ..ReflectorOptions::all(resource)
+        };
+        let stop = CancellationToken::new();
+        let node = spawn_reflector(client.clone(), named(NODES, "", hostname), stop.clone());
+        let plan = spawn_reflector(client, named(CONFIG_MAPS, "kube-system", ROUTES_CONFIG_MAP), stop.clone());
+        let changed = Arc::new(Notify::new());
+        let tell = changed.clone();
+        node.add_handler(move |_| tell.notify_one());
+        let tell = changed.clone();
+        plan.add_handler(move |_| tell.notify_one());
+        Ok(View { hostname: hostname.to_owned(), node, plan, changed, _stop: stop.drop_guard() })
+    }
+}
+
 /// Keeps the pod network of this node.
 #[derive(Default)]
 pub struct PodNetwork {
-    client: Option<Client>,
+    view: Option<View>,
     /// The pod ranges that were masqueraded last.
     masqueraded: Option<Vec<machine_config::values::Cidr>>,
 }
@@ -115,14 +182,18 @@ impl Reconciler for PodNetwork {
         if !paths.at(node_files::KUBELET_CLIENT_PEM).exists() {
             return Ok(Outcome::waiting("the kubelet has no certificate yet"));
         }
-        let client = self.client(paths)?;
-        let node: Value = match client.call(&Request::get(&NODES, "", &facts.hostname).with_timeout(TIMEOUT)).await {
-            Ok(node) => node,
-            Err(error) if error.is_not_found() => return Ok(Outcome::waiting("the node has not registered yet")),
-            // The network stays as it is while the API is away.
-            Err(error) => return Ok(Outcome::waiting(format!("the API server does not answer: {}", crate::api::chain(&error)))),
+        let view = match self.view.take().filter(|view| view.hostname == facts.hostname) {
+            Some(view) => self.view.insert(view),
+            None => self.view.insert(View::new(paths, &facts.hostname)?),
         };
-        let own = pod_cidrs(&node);
+        // The network stays as it is while the API is away.
+        if !view.node.has_synced() {
+            return Ok(Outcome::waiting("the API server does not answer"));
+        }
+        let Some(node) = view.node.list().into_iter().next() else {
+            return Ok(Outcome::waiting("the node has not registered yet"));
+        };
+        let own = pod_cidrs(&node.spec);
         if own.is_empty() {
             return Ok(Outcome::waiting("the node has no pod range yet"));
         }
@@ -130,34 +201,27 @@ impl Reconciler for PodNetwork {
             files::write(paths, file)?;
             tracing::info!(path = file.path, "written");
         }
-        let count = apply_routes(&client, config, &facts).await?;
+        // Nothing may be planned yet, and this node may not be allowed to read it yet (its role is one of the default manifests).
+        let plan = view.plan.list().into_iter().next();
+        let text = plan.as_ref().and_then(|plan| plan.data.get("routes.json")).map_or("[]", String::as_str);
         let own: Vec<String> = own.iter().map(ToString::to_string).collect();
-        Ok(Outcome::ready(format!("{} here, {count} routes to other nodes", own.join(" and ")), Duration::from_secs(10)))
+        let count = if view.plan.has_synced() { install_routes(text, config, &facts).await? } else { 0 };
+        Ok(Outcome::ready(format!("{} here, {count} routes to other nodes", own.join(" and ")), EVERY))
     }
-}
 
-impl PodNetwork {
-    fn client(&mut self, paths: &Paths) -> Result<Client, ReconcileError> {
-        if let Some(client) = &self.client {
-            return Ok(client.clone());
+    async fn changed(&mut self) {
+        match &self.view {
+            Some(view) => view.changed.notified().await,
+            None => std::future::pending().await,
         }
-        Ok(self.client.insert(super::client(paths, KUBELET_KUBECONFIG)?).clone())
     }
 }
 
-/// Makes the kernel's routes those of the plan; how many there are.
-async fn apply_routes(client: &Client, config: &Config, facts: &NodeFacts) -> Result<usize, ReconcileError> {
-    let request = Request::get(&CONFIG_MAPS, "kube-system", ROUTES_CONFIG_MAP).with_timeout(TIMEOUT);
-    let map: Value = match client.call(&request).await {
-        Ok(map) => map,
-        // Nothing was planned yet, or this node may not read it yet (its role is one of the default manifests).
-        Err(error) if error.is_not_found() || Error::is_forbidden(&error) => return Ok(0),
-        Err(error) => return Err(error.into()),
-    };
+/// Makes the kernel's routes those of this plan; how many there are.
+async fn install_routes(text: &str, config: &Config, facts: &NodeFacts) -> Result<usize, ReconcileError> {
     let network = LinuxNetwork::connect()?;
     let observed = network.observe().await?;
     let neighbours: Vec<IpNet> = observed.addresses.iter().map(|a| a.net).collect();
-    let text = map["data"]["routes.json"].as_str().unwrap_or("[]");
     let routes = routes(text, config, facts, &neighbours)?;
     let count = routes.len();
     let steps = host::net::plan(&Desired { links: Vec::new(), routes, route_protocol: ROUTE_PROTOCOL }, &observed);
@@ -184,6 +248,9 @@ fn set_sysctls(paths: &Paths) -> Result<(), ReconcileError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod kernel;
 
 #[cfg(test)]
 mod tests {
@@ -214,8 +281,12 @@ mod tests {
     #[test]
     fn pod_ranges_of_a_node() {
         let net = |s: &str| s.parse::<IpNet>().unwrap();
-        assert_eq!(pod_cidrs(&json!({"spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]}})), [net("10.244.1.0/24")]);
-        assert_eq!(pod_cidrs(&json!({"spec": {"podCIDR": "10.244.1.0/24"}})), [net("10.244.1.0/24")]);
-        assert!(pod_cidrs(&json!({"spec": {}})).is_empty());
+        let ranges = |node: serde_json::Value| pod_cidrs(&serde_json::from_value::<Node>(node).unwrap().spec);
+        assert_eq!(
+            ranges(json!({"metadata": {}, "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]}})),
+            [net("10.244.1.0/24")]
+        );
+        assert_eq!(ranges(json!({"metadata": {}, "spec": {"podCIDR": "10.244.1.0/24"}})), [net("10.244.1.0/24")]);
+        assert!(ranges(json!({"metadata": {}, "spec": {}})).is_empty());
     }
 }

@@ -118,6 +118,11 @@ pub trait Reconciler: Send {
 
     /// Looks, plans and applies once.
     async fn reconcile(&mut self, cx: &Context) -> Result<Outcome, ReconcileError>;
+
+    /// Ends when something outside changed that the next round should see. Dropped when the round comes for another reason.
+    async fn changed(&mut self) {
+        std::future::pending().await
+    }
 }
 
 /// How one reconciler stands.
@@ -202,6 +207,7 @@ impl Task {
                 () = tokio::time::sleep(pause) => {}
                 changed = config.changed() => if changed.is_err() { return },
                 changed = wake.changed() => if changed.is_err() { return },
+                () = self.reconciler.changed() => {}
             }
         }
     }
