@@ -254,6 +254,9 @@ async fn route(ctx: &Arc<Ctx>, incoming: Incoming, extensions: Extensions) -> Re
             || ctx.server.registry.builtin_groups().iter().any(|(g, v)| *g == info.group && v.contains(&info.version));
         return if known { Err(ApiError::no_resource()) } else { Ok(body::text(404, "404 page not found\n")) };
     };
+    if res.group.is_empty() && res.plural == "endpoints" {
+        ctx.warn("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice");
+    }
     if let Some(custom) = &res.custom {
         // Without the path to it, a custom resource is as if it were not there.
         let anywhere = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");

@@ -119,7 +119,9 @@ pub async fn watch(ctx: &Arc<Ctx>, res: &Arc<Resource>) -> Result<Answer, ApiErr
         end_of_initial,
         ready: VecDeque::new(),
         deadline: now + Duration::from_secs(seconds),
-        next_bookmark: now + BOOKMARK.min(Duration::from_secs(seconds).saturating_sub(BEFORE_END).max(Duration::from_millis(900))),
+        // A watch that ends before there could be one has none.
+        next_bookmark: now
+            + Some(Duration::from_secs(seconds).saturating_sub(BEFORE_END)).filter(|d| !d.is_zero()).unwrap_or(BOOKMARK).min(BOOKMARK),
         sent_columns: false,
         over: false,
         heads,

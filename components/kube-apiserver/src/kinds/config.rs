@@ -1,9 +1,9 @@
-//! ConfigMap, Secret, Event, LimitRange, ResourceQuota.
+//! ConfigMap and Secret.
 
 use k8s_schema::Doc;
 
 use super::{Action, PLAIN, Strategy, immutable};
-use crate::validation::{ErrorList, FieldError, child, index, key, names};
+use crate::validation::{ErrorList, FieldError, key, names};
 
 const MAX_DATA: usize = 1 << 20;
 

@@ -28,7 +28,7 @@ fn involved(d: &Doc, object: &str, e: &mut ErrorList, strict: bool) {
 fn core(d: &Doc, e: &mut ErrorList) {
     involved(d, "involvedObject", e, true);
     // What has a time with microseconds was written by a client that knows the new rules.
-    if d.at("eventTime").as_str().is_some() {
+    if d.at("eventTime").time_seconds().is_some() {
         reporter(d.at("reportingComponent").str(), "reportingComponent", e);
         texts(d, e);
     }
@@ -53,7 +53,7 @@ fn texts(d: &Doc, e: &mut ErrorList) {
 
 fn create(d: &Doc, e: &mut ErrorList) {
     involved(d, "regarding", e, false);
-    if d.at("eventTime").as_str().is_none() {
+    if d.at("eventTime").time_seconds().is_none() {
         e.push(FieldError::required("eventTime", ""));
     }
     series(d, e);
@@ -67,7 +67,7 @@ fn create(d: &Doc, e: &mut ErrorList) {
         e.push(FieldError::invalid("type", "", format!("has invalid value: {kind}")));
     }
     for (field, core) in [("deprecatedFirstTimestamp", "firstTimestamp"), ("deprecatedLastTimestamp", "lastTimestamp")] {
-        if d.at(field).as_str().is_some() {
+        if d.at(field).time_seconds().is_some() {
             e.push(FieldError::invalid(core, "", "needs to be unset"));
         }
     }
@@ -88,7 +88,7 @@ fn series(d: &Doc, e: &mut ErrorList) {
     if series.get("count").int() < 2 {
         e.push(FieldError::invalid("series.count", "", "should be at least 2"));
     }
-    if series.get("lastObservedTime").as_str().is_none() {
+    if series.get("lastObservedTime").time_seconds().is_none() {
         e.push(FieldError::required("series.lastObservedTime", ""));
     }
 }

@@ -175,21 +175,21 @@ pub fn status(new: &Doc, old: &Doc, e: &mut ErrorList) {
     let complete = is(new, "Complete");
     let finished = complete || is(new, "Failed");
     let (start, end) = (s.get("startTime"), s.get("completionTime"));
-    if complete && !end.exists() {
+    if complete && end.time_seconds().is_none() {
         e.push(FieldError::required("status.completionTime", "completionTime is required for Complete jobs"));
     }
-    if !complete && end.as_str().is_some() {
+    if !complete && end.time_seconds().is_some() {
         e.push(FieldError::invalid(
             "status.completionTime",
             end.to_value(),
             "cannot set completionTime when there is no Complete=True condition",
         ));
     }
-    if finished && start.as_str().is_none() {
+    if finished && start.time_seconds().is_none() {
         e.push(FieldError::required("status.startTime", "startTime is required for finished job"));
     }
     let begun = old.at("status.startTime");
-    if begun.as_str().is_some() && !new.at("spec.suspend").bool() && !start.semantic_eq(begun) {
+    if begun.time_seconds().is_some() && !new.at("spec.suspend").bool() && !start.semantic_eq(begun) {
         e.push(FieldError::invalid("status.startTime", start.to_value(), "field is immutable for unsuspended job once set"));
     }
     if complete && !is(new, "SuccessCriteriaMet") {

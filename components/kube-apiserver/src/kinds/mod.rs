@@ -20,6 +20,7 @@ mod namespace;
 mod networking;
 mod node;
 mod pod;
+mod pod_resources;
 mod pod_settings;
 mod pod_spec;
 mod pod_volumes;
@@ -30,6 +31,7 @@ mod scheduling;
 mod selectors;
 mod service;
 mod service_account;
+mod service_rules;
 mod storage;
 mod warnings;
 pub mod webhook_configs;
@@ -226,8 +228,6 @@ impl Strategy {
         if self.generation {
             // A number in a field of every kind: this cannot fail.
             let _ = doc.set("metadata.generation", 1i64);
-        } else {
-            doc.remove("metadata.generation");
         }
     }
 

@@ -3,10 +3,10 @@
 use k8s_schema::Ref;
 
 use super::{
-    pod_settings,
+    pod_resources, pod_settings,
     pod_volumes::{self, Volume},
 };
-use crate::validation::{ErrorList, FieldError, child, index, key, names, values};
+use crate::validation::{ErrorList, FieldError, child, index, names, values};
 
 /// When an image is pulled.
 pub const POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
@@ -85,6 +85,7 @@ pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
             e.all_invalid(&index(&child(&p, "hostnames"), j), h.str(), names::dns1123_subdomain(h.str()));
         }
     }
+    let mut spreads: Vec<(&str, &str)> = Vec::new();
     for (i, t) in s.get("topologySpreadConstraints").iter().enumerate() {
         let p = index(&child(path, "topologySpreadConstraints"), i);
         let skew = t.get("maxSkew").int();
@@ -98,10 +99,41 @@ pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
         if !matches!(w, "DoNotSchedule" | "ScheduleAnyway") {
             e.push(FieldError::not_supported(child(&p, "whenUnsatisfiable"), w, &["DoNotSchedule", "ScheduleAnyway"]));
         }
-        values::label_selector(t.get("labelSelector"), &child(&p, "labelSelector"), e);
+        spread(t, w, &p, e);
+        let id = (t.get("topologyKey").str(), w);
+        if spreads.contains(&id) {
+            let at = child(&p, "{topologyKey, whenUnsatisfiable}");
+            e.push(FieldError::duplicate(at, format!("{{{}, {}}}", id.0, id.1)));
+        }
+        spreads.push(id);
     }
     affinity(s.get("affinity"), &child(path, "affinity"), e);
     pod_settings::validate(s, path, e);
+}
+
+/// The rest of a spread constraint.
+fn spread(t: Ref<'_>, when: &str, p: &str, e: &mut ErrorList) {
+    if let Some(n) = t.get("minDomains").as_i64() {
+        if n <= 0 {
+            e.push(FieldError::invalid(child(p, "minDomains"), n, "must be greater than zero"));
+        } else if when == "ScheduleAnyway" {
+            let why = "can only use minDomains if whenUnsatisfiable=DoNotSchedule, not ScheduleAnyway";
+            e.push(FieldError::invalid(child(p, "minDomains"), n, why));
+        }
+    }
+    for f in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
+        if let Some(v) = t.get(f).as_str().filter(|v| !matches!(*v, "Honor" | "Ignore")) {
+            e.push(FieldError::not_supported(child(p, f), v, &["Honor", "Ignore"]));
+        }
+    }
+    let keys = t.get("matchLabelKeys");
+    if !keys.is_empty() && !t.get("labelSelector").exists() {
+        e.push(FieldError::forbidden(child(p, "matchLabelKeys"), "must not be specified when labelSelector is not set"));
+    }
+    for (i, k) in keys.strings().enumerate() {
+        e.all_invalid(&index(&child(p, "matchLabelKeys"), i), k, names::qualified_name(k));
+    }
+    values::label_selector(t.get("labelSelector"), &child(p, "labelSelector"), e);
 }
 
 fn containers(s: Ref<'_>, path: &str, volumes: &[Volume<'_>], e: &mut ErrorList) {
@@ -160,7 +192,7 @@ fn container(c: Ref<'_>, p: &str, list: &str, volumes: &[Volume<'_>], host_ports
         x if POLICIES.contains(&x) => {}
         other => e.push(FieldError::not_supported(child(p, "imagePullPolicy"), other, POLICIES)),
     }
-    resources(c.get("resources"), &child(p, "resources"), e);
+    pod_resources::validate(c.get("resources"), &child(p, "resources"), e);
     let restartable = list == "initContainers" && c.get("restartPolicy").str() == "Always";
     for name in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
         let probe = c.get(name);
@@ -329,33 +361,6 @@ fn env(list: Ref<'_>, path: &str, e: &mut ErrorList) {
     }
 }
 
-fn resources(r: Ref<'_>, path: &str, e: &mut ErrorList) {
-    for list in ["limits", "requests"] {
-        let mut all: Vec<(&str, Ref<'_>)> = r.get(list).entries().collect();
-        all.sort_by_key(|(k, _)| *k);
-        for (k, q) in all {
-            let p = key(&child(path, list), k);
-            e.all_invalid(&p, k, names::qualified_name(k));
-            if !k.contains('/') && !matches!(k, "cpu" | "memory" | "ephemeral-storage") && !k.starts_with("hugepages-") {
-                e.push(FieldError::invalid(p.clone(), k, "must be a standard resource type or fully qualified"));
-                e.push(FieldError::invalid(p.clone(), k, "must be a standard resource for containers"));
-            }
-            let Some(quantity) = q.quantity() else { continue };
-            if quantity.sign() < 0 {
-                e.push(FieldError::invalid(p.clone(), q.str(), "must be greater than or equal to 0"));
-            }
-            if list == "requests" {
-                let limit = r.get("limits").get(k);
-                if let Some(l) = limit.quantity()
-                    && quantity > l
-                {
-                    e.push(FieldError::invalid(p, q.str(), format!("must be less than or equal to {k} limit of {}", limit.str())));
-                }
-            }
-        }
-    }
-}
-
 fn tolerations(list: Ref<'_>, path: &str, e: &mut ErrorList) {
     for (i, t) in list.iter().enumerate() {
         let p = index(path, i);
@@ -433,6 +438,18 @@ fn weight(t: Ref<'_>, p: &str, e: &mut ErrorList) {
 
 fn term(t: Ref<'_>, p: &str, e: &mut ErrorList) {
     values::label_selector(t.get("labelSelector"), &child(p, "labelSelector"), e);
+    for ns in t.get("namespaces").strings() {
+        e.all_invalid(&child(p, "namespace"), ns, names::dns1123_label(ns));
+    }
+    let (same, other) = (t.get("matchLabelKeys"), t.get("mismatchLabelKeys"));
+    for (f, keys) in [("matchLabelKeys", same), ("mismatchLabelKeys", other)] {
+        if !keys.is_empty() && !t.get("labelSelector").exists() {
+            e.push(FieldError::forbidden(child(p, f), "must not be specified when labelSelector is not set"));
+        }
+    }
+    for (i, k) in same.strings().enumerate().filter(|(_, k)| other.contains_str(k)) {
+        e.push(FieldError::invalid(index(&child(p, "matchLabelKeys"), i), k, "exists in both matchLabelKeys and mismatchLabelKeys"));
+    }
     let k = t.get("topologyKey").str();
     if k.is_empty() {
         e.push(FieldError::required(child(p, "topologyKey"), "can not be empty"));

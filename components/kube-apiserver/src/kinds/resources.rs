@@ -18,7 +18,6 @@ pub const RESOURCE_QUOTA: Strategy = Strategy {
         } else {
             quota(n, e);
             immutable(n, o, "spec.scopes", e);
-            immutable(n, o, "spec.scopeSelector", e);
         }
     },
     ..PLAIN

@@ -54,8 +54,8 @@ pub const DAEMON_SET: Strategy = Strategy {
     validate_create: daemon_set,
     validate_update: |a, n, o, e| {
         if a == Action::Main {
-            daemon_set(n, e);
             immutable(n, o, "spec.selector", e);
+            daemon_set(n, e);
         } else if a == Action::Status {
             workload_status::daemon_set(n, o, e);
         }
@@ -139,7 +139,11 @@ fn selector_and_template(d: &Doc, e: &mut ErrorList) {
             e.push(FieldError::invalid(
                 "spec.selector",
                 s.to_value(),
-                format!("empty selector is invalid for {}", d.kind().to_lowercase()),
+                // Upstream took this text over from deployments.
+                format!(
+                    "empty selector is invalid for {}",
+                    if d.kind() == "ReplicaSet" { "deployment".into() } else { d.kind().to_lowercase() }
+                ),
             ));
         }
     }
@@ -250,9 +254,33 @@ fn daemon_set(d: &Doc, e: &mut ErrorList) {
     selector_and_template(d, e);
     always(d, e);
     non_negative(d, &["spec.minReadySeconds", "spec.revisionHistoryLimit"], e);
-    let t = d.at("spec.updateStrategy.type").str();
-    if !matches!(t, "OnDelete" | "RollingUpdate") {
-        e.push(FieldError::not_supported("spec.updateStrategy.type", t, &["OnDelete", "RollingUpdate"]));
+    let s = d.at("spec.updateStrategy");
+    let r = s.get("rollingUpdate");
+    let path = "spec.updateStrategy.rollingUpdate";
+    match s.get("type").str() {
+        "OnDelete" => {}
+        "RollingUpdate" => {
+            let (unavailable, surge) = (r.get("maxUnavailable"), r.get("maxSurge"));
+            let u = int_or_percent(unavailable, &format!("{path}.maxUnavailable"), e);
+            let m = int_or_percent(surge, &format!("{path}.maxSurge"), e);
+            for (v, n, f) in [(unavailable, u, "maxUnavailable"), (surge, m, "maxSurge")] {
+                if v.as_str().is_some() && n.is_some_and(|n| n > 100) {
+                    e.push(FieldError::invalid(format!("{path}.{f}"), v.to_value(), "must not be greater than 100%"));
+                }
+            }
+            match (u.unwrap_or(0), m.unwrap_or(0)) {
+                (0, 0) => e.push(FieldError::required(format!("{path}.maxUnavailable"), "cannot be 0 when maxSurge is 0")),
+                (u, m) if u != 0 && m != 0 => {
+                    let why = "may not be set when maxUnavailable is non-zero";
+                    e.push(FieldError::invalid(format!("{path}.maxSurge"), surge.to_value(), why));
+                }
+                _ => {}
+            }
+        }
+        other => {
+            let shown = json!({"Type": other, "RollingUpdate": r.to_value()});
+            e.push(FieldError::not_supported("spec.updateStrategy", shown, &["RollingUpdate", "OnDelete"]));
+        }
     }
 }
 

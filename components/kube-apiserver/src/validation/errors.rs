@@ -158,6 +158,16 @@ impl FieldError {
         Self::new(Kind::Duplicate, field, value.shown(), "")
     }
 
+    pub fn duplicate_of(field: impl Into<String>, value: impl Shown, detail: impl Into<String>) -> Self {
+        Self::new(Kind::Duplicate, field, value.shown(), detail)
+    }
+
+    /// The same at another place.
+    pub fn moved(&self, from: &str, to: &str) -> Self {
+        let field = self.field.strip_prefix(from).map_or_else(|| self.field.clone(), |rest| format!("{to}{rest}"));
+        Self { field, ..self.clone() }
+    }
+
     pub fn not_found(field: impl Into<String>, value: impl Shown) -> Self {
         Self::new(Kind::NotFound, field, value.shown(), "")
     }
