@@ -285,7 +285,10 @@ impl Checker<'_> {
             Type::Map(k, v) => ((*k).clone(), (*v).clone()),
             Type::Dyn | Type::Error | Type::Param(_) => (Type::Dyn, Type::Dyn),
             t => {
-                self.fail(f.range.id, format!("expression of type '{t}' cannot be range of a comprehension (must be list, map, or dynamic)"));
+                self.fail(
+                    f.range.id,
+                    format!("expression of type '{t}' cannot be range of a comprehension (must be list, map, or dynamic)"),
+                );
                 (Type::Error, Type::Error)
             }
         };

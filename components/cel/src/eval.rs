@@ -61,6 +61,9 @@ fn link(e: &Expr, out: &mut [Option<Function>]) {
     }
 }
 
+/// A list that an expression makes has at most this many elements.
+const MAX_LIST: usize = 1 << 20;
+
 struct Run<'p, 'v, 'a> {
     program: &'p Program,
     variables: &'v Variables<'a>,
@@ -217,8 +220,26 @@ impl<'p, 'a> Run<'p, '_, 'a> {
             values.push(self.eval(a)?);
         }
         self.spend(price(function, &values))?;
+        if matches!(
+            function,
+            "_==_" | "_!=_" | "@in" | "format" | "indexOf" | "lastIndexOf" | "sets.contains" | "sets.equivalent" | "sets.intersects"
+        ) {
+            // These look at all there is, however deep.
+            let left = self.limit.saturating_sub(self.cost);
+            let hidden = values.iter().map(|v| v.hidden_cost(left.saturating_add(1))).fold(0, u64::saturating_add);
+            self.spend(hidden)?;
+        }
         let f = self.program.functions[e.id].ok_or(EvalError::NoSuchOverload)?;
-        f(&values)
+        let value = f(&values)?;
+        // What grows costs what it grew by, or small expressions could make very large values.
+        if matches!(value, Value::String(_) | Value::Bytes(_) | Value::List(List::Owned { .. })) {
+            let given = values.iter().map(Value::size).fold(0, u64::saturating_add);
+            self.spend(value.size().saturating_sub(given) / 10)?;
+        }
+        if matches!(&value, Value::List(l) if l.len() > MAX_LIST) {
+            return Err(EvalError::other("list is too long"));
+        }
+        Ok(value)
     }
 
     /// `&&` and `||`: what decides wins, whatever became of the other side.

@@ -5,6 +5,9 @@ use crate::{
     parser::{Parser, Stop},
 };
 
+/// What `optMap` calls the optional it works on; no source can say it.
+const TARGET: &str = "@target";
+
 type Parsed<T = Expr> = Result<T, Stop>;
 type Function = fn(&mut Parser, usize, Vec<Expr>) -> Parsed;
 type Method = fn(&mut Parser, usize, Expr, Vec<Expr>) -> Parsed;
@@ -202,8 +205,10 @@ fn bind(p: &mut Parser, at: usize, _: Expr, mut args: Vec<Expr>) -> Parsed {
 fn optional(p: &mut Parser, at: usize, target: Expr, mut args: Vec<Expr>, flat: bool) -> Parsed {
     let (name, _) = variables(p, &mut args, 1)?;
     let Some(body) = args.pop() else { return Err(Stop) };
+    // The target is bound to a name, as it is needed twice.
     let on = |p: &mut Parser, function: &str| {
-        p.node(at, Kind::Call { function: function.into(), target: Some(Box::new(target.clone())), args: Vec::new() })
+        let target = ident(p, at, TARGET)?;
+        p.node(at, Kind::Call { function: function.into(), target: Some(Box::new(target)), args: Vec::new() })
     };
     let (there, value) = (on(p, "hasValue")?, on(p, "value")?);
     let mut some = bound(p, at, name, value, body)?;
@@ -211,5 +216,6 @@ fn optional(p: &mut Parser, at: usize, target: Expr, mut args: Vec<Expr>, flat: 
         some = p.call(at, "optional.of", vec![some])?;
     }
     let none = p.call(at, "optional.none", Vec::new())?;
-    p.call(at, "_?_:_", vec![there, some, none])
+    let whole = p.call(at, "_?_:_", vec![there, some, none])?;
+    bound(p, at, TARGET.into(), target, whole)
 }

@@ -18,7 +18,21 @@ pub const MAX_DEPTH: usize = 250;
 const BEGIN: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
 /// What can go on after one.
 const RESERVED: [&str; 16] = [
-    "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop", "package", "namespace", "return", "var",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
     "void",
 ];
 
@@ -455,7 +469,10 @@ mod tests {
     fn errors_show_line_and_caret() {
         let expecting = BEGIN;
         for (source, want) in [
-            ("self.a >", format!("ERROR: <input>:1:9: Syntax error: mismatched input '<EOF>' expecting {expecting}\n | self.a >\n | ........^")),
+            (
+                "self.a >",
+                format!("ERROR: <input>:1:9: Syntax error: mismatched input '<EOF>' expecting {expecting}\n | self.a >\n | ........^"),
+            ),
             (
                 "\"",
                 format!(
@@ -479,7 +496,7 @@ mod tests {
             format!("a{}", ".b".repeat(40_000)),
             format!("1{}", "+1".repeat(40_000)),
             format!("a{}", "?b:c".repeat(20_000)),
-            format!("{}a", "!".repeat(50_000)).replace("!!", "!(") ,
+            format!("{}a", "!".repeat(50_000)).replace("!!", "!("),
         ] {
             let e = error(&source);
             assert!(e.contains("limit exceeded") || e.contains("mismatched"), "{}", &e[..100.min(e.len())]);

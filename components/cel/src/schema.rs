@@ -20,10 +20,17 @@ pub enum ListKind {
 pub enum Shape {
     /// The type says it all.
     Simple,
-    List { elem: Arc<Decl>, kind: ListKind },
-    Map { value: Arc<Decl> },
+    List {
+        elem: Arc<Decl>,
+        kind: ListKind,
+    },
+    Map {
+        value: Arc<Decl>,
+    },
     /// Fields by the names that expressions give them.
-    Object { fields: BTreeMap<String, Member> },
+    Object {
+        fields: BTreeMap<String, Member>,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -102,8 +109,28 @@ impl Sizes for Decl {
 }
 
 const KEYWORDS: [&str; 22] = [
-    "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop", "package",
-    "namespace", "return", "var", "void", "while", "",
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
+    "",
 ];
 
 /// A property's name as expressions write it; none for those that cannot be written.

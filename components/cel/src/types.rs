@@ -96,6 +96,8 @@ impl fmt::Display for Type {
 #[derive(Debug, Default, Clone)]
 pub struct Bindings {
     bound: Vec<Option<Type>>,
+    /// What was bound before, since the assignment that is tried now began.
+    trail: Vec<(usize, Option<Type>)>,
 }
 
 /// Types nest at most this deep; what is deeper is dynamic.
@@ -147,22 +149,28 @@ impl Bindings {
 
     /// Whether a value of type `from` may stand where `to` is wanted. Parameters are bound only when it may.
     pub fn assign(&mut self, from: &Type, to: &Type) -> bool {
-        let before = self.bound.clone();
         let ok = self.fits(from, to);
-        if !ok {
-            self.bound = before;
+        self.keep_if(ok)
+    }
+
+    fn keep_if(&mut self, ok: bool) -> bool {
+        while let Some((param, before)) = self.trail.pop() {
+            if !ok {
+                self.bound[param] = before;
+            }
         }
         ok
     }
 
+    fn set(&mut self, param: usize, t: Type) {
+        let before = self.bound[param].replace(t);
+        self.trail.push((param, before));
+    }
+
     /// All of them, or nothing is bound.
     pub fn assign_all(&mut self, from: &[Type], to: &[Type]) -> bool {
-        let before = self.bound.clone();
         let ok = from.len() == to.len() && from.iter().zip(to).all(|(f, t)| self.fits(f, t));
-        if !ok {
-            self.bound = before;
-        }
-        ok
+        self.keep_if(ok)
     }
 
     fn bind(&mut self, param: usize, other: &Type) -> bool {
@@ -175,7 +183,7 @@ impl Bindings {
                 if self.fits(&bound, &other) {
                     // The more general of the two is kept.
                     if other.is_dyn() {
-                        self.bound[param] = Some(Type::Dyn);
+                        self.set(param, Type::Dyn);
                     }
                     return true;
                 }
@@ -183,7 +191,7 @@ impl Bindings {
             }
             None if self.occurs(param, &other) => false,
             None => {
-                self.bound[param] = Some(other);
+                self.set(param, other);
                 true
             }
         }

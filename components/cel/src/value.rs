@@ -58,9 +58,15 @@ impl Text<'_> {
 
 #[derive(Debug, Clone)]
 pub enum List<'a> {
-    Json { items: &'a [Json], decl: Option<&'a Decl> },
+    Json {
+        items: &'a [Json],
+        decl: Option<&'a Decl>,
+    },
     /// Made by an expression; the declaration is that of the list it was made from, if it is of the same kind still.
-    Owned { items: Arc<Vec<Value<'a>>>, decl: Option<&'a Decl> },
+    Owned {
+        items: Arc<Vec<Value<'a>>>,
+        decl: Option<&'a Decl>,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -203,6 +209,33 @@ impl<'a> Value<'a> {
             _ => 1,
         };
         n as u64
+    }
+
+    /// How many values there are in it, counted up to `cap`. What an expression made may hold the same value many times.
+    pub fn weight(&self, cap: u64) -> u64 {
+        let mut sum = 1;
+        let mut add = |v: &Self| {
+            if sum < cap {
+                sum += v.weight(cap - sum);
+            }
+        };
+        match self {
+            Self::List(l) => l.iter().for_each(|v| add(&v)),
+            Self::Map(m) => m.entries().iter().for_each(|(_, v)| add(v)),
+            Self::Optional(Some(v)) => add(v),
+            _ => {}
+        }
+        sum
+    }
+
+    /// Made by an expression and able to hold other values.
+    fn is_made(&self) -> bool {
+        matches!(self, Self::List(List::Owned { .. }) | Self::Map(Map::Owned(_)) | Self::Optional(Some(_)))
+    }
+
+    /// What looking at all of it costs beyond what its size says, up to `cap`.
+    pub fn hidden_cost(&self, cap: u64) -> u64 {
+        if self.is_made() { (self.weight(cap.saturating_mul(10)) / 10).saturating_sub(self.size()) } else { 0 }
     }
 
     pub fn type_of(&self) -> Type {
@@ -492,9 +525,7 @@ impl<'a> Map<'a> {
 
     pub fn entries(&self) -> Vec<(Value<'a>, Value<'a>)> {
         match self {
-            Self::Json { fields, .. } => {
-                fields.iter().map(|(k, _)| (Value::borrowed(k), self.raw(k).unwrap_or(Value::Null))).collect()
-            }
+            Self::Json { fields, .. } => fields.iter().map(|(k, _)| (Value::borrowed(k), self.raw(k).unwrap_or(Value::Null))).collect(),
             Self::Owned(m) => m.values().cloned().collect(),
         }
     }
@@ -510,10 +541,12 @@ impl<'a> Map<'a> {
             return false;
         }
         self.len() == other.len()
-            && self.entries().iter().all(|(k, v)| match (k, other) {
-                (Value::String(t), o) => o.raw(t.as_str()),
-                (k, o) => o.get(k),
-            }
-            .is_some_and(|o| v.equals(&o)))
+            && self.entries().iter().all(|(k, v)| {
+                match (k, other) {
+                    (Value::String(t), o) => o.raw(t.as_str()),
+                    (k, o) => o.get(k),
+                }
+                .is_some_and(|o| v.equals(&o))
+            })
     }
 }

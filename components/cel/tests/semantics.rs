@@ -14,8 +14,7 @@ fn run(source: &str) -> Result<Json, String> {
     let data = json!({"a": 1, "s": "text", "l": [3, 1, 2], "m": {"k": "v", "z": null}, "d": 1.5, "e": [], "objects": [{"n": 1}, {"n": 2}]});
     let checked = cel::compile(source, &env()).map_err(|e| format!("compile: {e}"))?;
     let program = Program::new(checked);
-    let variables: Variables<'_> =
-        [("self", Value::json(&data, None)), ("x", Value::Int(5)), ("n", Value::Null)].into_iter().collect();
+    let variables: Variables<'_> = [("self", Value::json(&data, None)), ("x", Value::Int(5)), ("n", Value::Null)].into_iter().collect();
     match program.run(&variables, 1_000_000).value {
         Ok(v) => Ok(v.to_json().unwrap_or_else(|| json!(v.type_of().to_string()))),
         Err(e) => Err(e.to_string()),
@@ -297,4 +296,31 @@ fn evaluation_stops_at_its_limit() {
     // What absorbs other errors does not absorb this one.
     let program = Program::new(cel::compile("[1, 2, 3].map(i, i * 2).size() > 0 || true", &env()).unwrap());
     assert_eq!(program.run(&Variables::new(), 5).value.unwrap_err(), EvalError::CostExceeded);
+}
+
+/// Expressions that double what they have at every step.
+fn doubling(step: &str, end: &str) -> String {
+    let mut source = String::new();
+    for i in 1..60 {
+        source.push_str(&format!("cel.bind(v{i}, {}, ", step.replace('@', &format!("v{}", i - 1))));
+    }
+    format!(
+        "cel.bind(v0, {}, {source}{}",
+        if step.contains('\'') || step.contains("+ @ ") { "'x'" } else { "[1]" },
+        end.replace('@', "v59")
+    ) + &")".repeat(60)
+}
+
+#[test]
+fn small_expressions_make_no_large_values() {
+    for (step, end) in [("@ + @", "size(@) > 0"), ("[@, @]", "@ == @"), ("[@, @]", "'%s'.format([@]) == ''"), ("@ + @ + ''", "size(@) > 0")]
+    {
+        let source = doubling(step, end);
+        let program = Program::new(cel::compile(&source, &env()).unwrap_or_else(|e| panic!("{source}: {e}")));
+        let value = program.run(&Variables::new(), 1_000_000).value;
+        assert!(value.is_err(), "{step}: {value:?}");
+    }
+    // Each step of a chain is in the tree once.
+    let chain = format!("optional.of(1){}.hasValue()", ".optMap(v, v + 1)".repeat(40));
+    assert_eq!(run(&chain), Ok(json!(true)));
 }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::{
-        policy::Policies,
+        policy::{MutatingPolicy, Policies, Policy},
         webhooks::{self, Configured},
     },
     authn::{Authenticator, ClientCa, TokenIssuer, X509, jwt},
@@ -84,7 +84,8 @@ pub struct Server {
     pub mutating: Configured,
     pub validating: Configured,
     /// The admission policies.
-    pub policies: Policies,
+    pub policies: Policies<Policy>,
+    pub mutating_policies: Policies<MutatingPolicy>,
     pub encoded: EncodedCache,
     pub authn: Authenticator,
     pub authz: Authorizer,
@@ -168,6 +169,7 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         mutating: Configured::new(webhooks::MUTATING),
         validating: Configured::new(webhooks::VALIDATING),
         policies: Policies::default(),
+        mutating_policies: Policies::default(),
         objects,
         encoded: EncodedCache::new(ENCODED_BUDGET),
         tokens,

@@ -46,6 +46,7 @@ const VOLATILE: &[(&str, &str)] = &[
     ("token", "<token>"),
     ("expirationTimestamp", "<time>"),
     ("storageVersionHash", "<hash>"),
+    ("serverAddress", "<address>"),
 ];
 
 struct Client {

@@ -47,8 +47,20 @@ pub fn lookup(name: &str) -> Option<Function> {
         }),
         "validate" => Some(validate),
         other => named!(
-            other, "dns1123Label", "dns1123Subdomain", "dns1035Label", "qualifiedName", "dns1123LabelPrefix", "dns1123SubdomainPrefix",
-            "dns1035LabelPrefix", "labelValue", "uri", "uuid", "byte", "date", "datetime"
+            other,
+            "dns1123Label",
+            "dns1123Subdomain",
+            "dns1035Label",
+            "qualifiedName",
+            "dns1123LabelPrefix",
+            "dns1123SubdomainPrefix",
+            "dns1035LabelPrefix",
+            "labelValue",
+            "uri",
+            "uuid",
+            "byte",
+            "date",
+            "datetime"
         ),
     }
 }

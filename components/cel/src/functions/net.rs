@@ -91,15 +91,19 @@ fn parse_ip(s: &str) -> Result<IpAddr> {
     match s.parse::<IpAddr>() {
         Ok(i) if mapped(&i) => Err(EvalError::other(format!("IPv4-mapped IPv6 address {s:?} is not allowed"))),
         Ok(i) => Ok(i),
-        Err(_) if s.contains('%') => {
-            Err(EvalError::other(format!("IP Address {s:?} parse error during conversion from string: IP address with zone value is not allowed")))
-        }
-        Err(_) => Err(EvalError::other(format!("IP Address {s:?} parse error during conversion from string: ParseAddr({s:?}): unable to parse IP"))),
+        Err(_) if s.contains('%') => Err(EvalError::other(format!(
+            "IP Address {s:?} parse error during conversion from string: IP address with zone value is not allowed"
+        ))),
+        Err(_) => Err(EvalError::other(format!(
+            "IP Address {s:?} parse error during conversion from string: ParseAddr({s:?}): unable to parse IP"
+        ))),
     }
 }
 
 fn parse_cidr(s: &str) -> Result<Cidr> {
-    let wrong = || EvalError::other(format!("network address parse error during conversion from string: netip.ParsePrefix({s:?}): no valid prefix"));
+    let wrong = || {
+        EvalError::other(format!("network address parse error during conversion from string: netip.ParsePrefix({s:?}): no valid prefix"))
+    };
     let net: IpNet = s.parse().map_err(|_| wrong())?;
     parse_ip(s.split('/').next().unwrap_or(""))?;
     Ok(Cidr(net))

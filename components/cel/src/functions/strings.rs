@@ -223,6 +223,9 @@ fn format<'a>(args: &[Value<'a>]) -> Result<Value<'a>> {
         let v = values.next().ok_or_else(|| EvalError::other(format!("index {used} out of range")))?;
         used += 1;
         out.push_str(&clause(verb, precision, &v)?);
+        if out.len() > MAX {
+            break;
+        }
     }
     bounded(out)
 }
@@ -270,6 +273,8 @@ fn clause(verb: char, precision: Option<usize>, v: &Value<'_>) -> Result<String>
             if verb == 'X' { text.to_uppercase() } else { text }
         }
         ('d' | 'b' | 'o', _) => return Err(wrong()),
-        (other, _) => return Err(EvalError::other(format!("could not parse formatting clause: unrecognized formatting clause \"{other}\""))),
+        (other, _) => {
+            return Err(EvalError::other(format!("could not parse formatting clause: unrecognized formatting clause \"{other}\"")));
+        }
     })
 }

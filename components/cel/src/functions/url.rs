@@ -18,7 +18,8 @@ pub fn lookup(name: &str) -> Option<Function> {
     Some(match name {
         "url" => |a| {
             let s = a.first().ok_or(NONE)?.str()?;
-            let u = parse(s).map_err(|why| EvalError::other(format!("URL parse error during conversion from string: parse {s:?}: {why}")))?;
+            let u =
+                parse(s).map_err(|why| EvalError::other(format!("URL parse error during conversion from string: parse {s:?}: {why}")))?;
             Ok(Value::Ext(Ext::Url(Arc::new(u))))
         },
         "isURL" => |a| Ok(Value::Bool(parse(a.first().ok_or(NONE)?.str()?).is_ok())),

@@ -226,6 +226,18 @@ fn cap(mut managers: Managers) -> Managers {
     managers
 }
 
+/// Lays a configuration over an object, as the object's types merge. Who manages which field stays as it is; fields that the types do not
+/// know are refused, with upstream's text.
+pub fn overlay(live: &Doc, config: &Value, typed_by: Option<(&Schema, TypeId)>) -> Result<Doc, String> {
+    let (schema, ty) = typed_by.map_or_else(|| (live.schema(), live.type_id()), |t| t);
+    let ty = TypeRef::of(ty);
+    typed::validate(schema, ty, config).map_err(|e| format!("failed to convert patch object to typed object: {e}"))?;
+    let merged = merge::merge(schema, ty, &live.to_value(), config)?;
+    let mut doc = Doc::from_value(live.schema(), live.type_id(), &merged).map_err(|e| e.to_string())?.doc;
+    doc.set_type_meta(live.api_version(), live.kind());
+    Ok(doc)
+}
+
 /// Applies a configuration to the live object (for a create: an empty object of the kind). The answer has its
 /// managedFields set and no defaults applied to what is new; it equals the live object when nothing changes.
 ///

@@ -78,6 +78,7 @@ static PLUGINS: &[Plugin] = &[
     Plugin { name: "DefaultTolerationSeconds", mutate: Some(small::default_tolerations), validate: None },
     Plugin { name: "DefaultStorageClass", mutate: Some(small::default_storage_class), validate: None },
     Plugin { name: "StorageObjectInUseProtection", mutate: Some(small::in_use_protection), validate: None },
+    Plugin { name: "PersistentVolumeClaimResize", mutate: None, validate: Some(small::claim_resize) },
     Plugin { name: "RuntimeClass", mutate: Some(runtime_class::admit), validate: None },
     Plugin { name: "CertificateApproval", mutate: None, validate: Some(small::certificate_approval) },
     Plugin { name: "CertificateSubjectRestriction", mutate: None, validate: Some(small::certificate_subject) },
@@ -92,7 +93,6 @@ pub fn known(name: &str) -> bool {
 const UPSTREAM: &[&str] = &[
     "PodSecurity",
     "PodGroupProtection",
-    "PersistentVolumeClaimResize",
     "CertificateSigning",
     "ClusterTrustBundleAttest",
     "DefaultIngressClass",
@@ -125,6 +125,7 @@ pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Res
     loop {
         PLUGINS.iter().filter_map(|p| p.mutate).try_for_each(|m| m(a, doc, old))?;
         let first = !rounds.is_second();
+        policy::mutate(a, doc, old, !first).await?;
         webhooks::mutate(a, Some(&mut *doc), old, &mut rounds).await?;
         if !first || !rounds.next() {
             return Ok(());
@@ -149,6 +150,7 @@ pub async fn delete(a: &Attributes<'_>, old: &Doc) -> Result<(), ApiError> {
 /// What is posted to a subresource and is not stored there (a binding, an eviction, a request of a token), or asked of a connection.
 pub async fn posted(a: &Attributes<'_>, doc: &mut Doc) -> Result<(), ApiError> {
     let mut rounds = webhooks::Rounds::default();
+    policy::mutate(a, doc, None, false).await?;
     webhooks::mutate(a, Some(&mut *doc), None, &mut rounds).await?;
     if rounds.next() {
         webhooks::mutate(a, Some(&mut *doc), None, &mut rounds).await?;

@@ -64,6 +64,23 @@ pub fn default_storage_class(a: &Attributes<'_>, claim: &mut Doc, _: Option<&Doc
     }
 }
 
+/// A claim grows only where its class says that volumes can.
+pub fn claim_resize(a: &Attributes<'_>, new: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
+    let (Some(new), Some(old), Operation::Update, true) = (new, old, a.operation, a.is("", "persistentvolumeclaims")) else {
+        return Ok(());
+    };
+    let size = |d: &Doc| d.at("spec.resources.requests").get("storage").quantity();
+    if old.at("status.phase").str() != "Bound" || size(new) <= size(old) {
+        return Ok(());
+    }
+    let class = a.ctx.server.objects.get("storageclasses", old.at("spec.storageClassName").str());
+    if class.is_some_and(|c| c.at("allowVolumeExpansion").bool()) {
+        return Ok(());
+    }
+    let why = "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize";
+    Err(ApiError::forbidden(Group(&a.res.group, &a.res.plural), new.meta().name(), why))
+}
+
 pub fn in_use_protection(a: &Attributes<'_>, d: &mut Doc, _: Option<&Doc>) -> Result<(), ApiError> {
     if a.operation != Operation::Create {
         return Ok(());

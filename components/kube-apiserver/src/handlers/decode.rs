@@ -122,7 +122,7 @@ fn check_type(ctx: &Ctx, api_version: &str, kind: &str, want: Expected<'_>) -> R
     let known = former || ctx.server.objects.schema.kind(group, version, kind).is_some();
     let why = if !known {
         format!("no kind {kind:?} is registered for version {av:?} in scheme {SCHEME:?}")
-    } else if group != want.group || version != want.version {
+    } else if kind == want.kind {
         return Err(ApiError::bad_request(format!(
             "the API version in the data ({av}) does not match the expected API version ({expected})"
         )));

@@ -33,14 +33,46 @@ fn body_options(ctx: &Ctx, body: &Bytes) -> Result<Option<Value>, ApiError> {
             return Ok(Some(doc.to_value()));
         }
     };
-    let v: Value =
-        serde_json::from_slice(&json).map_err(|e| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {e}")))?;
+    let v: Value = serde_json::from_slice(&json).map_err(|e| {
+        let why = if e.is_eof() { "unexpected end of JSON input".to_owned() } else { e.to_string() };
+        ApiError::bad_request(format!("couldn't get version/kind; json parse error: {why}"))
+    })?;
+    if v.is_array() {
+        return Err(ApiError::bad_request(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal array into Go value of type struct { APIVersion string \
+             \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }",
+        ));
+    }
+    if v["gracePeriodSeconds"].is_string() {
+        let why = "json: cannot unmarshal string into Go struct field DeleteOptions.gracePeriodSeconds of type int64";
+        return Err(ApiError::bad_request(why));
+    }
+    for field in ["uid", "resourceVersion"] {
+        let given = &v["preconditions"][field];
+        if !given.is_null() && !given.is_string() {
+            let name = if given.is_number() {
+                "number"
+            } else if given.is_boolean() {
+                "bool"
+            } else if given.is_array() {
+                "array"
+            } else {
+                "object"
+            };
+            let ty = if field == "uid" { "types.UID" } else { "string" };
+            return Err(ApiError::bad_request(format!(
+                "json: cannot unmarshal {name} into Go struct field Preconditions.preconditions.{field} of type {ty}"
+            )));
+        }
+    }
     if let Some(kind) = v["kind"].as_str()
         && kind != "DeleteOptions"
         && !kind.is_empty()
     {
         let av = v["apiVersion"].as_str().unwrap_or("");
-        return Err(ApiError::bad_request(format!("no kind {kind:?} is registered for version {av:?}")));
+        return Err(ApiError::bad_request(format!(
+            "no kind {kind:?} is registered for version {av:?} in scheme \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\""
+        )));
     }
     Ok(Some(v))
 }

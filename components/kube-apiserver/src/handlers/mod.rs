@@ -126,8 +126,28 @@ impl Ctx {
     }
 }
 
-/// Any JSON value in the encoding asked for. Values have no protobuf form, so JSON stands in for it.
+/// A value of a kind that is no resource, in protobuf; none: it has no such form.
+pub fn protobuf_of(v: &Value) -> Option<Vec<u8>> {
+    let text = |f: &str| v[f].as_str().unwrap_or("");
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let (group, version) = api_version.split_once('/').unwrap_or(("", if api_version.is_empty() { "v1" } else { api_version }));
+    // The fields of tables have no numbers.
+    if kind == "Table" {
+        return None;
+    }
+    let schema = k8s_schema::Schema::builtin();
+    let mut doc = Doc::from_value(&schema, schema.kind(group, version, kind)?, v).ok()?.doc;
+    doc.set_type_meta(api_version, kind);
+    Some(doc.to_protobuf())
+}
+
+/// Any JSON value in the encoding asked for. JSON stands in for protobuf where there is none.
 pub fn encode_value(code: u16, v: &Value, wanted: Wanted) -> Answer {
+    if wanted.media == Media::Protobuf
+        && let Some(bytes) = protobuf_of(v)
+    {
+        return answer(code, Media::Protobuf.content_type(), Body::Full(bytes.into()));
+    }
     match wanted.media {
         Media::Yaml => {
             let text = serde_yaml::to_string(&sorted(v)).unwrap_or_default();
@@ -234,6 +254,9 @@ async fn route(ctx: &Arc<Ctx>, incoming: Incoming, extensions: Extensions) -> Re
             || ctx.server.registry.builtin_groups().iter().any(|(g, v)| *g == info.group && v.contains(&info.version));
         return if known { Err(ApiError::no_resource()) } else { Ok(body::text(404, "404 page not found\n")) };
     };
+    if res.group.is_empty() && res.plural == "endpoints" {
+        ctx.warn("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice");
+    }
     if let Some(custom) = &res.custom {
         // Without the path to it, a custom resource is as if it were not there.
         let anywhere = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");

@@ -247,7 +247,7 @@ impl DeleteOptions {
                 o.dry_run = dry_run(dry.into_iter().chain(q.all("dryRun")), &mut errors);
             }
             None => {
-                o.grace = q.get("gracePeriodSeconds").filter(|v| !v.is_empty()).map(parse_int).transpose()?;
+                o.grace = q.get("gracePeriodSeconds").map(parse_int).transpose()?;
                 o.orphan = q.get("orphanDependents").map(|_| q.flag("orphanDependents"));
                 policy = q.get("propagationPolicy").map(str::to_owned);
                 o.dry_run = dry_run(q.all("dryRun"), &mut errors);

@@ -253,6 +253,8 @@ pub async fn encode_list(ctx: &Ctx, res: &Arc<Resource>, mut s: Selection, wante
         }
         (As::PartialMetadata | As::PartialMetadataList, _) => {
             let items: Vec<Value> = docs()?.iter().map(table::partial).collect();
+            // No items are no list, as Go writes it.
+            let items = if items.is_empty() { Value::Null } else { items.into() };
             let v = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": list_meta(&s), "items": items});
             Ok(encode_value(200, &v, wanted))
         }

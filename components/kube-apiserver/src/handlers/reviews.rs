@@ -83,7 +83,10 @@ fn token_review(ctx: &Ctx, doc: &mut Doc) -> Result<(), ApiError> {
             }
             s
         }
-        Err(e) => json!({"user": {}, "error": format!("[invalid bearer token, {}]", e.0)}),
+        Err(e) => {
+            tracing::debug!(reason = e.0, "a token under review is not good");
+            json!({"user": {}, "error": "invalid bearer token"})
+        }
     };
     doc.set("status", status).map_err(ApiError::internal)
 }

@@ -17,6 +17,7 @@ use crate::{
     admission::{self, Attributes, Operation},
     authn::Bound,
     http::{Answer, ApiError, Group, Offers, body},
+    kinds::meta,
     registry::Resource,
     validation::{ErrorList, FieldError},
 };
@@ -255,11 +256,21 @@ async fn token(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -> Resul
     let account = load(&ctx.server, res, &*write::current(ctx, res, &ctx.info.name, false).await?)?;
     let name = req.at("metadata.name").str().to_owned();
     if !name.is_empty() && name != ctx.info.name {
-        return Err(ApiError::bad_request(format!(
-            "metadata.name: Invalid value: {name:?}: must match the service account name if specified: {:?}",
-            ctx.info.name
-        )));
+        let mut errors = ErrorList::new();
+        errors.push(FieldError::invalid("metadata.name", name, "must match the service account name if specified"));
+        return Err(ApiError::invalid(Group("authentication.k8s.io", "TokenRequest"), &ctx.info.name, &errors));
     }
+    let given = req.at("metadata.namespace").str();
+    if !given.is_empty() && given != ns {
+        return Err(ApiError::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+    }
+    if !req.at("spec.expirationSeconds").exists() {
+        write::set(&mut req, "spec.expirationSeconds", 3600)?;
+    }
+    let mut empty = Doc::new(&ctx.server.objects.schema, req.type_id());
+    empty.set_type_meta(req.api_version(), req.kind());
+    meta::track(res, &mut req, &empty, &ctx.manager(&options.manager), "token", &[]);
+    write::set(&mut req, "metadata.uid", uuid::Uuid::new_v4().to_string())?;
     posted(ctx, res, "token", options.dry_run, &mut req).await?;
     let issuer = &ctx.server.tokens;
     let mut seconds = req.at("spec.expirationSeconds").as_i64().unwrap_or(3600);
@@ -307,7 +318,7 @@ fn bound_object(ctx: &Ctx, req: &Doc, ns: &str, account: &Doc) -> Result<Option<
         ("v1", "Secret") => ("secrets", "secrets", format!("{ns}/{name}"), "secret"),
         (av, _) => {
             let (g, v) = av.split_once('/').unwrap_or(("", av));
-            return Err(ApiError::bad_request(format!("cannot bind token for object of type {g}/{v}, Kind={kind}")));
+            return Err(ApiError::bad_request(format!("cannot bind token to object of type {g}/{v}, Kind={kind}")));
         }
     };
     let object = objects.get(prefix, &key).ok_or_else(|| ApiError::not_found(Group("", plural), name))?;
@@ -316,7 +327,7 @@ fn bound_object(ctx: &Ctx, req: &Doc, ns: &str, account: &Doc) -> Result<Option<
         let why = format!(
             "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
         );
-        return Err(ApiError::conflict(Group("", plural), name, why));
+        return Err(ApiError::conflict(Group("", kind), name, why));
     }
     let mut node = None;
     if field == "pod" {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{
     Ctx, json_of, load,
     options::{ListOptions, parse_rv},
-    read, table,
+    protobuf_of, read, table,
 };
 use crate::{
     custom::conversion,
@@ -119,25 +119,36 @@ pub async fn watch(ctx: &Arc<Ctx>, res: &Arc<Resource>) -> Result<Answer, ApiErr
         end_of_initial,
         ready: VecDeque::new(),
         deadline: now + Duration::from_secs(seconds),
-        next_bookmark: now + BOOKMARK.min(Duration::from_secs(seconds).saturating_sub(BEFORE_END).max(Duration::from_millis(900))),
+        // A watch that ends before there could be one has none.
+        next_bookmark: now
+            + Some(Duration::from_secs(seconds).saturating_sub(BEFORE_END)).filter(|d| !d.is_zero()).unwrap_or(BOOKMARK).min(BOOKMARK),
         sent_columns: false,
         over: false,
         heads,
         options,
     };
-    let content = match wanted.media {
-        Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
-        _ => "application/json",
-    };
+    let content = content_type(wanted);
     let body = stream::unfold(w, |mut w| async move { w.next().await.map(|b| (b, w)) });
     Ok(answer(200, content, Body::stream(body)))
 }
 
 /// A watch that only tells why there is none.
 fn one_error(e: &ApiError, wanted: Wanted) -> Answer {
-    let frame = frame_of("ERROR", e.to_value().to_string().as_bytes());
-    let _ = wanted;
-    answer(200, Media::Json.content_type(), Body::Full(frame))
+    answer(200, content_type(wanted), Body::Full(value_frame(wanted, "ERROR", &e.to_value())))
+}
+
+fn content_type(wanted: Wanted) -> &'static str {
+    match wanted.media {
+        // A table has no protobuf form.
+        Media::Protobuf if wanted.shape != As::Table => "application/vnd.kubernetes.protobuf;stream=watch",
+        _ => "application/json",
+    }
+}
+
+/// A frame with something that is no stored object: an error, a bookmark, metadata alone.
+fn value_frame(wanted: Wanted, kind: &str, v: &Value) -> Bytes {
+    let binary = if content_type(wanted) == "application/json" { None } else { protobuf_of(v) };
+    binary.map_or_else(|| frame_of(kind, v.to_string().as_bytes()), |b| protobuf_frame(kind, &b))
 }
 
 fn frame_of(kind: &str, object: &[u8]) -> Bytes {
@@ -217,14 +228,14 @@ impl Watcher {
                 frame_of(kind, v.to_string().as_bytes())
             }),
             (As::PartialMetadata | As::PartialMetadataList, _) => {
-                load(server, &self.res, stored).map(|d| frame_of(kind, table::partial(&d).to_string().as_bytes()))
+                load(server, &self.res, stored).map(|d| value_frame(self.wanted, kind, &table::partial(&d)))
             }
         };
         self.sent_columns = true;
         match frame {
             Ok(f) => self.ready.push_back(f),
             Err(e) => {
-                self.ready.push_back(frame_of("ERROR", e.to_value().to_string().as_bytes()));
+                self.ready.push_back(value_frame(self.wanted, "ERROR", &e.to_value()));
                 self.over = true;
             }
         }
@@ -237,7 +248,7 @@ impl Watcher {
             Ok(objects) => kinds.iter().zip(&objects).for_each(|(kind, object)| self.send(kind, object)),
             Err(e) => {
                 let e = ApiError::from(e);
-                self.ready.push_back(frame_of("ERROR", e.to_value().to_string().as_bytes()));
+                self.ready.push_back(value_frame(self.wanted, "ERROR", &e.to_value()));
                 self.over = true;
             }
         }
@@ -274,7 +285,7 @@ impl Watcher {
                     None => json!({"kind": self.res.kind, "apiVersion": self.res.api_version(), "metadata": meta}),
                 },
             };
-            frame_of("BOOKMARK", object.to_string().as_bytes())
+            value_frame(self.wanted, "BOOKMARK", &object)
         };
         self.ready.push_back(frame);
     }
@@ -325,7 +336,7 @@ impl Watcher {
         match self.cache.read(&mut self.cursor, BATCH) {
             Err(e) => {
                 let e = ApiError::expired(format!("too old resource version: {} ({})", self.since, e.oldest));
-                self.ready.push_back(frame_of("ERROR", e.to_value().to_string().as_bytes()));
+                self.ready.push_back(value_frame(self.wanted, "ERROR", &e.to_value()));
                 self.over = true;
                 return;
             }

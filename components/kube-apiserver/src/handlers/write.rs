@@ -108,6 +108,9 @@ pub async fn create_doc(ctx: &Ctx, res: &Resource, mut doc: Doc, options: &Write
     check_namespace(ctx, res, &mut doc)?;
     kinds::defaults::apply(res, &mut doc);
     meta::dedup_owners(&mut doc, &mut |w| ctx.warn(w));
+    for gone in ["metadata.deletionTimestamp", "metadata.deletionGracePeriodSeconds", "metadata.selfLink"] {
+        doc.remove(gone);
+    }
     if options.manager != MANAGED_ALREADY {
         let mut empty = Doc::new(&ctx.server.objects.schema, doc.type_id());
         empty.set_type_meta(&res.api_version(), &res.kind);
@@ -161,6 +164,11 @@ pub async fn create_doc(ctx: &Ctx, res: &Resource, mut doc: Doc, options: &Write
     Err(ApiError::internal("no free name was found"))
 }
 
+/// The group that errors name: all events are those of the core group.
+fn kind_group(res: &Resource) -> &str {
+    if res.prefix == "events" { &res.storage_group } else { &res.group }
+}
+
 /// Marks options of a write whose managed fields are already right.
 pub const MANAGED_ALREADY: &str = "\0managed";
 
@@ -181,7 +189,7 @@ async fn store_new(
         objects::warnings(doc, None).into_iter().for_each(|w| ctx.warn(w));
     }
     // A custom resource may say that it is of another kind, which is one of the errors then.
-    let kind = Group(&res.group, if res.custom.is_some() { doc.kind() } else { &res.kind });
+    let kind = Group(kind_group(res), if res.custom.is_some() { doc.kind() } else { &res.kind });
     if !errors.is_empty() {
         return Err(ApiError::invalid(kind, name, &errors));
     }
@@ -191,7 +199,14 @@ async fn store_new(
     let asked = Attributes { ctx, res, subresource: "", operation: Operation::Create, dry_run, delete: None };
     admission::validate(&asked, Some(doc), None).await?;
     let key = etcd_key(ctx, res, name);
-    let exists = || ApiError::already_exists(Group(&res.group, &res.plural), name);
+    let exists = || {
+        let mut e = ApiError::already_exists(Group(&res.group, &res.plural), name);
+        let there = ctx.server.objects.get(&res.prefix, &res.key(&ctx.info.namespace, name));
+        if there.is_some_and(|d| d.at("metadata.deletionTimestamp").exists()) {
+            e.message = format!("object is being deleted: {}", e.message);
+        }
+        e
+    };
     let stored = stored_form(&ctx.server, res, doc).await?;
     let mut seen = doc.clone();
     if let Some(custom) = &res.custom {
@@ -347,10 +362,11 @@ async fn attempt(
         "metadata.selfLink",
     ] {
         // An immutable field that the client left out stays; one that it changed is an error further down.
-        let keep = matches!(
-            kept,
-            "metadata.deletionTimestamp" | "metadata.deletionGracePeriodSeconds" | "metadata.generation" | "metadata.creationTimestamp"
-        ) || !new.at(kept).exists();
+        let keep = match kept {
+            "metadata.generation" | "metadata.creationTimestamp" => true,
+            "metadata.deletionTimestamp" => old.at(kept).exists(),
+            _ => !new.at(kept).exists(),
+        };
         if keep {
             new.copy_from(kept, old.at(kept)).map_err(ApiError::internal)?;
         }
@@ -367,7 +383,7 @@ async fn attempt(
             objects::warnings(&new, Some(old)).into_iter().for_each(|w| ctx.warn(w));
         }
         if !errors.is_empty() {
-            return Err(ApiError::invalid(Group(&res.group, &res.kind), name, &errors));
+            return Err(ApiError::invalid(Group(kind_group(res), &res.kind), name, &errors));
         }
         if action == Action::Main {
             for w in (strategy.warnings)(&new, Some(old)) {

@@ -91,7 +91,7 @@ impl RequestInfo {
         if legacy_watch {
             info.verb = "watch".into();
         } else if info.name.is_empty() && info.verb == "get" {
-            let watch = query("watch").is_some_and(|w| matches!(w.as_str(), "" | "1" | "t" | "T" | "true" | "TRUE" | "True"));
+            let watch = query("watch").is_some_and(|w| !matches!(w.to_ascii_lowercase().as_str(), "false" | "0"));
             info.verb = if watch { "watch" } else { "list" }.into();
             if let Some(n) = query("fieldSelector").as_deref().and_then(name_of_selector) {
                 info.name = n.to_owned();

@@ -14,10 +14,22 @@ use crate::{
     validation::{ErrorList, FieldError, child, index, names, values},
 };
 
-pub const VALIDATING: Strategy =
-    Strategy { validate_create: validating, validate_update: |a, d, _, e| if a == Action::Main { validating(d, e) }, ..SPEC_AND_STATUS };
-pub const VALIDATING_BINDING: Strategy =
-    Strategy { validate_create: |d, e| binding(d, true, e), validate_update: |_, d, _, e| binding(d, true, e), ..GENERATION };
+pub const VALIDATING: Strategy = Strategy {
+    unconditional_update: false,
+    validate_create: validating,
+    validate_update: |a, d, _, e| {
+        if a == Action::Main {
+            validating(d, e)
+        }
+    },
+    ..SPEC_AND_STATUS
+};
+pub const VALIDATING_BINDING: Strategy = Strategy {
+    unconditional_update: false,
+    validate_create: |d, e| binding(d, true, e),
+    validate_update: |_, d, _, e| binding(d, true, e),
+    ..GENERATION
+};
 pub const MUTATING: Strategy = Strategy { validate_create: mutating, validate_update: |_, d, _, e| mutating(d, e), ..GENERATION };
 pub const MUTATING_BINDING: Strategy =
     Strategy { validate_create: |d, e| binding(d, false, e), validate_update: |_, d, _, e| binding(d, false, e), ..GENERATION };
@@ -31,7 +43,7 @@ fn one_of(r: Ref<'_>, path: &str, known: &[&str], e: &mut ErrorList) {
 }
 
 /// Compiles an expression that is to have one of some types; the first names them in errors.
-fn expression(source: &str, path: &str, env: &Env, want: &[Type], e: &mut ErrorList) {
+pub(super) fn expression(source: &str, path: &str, env: &Env, want: &[Type], e: &mut ErrorList) {
     match cel::compile(source, env) {
         Err(issues) => e.push(FieldError::invalid(path, source, format!("compilation failed: {issues}"))),
         Ok(checked) => {
@@ -103,14 +115,7 @@ fn common(spec: Ref<'_>, e: &mut ErrorList) -> Env {
         e.push(FieldError::required("spec.matchConstraints", ""));
     }
     let env = environment(kind.exists(), true);
-    let path = "spec.matchConditions";
-    conditions(spec.get("matchConditions"), path, e);
-    for (i, c) in spec.get("matchConditions").iter().enumerate() {
-        let source = c.get("expression").str();
-        if !source.trim().is_empty() {
-            expression(source, &child(&index(path, i), "expression"), &env, &[Type::Bool], e);
-        }
-    }
+    conditions(spec.get("matchConditions"), "spec.matchConditions", &env, e);
     env
 }
 
@@ -118,8 +123,8 @@ fn declared(list: Ref<'_>, env: &mut Env, e: &mut ErrorList) {
     for (i, v) in list.iter().enumerate() {
         let path = index("spec.variables", i);
         let (name, source) = (v.get("name").str(), v.get("expression").str());
-        let plain = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        let plain =
+            name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         if name.is_empty() {
             e.push(FieldError::required(child(&path, "name"), "name is not specified"));
         } else if !plain {

@@ -3,7 +3,7 @@
 use k8s_schema::Doc;
 use serde_json::json;
 
-use super::{Action, SPEC_AND_STATUS, Strategy, pod_spec, warnings};
+use super::{Action, SPEC_AND_STATUS, Strategy, job_policy, pod_spec, warnings};
 use crate::validation::{ErrorList, FieldError, values};
 
 pub const JOB: Strategy = Strategy {
@@ -35,7 +35,7 @@ fn prepare_create(d: &mut Doc) {
         ("job-name", &name),
     ] {
         let path = format!("spec.template.metadata.labels[{k}]");
-        if !d.at(&path).exists() || k.ends_with("controller-uid") {
+        if !d.at(&path).exists() {
             let _ = d.set(&path, v.as_str());
         }
     }
@@ -85,9 +85,26 @@ pub fn spec(d: &Doc, path: &str, e: &mut ErrorList) {
     if failed.exists() && completions.exists() && failed.int() > completions.int() {
         e.push(FieldError::invalid(format!("{path}.maxFailedIndexes"), failed.int(), "must be less than or equal to completions"));
     }
+    let managed = d.at(&format!("{path}.managedBy"));
+    if let Some(by) = managed.as_str() {
+        let good = by.split_once('/').is_some_and(|(domain, rest)| {
+            !rest.is_empty() && domain.contains('.') && crate::validation::names::dns1123_subdomain(domain).is_empty()
+        });
+        if !good {
+            e.push(FieldError::invalid(format!("{path}.managedBy"), by, "must be a domain-prefixed path (such as \"acme.io/foo\")"));
+        }
+    }
+    if d.at(&format!("{path}.podFailurePolicy")).exists() {
+        job_policy::pod_failure(d.at(path), path, e);
+    }
+    if d.at(&format!("{path}.successPolicy")).exists() {
+        job_policy::success(d.at(path), path, e);
+    }
+    let failure_policy = d.at(&format!("{path}.podFailurePolicy")).exists();
     let replacement = d.at(&format!("{path}.podReplacementPolicy")).str();
-    if !matches!(replacement, "" | "Failed" | "TerminatingOrFailed") {
-        e.push(FieldError::not_supported(format!("{path}.podReplacementPolicy"), replacement, &["Failed", "TerminatingOrFailed"]));
+    let known: &[&str] = if failure_policy { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
+    if !replacement.is_empty() && !known.contains(&replacement) {
+        e.push(FieldError::not_supported(format!("{path}.podReplacementPolicy"), replacement, known));
     }
     let template = format!("{path}.template");
     pod_spec::validate_template(d.at(&template), &template, e);
@@ -96,47 +113,95 @@ pub fn spec(d: &Doc, path: &str, e: &mut ErrorList) {
         e.push(FieldError::required(format!("{template}.spec.restartPolicy"), "valid values: \"OnFailure\", \"Never\""));
     } else if !matches!(restart, "OnFailure" | "Never") {
         e.push(FieldError::not_supported(format!("{template}.spec.restartPolicy"), restart, &["OnFailure", "Never"]));
+    } else if failure_policy && restart != "Never" {
+        let why = "only \"Never\" is supported when podFailurePolicy is specified";
+        e.push(FieldError::invalid(format!("{template}.spec.restartPolicy"), restart, why));
     }
 }
 
 fn validate(d: &Doc, e: &mut ErrorList) {
+    let (name, completions) = (d.meta().name(), d.at("spec.completions").as_i64());
+    if let Some(n) = completions.filter(|n| d.at("spec.completionMode").str() == "Indexed" && *n > 0) {
+        // The name of the last of its pods.
+        let pod = format!("{name}-{}", n - 1);
+        if !crate::validation::names::dns1123_label(&pod).is_empty() {
+            e.push(FieldError::invalid("metadata.name", name, format!("will not able to create pod with invalid DNS label: {pod}")));
+        }
+    }
+    validate_selected(d, e);
+    spec(d, "spec", e);
+}
+
+fn validate_selected(d: &Doc, e: &mut ErrorList) {
     if !d.at("spec.selector").exists() {
         e.push(FieldError::required("spec.selector", ""));
     } else {
         values::label_selector(d.at("spec.selector"), "spec.selector", e);
     }
-    let own = d.at("metadata.uid").str();
-    let selector = d.at("spec.selector.matchLabels");
-    if !d.at("spec.manualSelector").bool() && (selector.len() != 1 || selector.get("batch.kubernetes.io/controller-uid").str() != own) {
-        e.push(FieldError::invalid("spec.selector", d.at("spec.selector").to_value(), "`selector` not auto-generated"));
-    }
-    if let Ok(s) = k8s_schema::selector::LabelSelector::from_ref(d.at("spec.selector")) {
-        let labels = d.at("spec.template.metadata.labels");
-        if !s.matches(|k| labels.get(k).as_str()) {
-            e.push(FieldError::invalid("spec.template.metadata.labels", labels.to_value(), "`selector` does not match template `labels`"));
+    let (own, name) = (d.at("metadata.uid").str(), d.at("metadata.name").str());
+    let labels = d.at("spec.template.metadata.labels");
+    if !d.at("spec.manualSelector").bool() {
+        for (key, value) in [("batch.kubernetes.io/controller-uid", own), ("batch.kubernetes.io/job-name", name)] {
+            if labels.get(key).str() != value {
+                let path = format!("spec.template.metadata.labels[{key}]");
+                e.push(FieldError::invalid(path, labels.to_value(), format!("must be '{value}'")));
+            }
+        }
+        let selector = d.at("spec.selector.matchLabels");
+        if selector.len() != 1 || selector.get("batch.kubernetes.io/controller-uid").str() != own {
+            e.push(FieldError::invalid("spec.selector", d.at("spec.selector").to_value(), "`selector` not auto-generated"));
         }
     }
-    spec(d, "spec", e);
+    if let Ok(s) = k8s_schema::selector::LabelSelector::from_ref(d.at("spec.selector"))
+        && !s.matches(|k| labels.get(k).as_str())
+    {
+        e.push(FieldError::invalid("spec.template.metadata.labels", labels.to_value(), "`selector` does not match template `labels`"));
+    }
 }
 
+/// The parts of a pod template that say where its pods may run.
+const SCHEDULING: &[&str] =
+    &["metadata.labels", "metadata.annotations", "spec.nodeSelector", "spec.affinity", "spec.tolerations", "spec.schedulingGates"];
+
 fn validate_update(a: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
+    if a == Action::Status {
+        job_policy::status(new, old, e);
+    }
     if a != Action::Main {
         return;
     }
-    for f in [
-        "spec.completions",
-        "spec.selector",
-        "spec.template",
-        "spec.completionMode",
-        "spec.podFailurePolicy",
-        "spec.backoffLimitPerIndex",
-        "spec.managedBy",
-        "spec.successPolicy",
-    ] {
-        // Work that has not begun may still be moved.
-        let movable = f == "spec.template" && old.at("spec.suspend").bool() && !old.at("status.startTime").exists();
-        if !movable {
-            super::immutable(new, old, f, e);
+    validate_selected(new, e);
+    spec(new, "spec", e);
+    completions(new, old, e);
+    super::immutable(new, old, "spec.selector", e);
+    // Work that has not begun may still be moved elsewhere.
+    let movable = old.at("spec.suspend").bool() && !old.at("status.startTime").exists();
+    let template = |d: &Doc| {
+        let mut t = d.at("spec.template").to_value();
+        for path in SCHEDULING.iter().filter(|_| movable) {
+            if let Some((part, field)) = path.split_once('.')
+                && let Some(m) = t[part].as_object_mut()
+            {
+                m.remove(field);
+            }
         }
+        t
+    };
+    if template(new) != template(old) {
+        let path = if movable { "spec.template.spec" } else { "spec.template" };
+        e.push(FieldError::invalid(path, new.at(path).to_value(), "field is immutable"));
+    }
+    for f in ["spec.completionMode", "spec.podFailurePolicy", "spec.backoffLimitPerIndex", "spec.managedBy", "spec.successPolicy"] {
+        super::immutable(new, old, f, e);
+    }
+}
+
+/// An indexed job changes its size only as a whole.
+fn completions(new: &Doc, old: &Doc, e: &mut ErrorList) {
+    let path = "spec.completions";
+    if new.at("spec.completionMode").str() != "Indexed" {
+        super::immutable(new, old, path, e);
+    } else if !new.at(path).semantic_eq(old.at(path)) && !new.at(path).semantic_eq(new.at("spec.parallelism")) {
+        e.push(FieldError::invalid(path, new.at(path).to_value(), "can only be modified in tandem with spec.parallelism"));
     }
 }

@@ -1,18 +1,14 @@
-//! ConfigMap, Secret, Event, LimitRange, ResourceQuota.
+//! ConfigMap and Secret.
 
 use k8s_schema::Doc;
 
 use super::{Action, PLAIN, Strategy, immutable};
-use crate::validation::{ErrorList, FieldError, child, index, key, names};
+use crate::validation::{ErrorList, FieldError, key, names};
 
 const MAX_DATA: usize = 1 << 20;
 
 pub const CONFIG_MAP: Strategy = Strategy { validate_create: config_map, validate_update: config_map_update, ..PLAIN };
 pub const SECRET: Strategy = Strategy { validate_create: secret, validate_update: secret_update, ..PLAIN };
-pub const EVENT: Strategy = Strategy { create_on_update: true, ..PLAIN };
-pub const LIMIT_RANGE: Strategy =
-    Strategy { create_on_update: true, validate_create: limit_range, validate_update: |_, n, _, e| limit_range(n, e), ..PLAIN };
-pub const RESOURCE_QUOTA: Strategy = Strategy { status: true, returns_deleted: true, ..PLAIN };
 
 fn config_map(d: &Doc, e: &mut ErrorList) {
     let mut total = 0;
@@ -102,35 +98,4 @@ fn secret_update(_: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
     immutable(new, old, "type", e);
     kept(new, old, &["data"], e);
     secret(new, e);
-}
-
-fn limit_range(d: &Doc, e: &mut ErrorList) {
-    let mut seen: Vec<&str> = Vec::new();
-    for (i, l) in d.at("spec.limits").iter().enumerate() {
-        let p = index("spec.limits", i);
-        let t = l.get("type").str();
-        if seen.contains(&t) {
-            e.push(FieldError::duplicate(child(&p, "type"), t));
-        }
-        seen.push(t);
-        if t == "Pod" {
-            for f in ["default", "defaultRequest"] {
-                if !l.get(f).is_empty() {
-                    e.push(FieldError::forbidden(child(&p, f), "may not be specified when `type` is 'Pod'"));
-                }
-            }
-        }
-        for (k, min) in l.get("min").entries() {
-            let max = l.get("max").get(k);
-            if let (Some(a), Some(b)) = (min.quantity(), max.quantity())
-                && a > b
-            {
-                e.push(FieldError::invalid(
-                    key(&child(&p, "min"), k),
-                    min.str(),
-                    format!("min value {} is greater than max value {}", min.str(), max.str()),
-                ));
-            }
-        }
-    }
 }

@@ -7,6 +7,7 @@ use super::{Action, PLAIN, Strategy};
 use crate::validation::{ErrorList, FieldError, child, index, names, values};
 
 pub const CSI_DRIVER: Strategy = Strategy {
+    returns_deleted: true,
     unconditional_update: false,
     // Only changes are counted: a new driver has no generation.
     prepare_update: |_, new, old| {
@@ -46,8 +47,13 @@ pub const CSI_DRIVER: Strategy = Strategy {
     ..PLAIN
 };
 
-pub const CSI_NODE: Strategy =
-    Strategy { unconditional_update: false, validate_create: |d, e| node(d, e), validate_update: node_update, ..PLAIN };
+pub const CSI_NODE: Strategy = Strategy {
+    returns_deleted: true,
+    unconditional_update: false,
+    validate_create: |d, e| node(d, e),
+    validate_update: node_update,
+    ..PLAIN
+};
 
 fn driver(d: &Doc, e: &mut ErrorList) {
     let spec = d.at("spec");

@@ -23,6 +23,7 @@ pub fn apply(res: &Resource, doc: &mut Doc) {
         ("", "Secret") => doc.root_mut().set_default("type", "Opaque").map(drop),
         ("", "Endpoints") => doc.for_each("subsets", |mut s| s.for_each("ports", |mut p| set(&mut p, "protocol", "TCP"))),
         ("", "Namespace") => namespace(doc.root_mut()),
+        ("", "Node") => node(doc.root_mut()),
         ("", "PersistentVolume") => persistent_volume(doc.root_mut()),
         ("", "PersistentVolumeClaim") => claim(doc.root_mut()),
         ("", "LimitRange") => doc.for_each("spec.limits", limit_range_item),
@@ -77,8 +78,13 @@ pub fn apply(res: &Resource, doc: &mut Doc) {
     }
 }
 
+/// Sets what is absent. In Go a field that is no pointer is absent when it is empty.
 fn set(m: &mut Mut<'_>, path: &str, value: impl Into<Value>) -> Done {
-    m.set_default(path, value).map(drop)
+    let now = m.get(path);
+    let (parent, name) = path.rsplit_once('.').unwrap_or(("", path));
+    let parent = if parent.is_empty() { m.read() } else { m.get(parent) };
+    let empty = now.exists() && now.as_str() == Some("") && parent.ty().field(name).is_some_and(|f| !f.is_pointer());
+    if empty { m.set(path, value) } else { m.set_default(path, value).map(drop) }
 }
 
 fn both(a: Done, b: impl FnOnce() -> Done) -> Done {
@@ -101,6 +107,18 @@ fn pod(mut m: Mut<'_>) -> Done {
         host_ports(&mut m, "spec")?;
     }
     pod_spec(m.at_mut("spec")?)
+}
+
+/// A node's first range of pods is told twice; the old field counts when the two differ.
+fn node(mut m: Mut<'_>) -> Done {
+    let first = m.get("spec.podCIDR").str().to_owned();
+    let listed = m.get("spec.podCIDRs").iter().next().map(|c| c.str().to_owned());
+    match listed {
+        Some(l) if first.is_empty() => m.set("spec.podCIDR", l),
+        Some(l) if l == first => Ok(()),
+        None if first.is_empty() => Ok(()),
+        _ => m.set("spec.podCIDRs", json!([first])),
+    }
 }
 
 fn host_ports(m: &mut Mut<'_>, spec: &str) -> Done {

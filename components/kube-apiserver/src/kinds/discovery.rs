@@ -43,7 +43,9 @@ fn slice(d: &Doc, e: &mut ErrorList) {
         return;
     }
     for (i, ep) in d.at("endpoints").iter().enumerate() {
+        endpoint(ep, &index("endpoints", i), e);
         let p = child(&index("endpoints", i), "addresses");
+        let list = p.clone();
         let n = ep.get("addresses").len();
         if n == 0 {
             e.push(FieldError::required(p.clone(), "must contain at least 1 address"));
@@ -53,9 +55,14 @@ fn slice(d: &Doc, e: &mut ErrorList) {
         for (j, a) in ep.get("addresses").iter().enumerate() {
             let (p, a) = (index(&p, j), a.str());
             match (kind, a.parse::<std::net::IpAddr>()) {
-                ("IPv4", Ok(std::net::IpAddr::V4(_))) | ("IPv6", Ok(std::net::IpAddr::V6(_))) => {}
-                ("IPv4", Ok(_)) => e.push(FieldError::invalid(p, a, "must be an IPv4 address")),
-                ("IPv6", Ok(_)) => e.push(FieldError::invalid(p, a, "must be an IPv6 address")),
+                ("IPv4", Ok(ip @ std::net::IpAddr::V4(_))) | ("IPv6", Ok(ip @ std::net::IpAddr::V6(_))) => {
+                    if ip.to_string() != a {
+                        e.push(FieldError::invalid(p.as_str(), a, format!("must be in canonical form ({:?})", ip.to_string())));
+                    }
+                    super::service_rules::reachable(a, &p, e);
+                }
+                ("IPv4", Ok(_)) => e.push(FieldError::invalid(list.as_str(), a, "must be an IPv4 address")),
+                ("IPv6", Ok(_)) => e.push(FieldError::invalid(list.as_str(), a, "must be an IPv6 address")),
                 ("IPv4" | "IPv6", Err(_)) => {
                     e.push(FieldError::invalid(p, a, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"));
                 }
@@ -79,12 +86,40 @@ fn slice(d: &Doc, e: &mut ErrorList) {
             e.push(FieldError::duplicate(child(&p, "name"), name));
         }
         seen.push(name);
+        if let Some(protocol) = port.get("appProtocol").as_str() {
+            e.all_invalid(&child(&p, "appProtocol"), protocol, names::qualified_name(protocol));
+        }
         let protocol = port.get("protocol").str();
         if !matches!(protocol, "TCP" | "UDP" | "SCTP") {
             e.push(FieldError::not_supported(child(&p, "protocol"), protocol, &["SCTP", "TCP", "UDP"]));
         }
         if let Some(m) = port.get("port").as_i64().and_then(values::port) {
             e.push(FieldError::invalid(child(&p, "port"), port.get("port").int(), m));
+        }
+    }
+}
+
+/// What else an endpoint says of itself.
+fn endpoint(ep: k8s_schema::Ref<'_>, path: &str, e: &mut ErrorList) {
+    if let Some(host) = ep.get("hostname").as_str() {
+        e.all_invalid(&child(path, "hostname"), host, names::dns1123_label(host));
+    }
+    if let Some(node) = ep.get("nodeName").as_str() {
+        e.all_invalid(&child(path, "nodeName"), node, names::dns1123_subdomain(node));
+    }
+    for list in ["forZones", "forNodes"] {
+        let at = child(&child(path, "hints"), list);
+        let all: Vec<&str> = ep.get("hints").get(list).iter().map(|z| z.get("name").str()).collect();
+        if all.len() > 8 {
+            e.push(FieldError::too_many(at.as_str(), all.len(), 8));
+            continue;
+        }
+        for (i, z) in all.iter().enumerate() {
+            let at = child(&index(&at, i), "name");
+            if all[..i].contains(z) {
+                e.push(FieldError::duplicate(at.as_str(), *z));
+            }
+            e.all_invalid(&at, *z, names::label_value(z));
         }
     }
 }

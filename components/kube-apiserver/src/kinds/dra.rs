@@ -5,9 +5,11 @@ use k8s_schema::{Doc, EditError, Mut, Ref};
 use super::{Action, GENERATION, PLAIN, Strategy};
 use crate::validation::{ErrorList, FieldError, child, index, names, values};
 
-pub const DEVICE_CLASS: Strategy = Strategy { validate_create: class, validate_update: |_, d, _, e| class(d, e), ..GENERATION };
+pub const DEVICE_CLASS: Strategy =
+    Strategy { returns_deleted: true, validate_create: class, validate_update: |_, d, _, e| class(d, e), ..GENERATION };
 
 pub const RESOURCE_CLAIM: Strategy = Strategy {
+    returns_deleted: true,
     status: true,
     validate_create: |d, e| devices(d.at("spec.devices"), "spec.devices", e),
     validate_update: |action, new, old, e| match action {
@@ -18,6 +20,7 @@ pub const RESOURCE_CLAIM: Strategy = Strategy {
 };
 
 pub const RESOURCE_CLAIM_TEMPLATE: Strategy = Strategy {
+    returns_deleted: true,
     validate_create: |d, e| {
         let meta = d.at("spec.metadata");
         for field in ["name", "generateName", "namespace"] {

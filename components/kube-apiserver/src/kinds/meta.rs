@@ -8,7 +8,7 @@ use k8s_schema::{
 use crate::{
     http::ApiError,
     registry::Resource,
-    validation::{ErrorList, FieldError, child, names, values},
+    validation::{ErrorList, FieldError, child, index, names, values},
 };
 
 /// Owner references that name the same owner twice are one.
@@ -45,6 +45,12 @@ fn duplicate_uids(refs: &[serde_json::Value]) -> String {
         }
     }
     twice.join(", ")
+}
+
+/// Kinds whose finalizers need a domain, as all of the main API's do.
+fn qualifies(doc: &Doc) -> bool {
+    let group = doc.api_version().split_once('/').map_or("", |(g, _)| g);
+    doc.type_id() != k8s_schema::TypeId::ANY && !matches!(group, "apiextensions.k8s.io" | "apiregistration.k8s.io")
 }
 
 pub fn validate_create(doc: &Doc, namespaced: bool, rule: names::NameRule, e: &mut ErrorList) {
@@ -86,6 +92,12 @@ fn common(doc: &Doc, e: &mut ErrorList) {
         let shown = format!("[{}]", finalizers.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(","));
         e.push(FieldError::invalid_raw("metadata.finalizers", &shown, "finalizer orphan and foregroundDeletion cannot be both set"));
     }
+    for (i, f) in finalizers.iter().enumerate().filter(|_| qualifies(doc)) {
+        if !f.contains('/') && !matches!(*f, "orphan" | "foregroundDeletion" | "kubernetes") {
+            let why = "name is neither a standard finalizer name nor is it fully qualified";
+            e.push(FieldError::invalid(index("metadata.finalizers", i), *f, why));
+        }
+    }
 }
 
 fn owners(doc: &Doc, e: &mut ErrorList) {
@@ -106,7 +118,7 @@ fn owners(doc: &Doc, e: &mut ErrorList) {
             e.push(FieldError::invalid(p.clone(), r.to_value(), "/v1, Kind=Event is disallowed from being an owner"));
         }
         if r.get("controller").bool() {
-            let me = r.get("name").str().to_owned();
+            let me = format!("{}/{}", r.get("kind").str(), r.get("name").str());
             if let Some(other) = &controller {
                 e.push(FieldError::invalid(
                     path,
@@ -120,8 +132,25 @@ fn owners(doc: &Doc, e: &mut ErrorList) {
     }
 }
 
+/// Upstream checks metadata once for all kinds and again for each of the main API, which shows in the number of causes.
 pub fn validate_update(new: &Doc, old: &Doc, e: &mut ErrorList) {
+    let mut once = ErrorList::new();
+    update_once(new, old, &mut once);
+    if new.type_id() != k8s_schema::TypeId::ANY {
+        e.append(once.clone());
+    }
+    e.append(once);
+}
+
+fn update_once(new: &Doc, old: &Doc, e: &mut ErrorList) {
     common(new, e);
+    if new.type_id() != k8s_schema::TypeId::ANY {
+        common(new, e);
+    }
+    let grace = new.at("metadata.deletionGracePeriodSeconds");
+    if grace.exists() && grace.as_i64() != old.at("metadata.deletionGracePeriodSeconds").as_i64() {
+        e.push(FieldError::invalid("metadata.deletionGracePeriodSeconds", grace.to_value(), "field is immutable"));
+    }
     // A deleted object takes no new finalizers.
     if old.at("metadata.deletionTimestamp").exists() {
         let had: Vec<&str> = old.at("metadata.finalizers").iter().map(|f| f.str()).collect();
@@ -134,7 +163,7 @@ pub fn validate_update(new: &Doc, old: &Doc, e: &mut ErrorList) {
             ));
         }
     }
-    for f in ["metadata.name", "metadata.namespace", "metadata.uid", "metadata.creationTimestamp"] {
+    for f in ["metadata.name", "metadata.namespace", "metadata.uid", "metadata.creationTimestamp", "metadata.deletionTimestamp"] {
         let (n, o) = (new.at(f), old.at(f));
         if !n.semantic_eq(o) {
             e.push(FieldError::invalid(f, n.to_value(), "field is immutable"));

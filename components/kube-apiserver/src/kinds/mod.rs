@@ -6,6 +6,7 @@ pub mod meta;
 pub mod reviews;
 
 mod admission_policies;
+mod api_service;
 mod batch;
 pub mod certificates;
 mod config;
@@ -13,20 +14,28 @@ mod cron;
 mod csi;
 mod discovery;
 pub mod dra;
+mod event;
+mod job_policy;
 mod namespace;
 mod networking;
 mod node;
 mod pod;
+mod pod_resources;
+mod pod_settings;
 mod pod_spec;
+mod pod_volumes;
 mod policy;
 mod rbac;
+mod resources;
 mod scheduling;
 mod selectors;
 mod service;
 mod service_account;
+mod service_rules;
 mod storage;
 mod warnings;
 pub mod webhook_configs;
+mod workload_status;
 mod workloads;
 
 use k8s_schema::Doc;
@@ -126,8 +135,8 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("", "ConfigMap", config::CONFIG_MAP),
     ("", "Secret", config::SECRET),
     ("", "Endpoints", discovery::ENDPOINTS),
-    ("", "Event", config::EVENT),
-    ("", "LimitRange", config::LIMIT_RANGE),
+    ("", "Event", event::CORE),
+    ("", "LimitRange", resources::LIMIT_RANGE),
     ("", "Namespace", namespace::NAMESPACE),
     ("", "Node", node::NODE),
     ("", "PersistentVolume", storage::PERSISTENT_VOLUME),
@@ -135,7 +144,7 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("", "Pod", pod::POD),
     ("", "PodTemplate", workloads::POD_TEMPLATE),
     ("", "ReplicationController", workloads::REPLICATION_CONTROLLER),
-    ("", "ResourceQuota", config::RESOURCE_QUOTA),
+    ("", "ResourceQuota", resources::RESOURCE_QUOTA),
     ("", "Service", service::SERVICE),
     ("", "ServiceAccount", service_account::SERVICE_ACCOUNT),
     ("apps", "ControllerRevision", workloads::CONTROLLER_REVISION),
@@ -149,6 +158,7 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("certificates.k8s.io", "CertificateSigningRequest", certificates::CERTIFICATE_SIGNING_REQUEST),
     ("coordination.k8s.io", "Lease", discovery::LEASE),
     ("discovery.k8s.io", "EndpointSlice", discovery::ENDPOINT_SLICE),
+    ("events.k8s.io", "Event", event::EVENTS),
     ("networking.k8s.io", "Ingress", networking::INGRESS),
     ("networking.k8s.io", "IngressClass", networking::INGRESS_CLASS),
     ("networking.k8s.io", "NetworkPolicy", networking::NETWORK_POLICY),
@@ -173,9 +183,10 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("flowcontrol.apiserver.k8s.io", "FlowSchema", SPEC_AND_STATUS),
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", SPEC_AND_STATUS),
     ("apiextensions.k8s.io", "CustomResourceDefinition", crate::custom::crd::CUSTOM_RESOURCE_DEFINITION),
-    ("apiregistration.k8s.io", "APIService", SPEC_AND_STATUS_NO_GENERATION),
+    ("apiregistration.k8s.io", "APIService", api_service::API_SERVICE),
     ("resource.k8s.io", "DeviceClass", dra::DEVICE_CLASS),
-    ("resource.k8s.io", "ResourceSlice", GENERATION),
+    ("resource.k8s.io", "ResourceSlice", Strategy { returns_deleted: true, ..GENERATION }),
+    ("storage.k8s.io", "CSIStorageCapacity", Strategy { unconditional_update: false, ..PLAIN }),
     ("resource.k8s.io", "ResourceClaim", dra::RESOURCE_CLAIM),
     ("resource.k8s.io", "ResourceClaimTemplate", dra::RESOURCE_CLAIM_TEMPLATE),
 ];
@@ -217,8 +228,6 @@ impl Strategy {
         if self.generation {
             // A number in a field of every kind: this cannot fail.
             let _ = doc.set("metadata.generation", 1i64);
-        } else {
-            doc.remove("metadata.generation");
         }
     }
 

@@ -1,9 +1,10 @@
 //! Node.
 
 use k8s_schema::Doc;
+use serde_json::json;
 
 use super::{Action, PLAIN, Strategy};
-use crate::validation::{ErrorList, FieldError, child, index, key, names};
+use crate::validation::{ErrorList, FieldError, child, index, names};
 
 pub const NODE: Strategy = Strategy { prepare_update, validate_create: validate, validate_update, ..PLAIN };
 
@@ -27,24 +28,38 @@ pub fn taints(d: &Doc, path: &str, e: &mut ErrorList) {
         }
         let id = (k.to_owned(), effect.to_owned());
         if seen.contains(&id) {
-            e.push(FieldError::duplicate(child(&p, "effect"), effect));
+            let shown = json!({"Key": k, "Value": v, "Effect": effect, "TimeAdded": null});
+            e.push(FieldError::duplicate_of(p.as_str(), shown, "taints must be unique by key and effect pair"));
         }
         seen.push(id);
     }
 }
 
 fn validate(d: &Doc, e: &mut ErrorList) {
-    taints(d, "spec.taints", e);
+    // Upstream looks for taints in the metadata, where they once were.
+    let mut wrong = ErrorList::new();
+    taints(d, "spec.taints", &mut wrong);
+    wrong.iter().for_each(|t| e.push(t.moved("spec.taints", "metadata.taints")));
     let cidrs: Vec<&str> = d.at("spec.podCIDRs").iter().map(|c| c.str()).collect();
     for (i, c) in cidrs.iter().enumerate() {
         if c.parse::<ipnet::IpNet>().is_err() {
             e.push(FieldError::invalid(index("spec.podCIDRs", i), *c, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"));
+        } else if c.parse::<ipnet::IpNet>().is_ok_and(|n| n.addr() != n.network()) {
+            e.push(FieldError::invalid(index("spec.podCIDRs", i), *c, "must not have bits set beyond the prefix length"));
         }
+    }
+    let v6: Vec<bool> = cidrs.iter().filter_map(|c| c.parse::<ipnet::IpNet>().ok()).map(|n| n.addr().is_ipv6()).collect();
+    if v6.len() > 2 || (v6.len() == 2 && v6[0] == v6[1]) {
+        let why = "may specify no more than one CIDR for each IP family";
+        e.push(FieldError::invalid("spec.podCIDRs", d.at("spec.podCIDRs").to_value(), why));
     }
     for list in ["status.capacity", "status.allocatable"] {
         for (k, q) in d.at(list).entries() {
             if q.quantity().is_some_and(|q| q.sign() < 0) {
-                e.push(FieldError::invalid(key(list, k), q.str(), "must be greater than or equal to 0"));
+                e.push(FieldError::invalid(child(list, k), q.str(), "must be greater than or equal to 0"));
+            }
+            if k.contains('/') && q.quantity().is_some_and(|q| !q.is_integer()) {
+                e.push(FieldError::invalid(child(list, k), q.str(), "must be an integer"));
             }
         }
     }

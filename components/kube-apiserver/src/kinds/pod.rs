@@ -43,7 +43,21 @@ pub fn qos(d: &Doc) -> &'static str {
     }
 }
 
+/// What needs a feature that is off by default is not stored.
+fn drop_disabled(d: &mut Doc) {
+    let done = d.for_each("spec.volumes", |mut v| {
+        v.for_each("projected.sources", |mut s| {
+            s.remove("clusterTrustBundle");
+            s.remove("podCertificate");
+            Ok::<_, std::convert::Infallible>(())
+        })
+    });
+    // Nothing in there fails.
+    let _ = done;
+}
+
 fn prepare_create(d: &mut Doc) {
+    drop_disabled(d);
     let class = qos(d);
     // Constant paths of the type: these cannot fail.
     let _ = d.set("status", json!({"phase": "Pending", "qosClass": class}));

@@ -2,9 +2,14 @@
 
 use k8s_schema::Ref;
 
-use crate::validation::{ErrorList, FieldError, child, index, key, names, values};
+use super::{
+    pod_resources, pod_settings,
+    pod_volumes::{self, Volume},
+};
+use crate::validation::{ErrorList, FieldError, child, index, names, values};
 
-const POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
+/// When an image is pulled.
+pub const POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
 
 /// A template: its labels and its spec.
 pub fn validate_template(t: Ref<'_>, path: &str, e: &mut ErrorList) {
@@ -21,7 +26,7 @@ pub fn validate_template(t: Ref<'_>, path: &str, e: &mut ErrorList) {
 }
 
 pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
-    let volumes = volumes(s.get("volumes"), &child(path, "volumes"), e);
+    let volumes = pod_volumes::volumes(s.get("volumes"), &child(path, "volumes"), e);
     containers(s, path, &volumes, e);
     let restart = s.get("restartPolicy").str();
     match restart {
@@ -80,6 +85,7 @@ pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
             e.all_invalid(&index(&child(&p, "hostnames"), j), h.str(), names::dns1123_subdomain(h.str()));
         }
     }
+    let mut spreads: Vec<(&str, &str)> = Vec::new();
     for (i, t) in s.get("topologySpreadConstraints").iter().enumerate() {
         let p = index(&child(path, "topologySpreadConstraints"), i);
         let skew = t.get("maxSkew").int();
@@ -93,140 +99,44 @@ pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
         if !matches!(w, "DoNotSchedule" | "ScheduleAnyway") {
             e.push(FieldError::not_supported(child(&p, "whenUnsatisfiable"), w, &["DoNotSchedule", "ScheduleAnyway"]));
         }
-        values::label_selector(t.get("labelSelector"), &child(&p, "labelSelector"), e);
+        spread(t, w, &p, e);
+        let id = (t.get("topologyKey").str(), w);
+        if spreads.contains(&id) {
+            let at = child(&p, "{topologyKey, whenUnsatisfiable}");
+            e.push(FieldError::duplicate(at, format!("{{{}, {}}}", id.0, id.1)));
+        }
+        spreads.push(id);
     }
     affinity(s.get("affinity"), &child(path, "affinity"), e);
+    pod_settings::validate(s, path, e);
 }
 
-fn volumes<'a>(list: Ref<'a>, path: &str, e: &mut ErrorList) -> Vec<&'a str> {
-    let mut seen: Vec<&str> = Vec::new();
-    for (i, v) in list.iter().enumerate() {
-        let p = index(path, i);
-        let name = v.get("name").str();
-        let sources: Vec<&str> = v.fields().map(|(n, _)| n).filter(|n| *n != "name").collect();
-        for extra in sources.iter().skip(1) {
-            e.push(FieldError::forbidden(child(&p, extra), "may not specify more than 1 volume type"));
+/// The rest of a spread constraint.
+fn spread(t: Ref<'_>, when: &str, p: &str, e: &mut ErrorList) {
+    if let Some(n) = t.get("minDomains").as_i64() {
+        if n <= 0 {
+            e.push(FieldError::invalid(child(p, "minDomains"), n, "must be greater than zero"));
+        } else if when == "ScheduleAnyway" {
+            let why = "can only use minDomains if whenUnsatisfiable=DoNotSchedule, not ScheduleAnyway";
+            e.push(FieldError::invalid(child(p, "minDomains"), n, why));
         }
-        if sources.is_empty() {
-            e.push(FieldError::required(p.clone(), "must specify a volume type"));
-        }
-        if let Some(source) = sources.first() {
-            volume_source(v.get(source), source, &child(&p, source), e);
-        }
-        if name.is_empty() {
-            e.push(FieldError::required(child(&p, "name"), ""));
-        } else {
-            e.all_invalid(&child(&p, "name"), name, names::dns1123_label(name));
-            if seen.contains(&name) {
-                e.push(FieldError::duplicate(child(&p, "name"), name));
-            }
-        }
-        seen.push(name);
     }
-    seen
+    for f in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
+        if let Some(v) = t.get(f).as_str().filter(|v| !matches!(*v, "Honor" | "Ignore")) {
+            e.push(FieldError::not_supported(child(p, f), v, &["Honor", "Ignore"]));
+        }
+    }
+    let keys = t.get("matchLabelKeys");
+    if !keys.is_empty() && !t.get("labelSelector").exists() {
+        e.push(FieldError::forbidden(child(p, "matchLabelKeys"), "must not be specified when labelSelector is not set"));
+    }
+    for (i, k) in keys.strings().enumerate() {
+        e.all_invalid(&index(&child(p, "matchLabelKeys"), i), k, names::qualified_name(k));
+    }
+    values::label_selector(t.get("labelSelector"), &child(p, "labelSelector"), e);
 }
 
-fn mode(r: Ref<'_>, path: &str, e: &mut ErrorList) {
-    if let Some(m) = r.as_i64().filter(|m| !(0..=0o777).contains(m)) {
-        e.push(FieldError::invalid(path, m, "must be a number between 0 and 0777 (octal), both inclusive"));
-    }
-}
-
-fn items(r: Ref<'_>, path: &str, e: &mut ErrorList) {
-    for (i, it) in r.iter().enumerate() {
-        let p = index(path, i);
-        if it.get("key").str().is_empty() {
-            e.push(FieldError::required(child(&p, "key"), ""));
-        }
-        relative(it.get("path").str(), &child(&p, "path"), e);
-        mode(it.get("mode"), &child(&p, "mode"), e);
-    }
-}
-
-fn relative(path: &str, at: &str, e: &mut ErrorList) {
-    if path.is_empty() {
-        e.push(FieldError::required(at, ""));
-    } else if path.starts_with('/') {
-        e.push(FieldError::invalid(at, path, "must be a relative path"));
-    }
-    if path.split('/').any(|p| p == "..") {
-        e.push(FieldError::invalid(at, path, "must not contain '..'"));
-    }
-    if path.starts_with("..") && !path.starts_with("../") && path != ".." {
-        e.push(FieldError::invalid(at, path, "must not start with '..'"));
-    }
-}
-
-fn volume_source(s: Ref<'_>, source: &str, p: &str, e: &mut ErrorList) {
-    let required = |f: &str, e: &mut ErrorList| {
-        if s.get(f).str().is_empty() {
-            e.push(FieldError::required(child(p, f), ""));
-        }
-    };
-    match source {
-        "hostPath" => {
-            required("path", e);
-            let path = s.get("path").str();
-            if path.split('/').any(|x| x == "..") {
-                e.push(FieldError::invalid(child(p, "path"), path, "must not contain '..'"));
-            }
-            let t = s.get("type").str();
-            const TYPES: &[&str] = &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
-            if !TYPES.contains(&t) {
-                e.push(FieldError::not_supported(child(p, "type"), t, TYPES));
-            }
-        }
-        "secret" => {
-            required("secretName", e);
-            mode(s.get("defaultMode"), &child(p, "defaultMode"), e);
-            items(s.get("items"), &child(p, "items"), e);
-        }
-        "configMap" => {
-            required("name", e);
-            mode(s.get("defaultMode"), &child(p, "defaultMode"), e);
-            items(s.get("items"), &child(p, "items"), e);
-        }
-        "persistentVolumeClaim" => required("claimName", e),
-        "nfs" => {
-            required("server", e);
-            required("path", e);
-        }
-        "emptyDir" => {
-            if let Some(q) = s.get("sizeLimit").quantity().filter(|q| q.sign() < 0) {
-                let _ = q;
-                e.push(FieldError::forbidden(child(p, "sizeLimit"), "SizeLimit field must be a valid resource quantity"));
-            }
-        }
-        "projected" => {
-            mode(s.get("defaultMode"), &child(p, "defaultMode"), e);
-            for (i, x) in s.get("sources").iter().enumerate() {
-                let q = index(&child(p, "sources"), i);
-                let n = x.fields().count();
-                if n > 1 {
-                    e.push(FieldError::forbidden(q.clone(), "may not specify more than 1 volume type per source"));
-                } else if n == 0 {
-                    e.push(FieldError::required(q.clone(), "must specify a volume type per source"));
-                }
-                let t = x.get("serviceAccountToken");
-                if t.exists() {
-                    let seconds = t.get("expirationSeconds").int();
-                    if seconds < 600 {
-                        e.push(FieldError::invalid(
-                            child(&child(&q, "serviceAccountToken"), "expirationSeconds"),
-                            seconds,
-                            "may not specify a duration less than 10 minutes",
-                        ));
-                    }
-                    relative(t.get("path").str(), &child(&child(&q, "serviceAccountToken"), "path"), e);
-                }
-            }
-        }
-        "csi" => required("driver", e),
-        _ => {}
-    }
-}
-
-fn containers(s: Ref<'_>, path: &str, volumes: &[&str], e: &mut ErrorList) {
+fn containers(s: Ref<'_>, path: &str, volumes: &[Volume<'_>], e: &mut ErrorList) {
     if s.get("containers").is_empty() {
         e.push(FieldError::required(child(path, "containers"), ""));
     }
@@ -251,7 +161,7 @@ fn containers(s: Ref<'_>, path: &str, volumes: &[&str], e: &mut ErrorList) {
     }
 }
 
-fn container(c: Ref<'_>, p: &str, list: &str, volumes: &[&str], host_ports: &mut Vec<(String, i64)>, e: &mut ErrorList) {
+fn container(c: Ref<'_>, p: &str, list: &str, volumes: &[Volume<'_>], host_ports: &mut Vec<(String, i64)>, e: &mut ErrorList) {
     let image = c.get("image").str();
     if image.is_empty() {
         e.push(FieldError::required(child(p, "image"), ""));
@@ -275,14 +185,14 @@ fn container(c: Ref<'_>, p: &str, list: &str, volumes: &[&str], host_ports: &mut
             e.push(FieldError::invalid(q.clone(), "", "may not have more than one field specified at a time"));
         }
     }
-    mounts(c.get("volumeMounts"), &child(p, "volumeMounts"), volumes, e);
+    pod_volumes::of_container(c, p, volumes, e);
     let pull = c.get("imagePullPolicy").str();
     match pull {
         "" => e.push(FieldError::required(child(p, "imagePullPolicy"), "")),
         x if POLICIES.contains(&x) => {}
         other => e.push(FieldError::not_supported(child(p, "imagePullPolicy"), other, POLICIES)),
     }
-    resources(c.get("resources"), &child(p, "resources"), e);
+    pod_resources::validate(c.get("resources"), &child(p, "resources"), e);
     let restartable = list == "initContainers" && c.get("restartPolicy").str() == "Always";
     for name in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
         let probe = c.get(name);
@@ -451,68 +361,6 @@ fn env(list: Ref<'_>, path: &str, e: &mut ErrorList) {
     }
 }
 
-fn mounts(list: Ref<'_>, path: &str, volumes: &[&str], e: &mut ErrorList) {
-    let mut seen: Vec<&str> = Vec::new();
-    for (i, m) in list.iter().enumerate() {
-        let p = index(path, i);
-        let name = m.get("name").str();
-        if name.is_empty() {
-            e.push(FieldError::required(child(&p, "name"), ""));
-        }
-        if !volumes.contains(&name) {
-            e.push(FieldError::not_found(child(&p, "name"), name));
-        }
-        let at = m.get("mountPath").str();
-        if at.is_empty() {
-            e.push(FieldError::required(child(&p, "mountPath"), ""));
-        }
-        if seen.contains(&at) {
-            e.push(FieldError::invalid(child(&p, "mountPath"), at, "must be unique"));
-        }
-        seen.push(at);
-        for f in ["subPath", "subPathExpr"] {
-            let sub = m.get(f).str();
-            if !sub.is_empty() {
-                relative(sub, &child(&p, f), e);
-            }
-        }
-        if !m.get("subPath").str().is_empty() && !m.get("subPathExpr").str().is_empty() {
-            e.push(FieldError::invalid(
-                child(&p, "subPathExpr"),
-                m.get("subPathExpr").str(),
-                "subPathExpr and subPath are mutually exclusive",
-            ));
-        }
-    }
-}
-
-fn resources(r: Ref<'_>, path: &str, e: &mut ErrorList) {
-    for list in ["limits", "requests"] {
-        let mut all: Vec<(&str, Ref<'_>)> = r.get(list).entries().collect();
-        all.sort_by_key(|(k, _)| *k);
-        for (k, q) in all {
-            let p = key(&child(path, list), k);
-            e.all_invalid(&p, k, names::qualified_name(k));
-            if !k.contains('/') && !matches!(k, "cpu" | "memory" | "ephemeral-storage") && !k.starts_with("hugepages-") {
-                e.push(FieldError::invalid(p.clone(), k, "must be a standard resource type or fully qualified"));
-                e.push(FieldError::invalid(p.clone(), k, "must be a standard resource for containers"));
-            }
-            let Some(quantity) = q.quantity() else { continue };
-            if quantity.sign() < 0 {
-                e.push(FieldError::invalid(p.clone(), q.str(), "must be greater than or equal to 0"));
-            }
-            if list == "requests" {
-                let limit = r.get("limits").get(k);
-                if let Some(l) = limit.quantity()
-                    && quantity > l
-                {
-                    e.push(FieldError::invalid(p, q.str(), format!("must be less than or equal to {k} limit of {}", limit.str())));
-                }
-            }
-        }
-    }
-}
-
 fn tolerations(list: Ref<'_>, path: &str, e: &mut ErrorList) {
     for (i, t) in list.iter().enumerate() {
         let p = index(path, i);
@@ -590,6 +438,18 @@ fn weight(t: Ref<'_>, p: &str, e: &mut ErrorList) {
 
 fn term(t: Ref<'_>, p: &str, e: &mut ErrorList) {
     values::label_selector(t.get("labelSelector"), &child(p, "labelSelector"), e);
+    for ns in t.get("namespaces").strings() {
+        e.all_invalid(&child(p, "namespace"), ns, names::dns1123_label(ns));
+    }
+    let (same, other) = (t.get("matchLabelKeys"), t.get("mismatchLabelKeys"));
+    for (f, keys) in [("matchLabelKeys", same), ("mismatchLabelKeys", other)] {
+        if !keys.is_empty() && !t.get("labelSelector").exists() {
+            e.push(FieldError::forbidden(child(p, f), "must not be specified when labelSelector is not set"));
+        }
+    }
+    for (i, k) in same.strings().enumerate().filter(|(_, k)| other.contains_str(k)) {
+        e.push(FieldError::invalid(index(&child(p, "matchLabelKeys"), i), k, "exists in both matchLabelKeys and mismatchLabelKeys"));
+    }
     let k = t.get("topologyKey").str();
     if k.is_empty() {
         e.push(FieldError::required(child(p, "topologyKey"), "can not be empty"));

@@ -9,7 +9,8 @@ const HIGHEST_USER: i64 = 1_000_000_000;
 
 pub const PRIORITY_CLASS: Strategy =
     Strategy { generation: true, validate_create: priority_class, validate_update: priority_update, ..PLAIN };
-pub const RUNTIME_CLASS: Strategy = Strategy { validate_create: runtime_class, validate_update: runtime_update, ..PLAIN };
+pub const RUNTIME_CLASS: Strategy =
+    Strategy { unconditional_update: false, validate_create: runtime_class, validate_update: runtime_update, ..PLAIN };
 
 fn priority_class(d: &Doc, e: &mut ErrorList) {
     let (name, value) = (d.at("metadata.name").str(), d.at("value").int());

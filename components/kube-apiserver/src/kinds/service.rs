@@ -2,11 +2,11 @@
 
 use k8s_schema::Doc;
 
-use super::{Action, PLAIN, Strategy, warnings};
+use super::{Action, PLAIN, Strategy, service_rules, warnings};
 use crate::validation::{ErrorList, FieldError, child, index, names, values};
 
 pub const SERVICE: Strategy = Strategy {
-    name: names::service_name,
+    name: names::label_name,
     status: true,
     prepare_create: |d| {
         // A constant that fits the type: this cannot fail.
@@ -36,8 +36,14 @@ fn validate(d: &Doc, e: &mut ErrorList) {
             e.push(FieldError::invalid("spec.clusterIPs[0]", "None", "may not be set to 'None' for NodePort services"));
         }
         "ExternalName" => {
-            if !s.get("clusterIPs").is_empty() {
-                e.push(FieldError::forbidden("spec.clusterIPs", "may not be set when `type` is 'ExternalName'"));
+            let address = !s.get("clusterIPs").is_empty() || !s.get("clusterIP").str().is_empty();
+            let given = [
+                ("clusterIPs", address),
+                ("ipFamilies", !s.get("ipFamilies").is_empty()),
+                ("ipFamilyPolicy", s.get("ipFamilyPolicy").exists()),
+            ];
+            for (f, _) in given.iter().filter(|(_, is)| *is) {
+                e.push(FieldError::forbidden(format!("spec.{f}"), "may not be set for ExternalName services"));
             }
             let name = s.get("externalName").str().trim_end_matches('.');
             if name.is_empty() {
@@ -82,6 +88,9 @@ fn validate(d: &Doc, e: &mut ErrorList) {
             serde_json::Value::String(t) => e.all_invalid(&child(&path, "targetPort"), t.as_str(), names::port_name(&t)),
             _ => {}
         }
+        if let Some(protocol) = p.get("appProtocol").as_str() {
+            e.all_invalid(&child(&path, "appProtocol"), protocol, names::qualified_name(protocol));
+        }
         let node = p.get("nodePort").int();
         if node != 0 && !matches!(kind, "NodePort" | "LoadBalancer") {
             e.push(FieldError::forbidden(child(&path, "nodePort"), format!("may not be used when `type` is '{kind}'")));
@@ -112,15 +121,6 @@ fn validate(d: &Doc, e: &mut ErrorList) {
             "must be greater than 0 and less than 86400",
         ));
     }
-    for (i, ip) in s.get("externalIPs").iter().enumerate() {
-        if !values::is_ip(ip.str()) {
-            e.push(FieldError::invalid(
-                index("spec.externalIPs", i),
-                ip.str(),
-                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-            ));
-        }
-    }
     match kind {
         "" => e.push(FieldError::required("spec.type", "")),
         k if TYPES.contains(&k) => {}
@@ -136,9 +136,13 @@ fn validate(d: &Doc, e: &mut ErrorList) {
     if !itp.is_empty() && !matches!(itp, "Cluster" | "Local") {
         e.push(FieldError::not_supported("spec.internalTrafficPolicy", itp, &["Cluster", "Local"]));
     }
+    service_rules::validate(d, e);
 }
 
 fn validate_update(a: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
+    if a == Action::Status {
+        service_rules::status(new, e);
+    }
     if a != Action::Main {
         return;
     }
@@ -148,5 +152,6 @@ fn validate_update(a: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
         let shown = new.at("spec.clusterIPs").to_value();
         e.push(FieldError::invalid("spec.clusterIPs[0]", shown, "may not change once set"));
     }
+    service_rules::update(new, old, e);
     validate(new, e);
 }

@@ -114,7 +114,7 @@ fn spec(s: Ref<'_>, meta: Ref<'_>, path: &str, annotations: &str, w: &mut Vec<St
             }
         }
         let projected = v.get("projected");
-        if projected.exists() && (projected.get("sources").is_empty() || projected.get("sources").iter().any(|x| x.fields().count() == 0)) {
+        for _ in projected.get("sources").iter().filter(|x| x.fields().count() == 0) {
             w.push(format!("volume {:?} (Projected) has no sources provided", v.get("name").str()));
         }
     }

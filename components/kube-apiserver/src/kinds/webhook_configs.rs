@@ -2,18 +2,28 @@
 
 use std::collections::HashSet;
 
+use cel::{Env, Type};
 use k8s_schema::{Doc, Ref};
 
-use super::{GENERATION, Strategy};
+use super::{GENERATION, Strategy, admission_policies::expression};
 use crate::{
+    admission::policy::environment,
     custom::crd::{check_url, check_url_path},
     validation::{ErrorList, FieldError, child, index, names, values},
 };
 
-pub const MUTATING: Strategy =
-    Strategy { validate_create: |d, e| configuration(d, true, e), validate_update: |_, d, _, e| configuration(d, true, e), ..GENERATION };
-pub const VALIDATING: Strategy =
-    Strategy { validate_create: |d, e| configuration(d, false, e), validate_update: |_, d, _, e| configuration(d, false, e), ..GENERATION };
+pub const MUTATING: Strategy = Strategy {
+    unconditional_update: false,
+    validate_create: |d, e| configuration(d, true, e),
+    validate_update: |_, d, _, e| configuration(d, true, e),
+    ..GENERATION
+};
+pub const VALIDATING: Strategy = Strategy {
+    unconditional_update: false,
+    validate_create: |d, e| configuration(d, false, e),
+    validate_update: |_, d, _, e| configuration(d, false, e),
+    ..GENERATION
+};
 
 /// Match conditions of one webhook at most.
 const MAX_CONDITIONS: usize = 64;
@@ -60,7 +70,7 @@ fn webhook(w: Ref<'_>, path: &str, mutating: bool, e: &mut ErrorList) {
         values::label_selector(w.get(selector), &child(path, selector), e);
     }
     client(w.get("clientConfig"), &child(path, "clientConfig"), e);
-    conditions(w.get("matchConditions"), &child(path, "matchConditions"), e);
+    conditions(w.get("matchConditions"), &child(path, "matchConditions"), &environment(false, false), e);
 }
 
 /// A name with a domain.
@@ -197,8 +207,8 @@ fn review_versions(list: Ref<'_>, path: &str, e: &mut ErrorList) {
     }
 }
 
-/// Conditions in CEL, by their form alone. Also those of admission policies.
-pub fn conditions(list: Ref<'_>, path: &str, e: &mut ErrorList) {
+/// Conditions in CEL. Also those of admission policies.
+pub fn conditions(list: Ref<'_>, path: &str, env: &Env, e: &mut ErrorList) {
     if list.len() > MAX_CONDITIONS {
         e.push(FieldError::too_many(path, list.len(), MAX_CONDITIONS));
     }
@@ -206,8 +216,11 @@ pub fn conditions(list: Ref<'_>, path: &str, e: &mut ErrorList) {
     for (i, c) in list.iter().enumerate() {
         let path = index(path, i);
         let name = c.get("name").str();
-        if c.get("expression").str().trim().is_empty() {
+        let source = c.get("expression").str();
+        if source.trim().is_empty() {
             e.push(FieldError::required(child(&path, "expression"), ""));
+        } else {
+            expression(source, &child(&path, "expression"), env, &[Type::Bool], e);
         }
         if name.is_empty() {
             e.push(FieldError::required(child(&path, "name"), ""));

@@ -1,8 +1,9 @@
 //! Deployment, ReplicaSet, DaemonSet, StatefulSet, ReplicationController, PodTemplate, ControllerRevision.
 
 use k8s_schema::{Doc, Ref, selector::LabelSelector};
+use serde_json::json;
 
-use super::{Action, PLAIN, SPEC_AND_STATUS, Strategy, immutable, pod_spec, warnings};
+use super::{Action, PLAIN, SPEC_AND_STATUS, Strategy, immutable, pod_spec, warnings, workload_status};
 use crate::validation::{ErrorList, FieldError, names, values};
 
 pub const DEPLOYMENT: Strategy = Strategy {
@@ -18,6 +19,8 @@ pub const DEPLOYMENT: Strategy = Strategy {
         if a == Action::Main {
             deployment(n, e);
             immutable(n, o, "spec.selector", e);
+        } else if a == Action::Status {
+            workload_status::deployment(n, o, e);
         }
     },
     ..SPEC_AND_STATUS
@@ -29,6 +32,8 @@ pub const REPLICA_SET: Strategy = Strategy {
         if a == Action::Main {
             replica_set(n, e);
             immutable(n, o, "spec.selector", e);
+        } else if a == Action::Status {
+            workload_status::replica_set(n, o, e);
         }
     },
     ..SPEC_AND_STATUS
@@ -49,21 +54,37 @@ pub const DAEMON_SET: Strategy = Strategy {
     validate_create: daemon_set,
     validate_update: |a, n, o, e| {
         if a == Action::Main {
-            daemon_set(n, e);
             immutable(n, o, "spec.selector", e);
+            daemon_set(n, e);
+        } else if a == Action::Status {
+            workload_status::daemon_set(n, o, e);
         }
     },
     ..SPEC_AND_STATUS
 };
-pub const STATEFUL_SET: Strategy =
-    Strategy { warnings: warnings::templated, validate_create: stateful_set, validate_update: stateful_set_update, ..SPEC_AND_STATUS };
+pub const STATEFUL_SET: Strategy = Strategy {
+    // Its pods are named after it, which makes it a label of theirs.
+    name: |name, prefix| if name.contains('.') { vec!["must not contain dots".into()] } else { names::label_name(name, prefix) },
+    warnings: warnings::templated,
+    prepare_create: drop_max_unavailable,
+    prepare_update: |_, n, o| {
+        if !o.at(MAX_UNAVAILABLE).exists() {
+            drop_max_unavailable(n);
+        }
+    },
+    validate_create: stateful_set,
+    validate_update: stateful_set_update,
+    ..SPEC_AND_STATUS
+};
 pub const REPLICATION_CONTROLLER: Strategy = Strategy {
     warnings: warnings::templated,
     orphans_by_default: true,
     validate_create: replication_controller,
-    validate_update: |a, n, _, e| {
+    validate_update: |a, n, o, e| {
         if a == Action::Main {
             replication_controller(n, e);
+        } else if a == Action::Status {
+            workload_status::replica_set(n, o, e);
         }
     },
     ..SPEC_AND_STATUS
@@ -85,6 +106,13 @@ pub const CONTROLLER_REVISION: Strategy = Strategy {
     ..PLAIN
 };
 
+/// A field whose feature is off by default: what says it is not stored.
+const MAX_UNAVAILABLE: &str = "spec.updateStrategy.rollingUpdate.maxUnavailable";
+
+fn drop_max_unavailable(d: &mut Doc) {
+    d.remove(MAX_UNAVAILABLE);
+}
+
 fn generation_path() -> String {
     format!("metadata.annotations[{}]", super::defaults::TEMPLATE_GENERATION)
 }
@@ -104,13 +132,18 @@ fn selector_and_template(d: &Doc, e: &mut ErrorList) {
         let before = e.len();
         values::label_selector(s, "spec.selector", e);
         if e.len() > before && d.kind() != "DaemonSet" {
-            e.push(FieldError::invalid("spec.selector", s.to_value(), "invalid label selector"));
+            let why = if d.kind() == "StatefulSet" { "" } else { "invalid label selector" };
+            e.push(FieldError::invalid("spec.selector", s.to_value(), why));
         }
         if s.get("matchLabels").len() + s.get("matchExpressions").len() == 0 {
             e.push(FieldError::invalid(
                 "spec.selector",
                 s.to_value(),
-                format!("empty selector is invalid for {}", d.kind().to_lowercase()),
+                // Upstream took this text over from deployments.
+                format!(
+                    "empty selector is invalid for {}",
+                    if d.kind() == "ReplicaSet" { "deployment".into() } else { d.kind().to_lowercase() }
+                ),
             ));
         }
     }
@@ -197,7 +230,11 @@ fn deployment(d: &Doc, e: &mut ErrorList) {
                 ));
             }
         }
-        _ => e.push(FieldError::not_supported("spec.strategy", d.at("spec.strategy").to_value(), &["Recreate", "RollingUpdate"])),
+        other => {
+            // As Go prints it.
+            let shown = json!({"Type": other, "RollingUpdate": s.get("rollingUpdate").to_value()});
+            e.push(FieldError::not_supported("spec.strategy", shown, &["Recreate", "RollingUpdate"]));
+        }
     }
     non_negative(d, &["spec.minReadySeconds", "spec.revisionHistoryLimit", "spec.progressDeadlineSeconds"], e);
     if let Some(p) = d.at("spec.progressDeadlineSeconds").as_i64()
@@ -217,31 +254,85 @@ fn daemon_set(d: &Doc, e: &mut ErrorList) {
     selector_and_template(d, e);
     always(d, e);
     non_negative(d, &["spec.minReadySeconds", "spec.revisionHistoryLimit"], e);
-    let t = d.at("spec.updateStrategy.type").str();
-    if !matches!(t, "OnDelete" | "RollingUpdate") {
-        e.push(FieldError::not_supported("spec.updateStrategy.type", t, &["OnDelete", "RollingUpdate"]));
+    let s = d.at("spec.updateStrategy");
+    let r = s.get("rollingUpdate");
+    let path = "spec.updateStrategy.rollingUpdate";
+    match s.get("type").str() {
+        "OnDelete" => {}
+        "RollingUpdate" => {
+            let (unavailable, surge) = (r.get("maxUnavailable"), r.get("maxSurge"));
+            let u = int_or_percent(unavailable, &format!("{path}.maxUnavailable"), e);
+            let m = int_or_percent(surge, &format!("{path}.maxSurge"), e);
+            for (v, n, f) in [(unavailable, u, "maxUnavailable"), (surge, m, "maxSurge")] {
+                if v.as_str().is_some() && n.is_some_and(|n| n > 100) {
+                    e.push(FieldError::invalid(format!("{path}.{f}"), v.to_value(), "must not be greater than 100%"));
+                }
+            }
+            match (u.unwrap_or(0), m.unwrap_or(0)) {
+                (0, 0) => e.push(FieldError::required(format!("{path}.maxUnavailable"), "cannot be 0 when maxSurge is 0")),
+                (u, m) if u != 0 && m != 0 => {
+                    let why = "may not be set when maxUnavailable is non-zero";
+                    e.push(FieldError::invalid(format!("{path}.maxSurge"), surge.to_value(), why));
+                }
+                _ => {}
+            }
+        }
+        other => {
+            let shown = json!({"Type": other, "RollingUpdate": r.to_value()});
+            e.push(FieldError::not_supported("spec.updateStrategy", shown, &["RollingUpdate", "OnDelete"]));
+        }
     }
+}
+
+/// A strategy as Go prints it.
+fn shown_strategy(s: Ref<'_>, number: &str) -> serde_json::Value {
+    let r = s.get("rollingUpdate");
+    let rolling = if r.exists() { json!({number: r.get("partition").to_value(), "MaxUnavailable": null}) } else { serde_json::Value::Null };
+    json!({"Type": s.get("type").str(), "RollingUpdate": rolling})
 }
 
 fn stateful_set(d: &Doc, e: &mut ErrorList) {
     let policy = d.at("spec.podManagementPolicy").str();
     if !matches!(policy, "OrderedReady" | "Parallel") {
-        e.push(FieldError::not_supported("spec.podManagementPolicy", policy, &["OrderedReady", "Parallel"]));
+        e.push(FieldError::invalid("spec.podManagementPolicy", policy, "must be 'OrderedReady' or 'Parallel'"));
     }
-    let t = d.at("spec.updateStrategy.type").str();
-    if !matches!(t, "OnDelete" | "RollingUpdate") {
-        e.push(FieldError::not_supported("spec.updateStrategy", t, &["OnDelete", "RollingUpdate"]));
+    let strategy = d.at("spec.updateStrategy");
+    let rolling = strategy.get("rollingUpdate");
+    match strategy.get("type").str() {
+        "OnDelete" if rolling.exists() => {
+            let shown = shown_strategy(strategy, "Partition")["RollingUpdate"].clone();
+            let why = "only allowed for updateStrategy 'RollingUpdate'";
+            e.push(FieldError::invalid("spec.updateStrategy.rollingUpdate", shown, why));
+        }
+        "OnDelete" => {}
+        "RollingUpdate" => non_negative(d, &["spec.updateStrategy.rollingUpdate.partition"], e),
+        _ => {
+            let why = "must be 'RollingUpdate' or 'OnDelete'";
+            e.push(FieldError::invalid("spec.updateStrategy", shown_strategy(strategy, "Partition"), why));
+        }
     }
-    non_negative(d, &["spec.replicas", "spec.minReadySeconds"], e);
+    for f in ["whenDeleted", "whenScaled"] {
+        let path = format!("spec.persistentVolumeClaimRetentionPolicy.{f}");
+        if let Some(v) = d.at(&path).as_str().filter(|v| !matches!(*v, "Retain" | "Delete")) {
+            e.push(FieldError::not_supported(path, v, &["Retain", "Delete"]));
+        }
+    }
+    non_negative(d, &["spec.replicas", "spec.minReadySeconds", "spec.ordinals.start"], e);
+    for (i, c) in d.at("spec.volumeClaimTemplates").iter().enumerate() {
+        super::storage::claim_spec(c.get("spec"), &format!("spec.volumeClaimTemplates[{i}].spec"), e);
+    }
     selector_and_template(d, e);
     always(d, e);
     let name = d.at("spec.serviceName").str();
     if !name.is_empty() {
-        e.all_invalid("spec.serviceName", name, names::dns1123_subdomain(name));
+        e.all_invalid("spec.serviceName", name, names::dns1123_label(name));
     }
 }
 
 fn stateful_set_update(a: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
+    if a == Action::Status {
+        workload_status::stateful_set(new, old, e);
+    }
     if a != Action::Main {
         return;
     }

@@ -228,6 +228,8 @@ async fn fill(ctx: &Ctx, doc: &mut Doc, old: Option<&Doc>, dry_run: bool, claim:
     if kind == "ExternalName" {
         return Ok(());
     }
+    let available: Vec<bool> = ctx.server.service_ranges.iter().map(|n| n.addr().is_ipv6()).collect();
+    check_addresses(&available, doc, old.is_none()).map_err(|e| invalid(doc, e))?;
     families(&ctx.server, doc)?;
     let had: Vec<String> = old.map(|o| o.at("spec.clusterIPs").iter().map(|i| i.str().to_owned()).collect()).unwrap_or_default();
     let first = doc.at("spec.clusterIP").str().to_owned();
@@ -262,7 +264,9 @@ async fn fill(ctx: &Ctx, doc: &mut Doc, old: Option<&Doc>, dry_run: bool, claim:
                         )
                     })?;
                     let shown = json!(listed);
-                    if !ranges(&ctx.server).iter().any(|r| r.contains(&addr)) {
+                    // The first address of a range, and of IPv4 the last, are nobody's.
+                    let edge = |r: &IpNet| addr == r.network() || (addr.is_ipv4() && addr == r.broadcast());
+                    if !ranges(&ctx.server).iter().any(|r| r.contains(&addr) && !edge(r)) {
                         let m = format!("failed to allocate IP {ip}: the provided network does not match the current range");
                         return Err(invalid(doc, FieldError::invalid("spec.clusterIPs", shown, m)));
                     }
@@ -297,6 +301,65 @@ async fn fill(ctx: &Ctx, doc: &mut Doc, old: Option<&Doc>, dry_run: bool, claim:
         // A dry run shows what it would get and keeps nothing.
         let (ips, ports) = (std::mem::take(&mut claim.ips), std::mem::take(&mut claim.ports));
         give_back(&ctx.server, &ips, &ports).await;
+    }
+    Ok(())
+}
+
+/// What is wrong with the addresses and families that a client asks for, before any is taken. `available`: of each range, whether it is
+/// of IPv6.
+fn check_addresses(available: &[bool], doc: &Doc, new: bool) -> Result<(), FieldError> {
+    let spec = doc.at("spec");
+    let (first, listed): (&str, Vec<&str>) = (spec.get("clusterIP").str(), spec.get("clusterIPs").strings().collect());
+    let all = |why: &str| Err(FieldError::invalid("spec.clusterIPs", json!(listed), why));
+    let policy = spec.get("ipFamilyPolicy").str();
+    let families: Vec<&str> = spec.get("ipFamilies").strings().collect();
+    const POLICIES: &[&str] = &["PreferDualStack", "RequireDualStack", "SingleStack"];
+    if !policy.is_empty() && !POLICIES.contains(&policy) {
+        return Err(FieldError::not_supported("spec.ipFamilyPolicy", policy, POLICIES));
+    }
+    if let Some(i) = (1..families.len()).find(|i| families[..*i].contains(&families[*i])) {
+        return Err(FieldError::duplicate(format!("spec.ipFamilies[{i}]"), families[i]));
+    }
+    if families.len() > 1 && !matches!(policy, "PreferDualStack" | "RequireDualStack") {
+        let why = "must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified";
+        return Err(FieldError::invalid("spec.ipFamilyPolicy", "SingleStack", why));
+    }
+    // A Service without a selector may have endpoints of any family.
+    let headless = first == "None" && spec.get("selector").is_empty();
+    let dual = available.contains(&true) && available.contains(&false);
+    if policy == "RequireDualStack" && !dual && !headless {
+        return Err(FieldError::invalid("spec.ipFamilyPolicy", policy, "this cluster is not configured for dual-stack services"));
+    }
+    if listed.len() > 2 {
+        return all("may only hold up to 2 values");
+    }
+    if listed.len() > 1 && listed.contains(&"None") {
+        return all("'None' must be the first and only value");
+    }
+    if new && first.is_empty() && !listed.is_empty() {
+        return all("must be empty when `clusterIP` is not specified");
+    }
+    if new && !listed.is_empty() && listed[0] != first {
+        return all("first value must match `clusterIP`");
+    }
+    let asked: Vec<&str> = if listed.is_empty() { vec![first] } else { listed.clone() };
+    let mut seen: Vec<bool> = Vec::new();
+    for (i, ip) in asked.iter().enumerate().filter(|(_, ip)| !matches!(**ip, "" | "None")) {
+        let path = format!("spec.clusterIPs[{i}]");
+        let Ok(address) = ip.parse::<IpAddr>() else {
+            let octets: Vec<&str> = ip.split('.').collect();
+            let padded = octets.len() == 4 && octets.iter().all(|o| o.parse::<u8>().is_ok());
+            let why = if padded { "must not have leading 0s" } else { "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)" };
+            return Err(FieldError::invalid(path, *ip, why));
+        };
+        if seen.contains(&address.is_ipv6()) {
+            return all("may specify no more than one IP for each IP family");
+        }
+        seen.push(address.is_ipv6());
+        if !available.contains(&address.is_ipv6()) {
+            let family = if address.is_ipv6() { "IPv6" } else { "IPv4" };
+            return Err(FieldError::invalid(path, json!(asked), format!("{family} is not configured on this cluster")));
+        }
     }
     Ok(())
 }

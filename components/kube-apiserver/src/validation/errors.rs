@@ -158,8 +158,23 @@ impl FieldError {
         Self::new(Kind::Duplicate, field, value.shown(), "")
     }
 
+    pub fn duplicate_of(field: impl Into<String>, value: impl Shown, detail: impl Into<String>) -> Self {
+        Self::new(Kind::Duplicate, field, value.shown(), detail)
+    }
+
+    /// The same at another place.
+    pub fn moved(&self, from: &str, to: &str) -> Self {
+        let field = self.field.strip_prefix(from).map_or_else(|| self.field.clone(), |rest| format!("{to}{rest}"));
+        Self { field, ..self.clone() }
+    }
+
     pub fn not_found(field: impl Into<String>, value: impl Shown) -> Self {
         Self::new(Kind::NotFound, field, value.shown(), "")
+    }
+
+    /// Not found among others.
+    pub fn not_found_of(field: impl Into<String>, value: impl Shown, detail: impl Into<String>) -> Self {
+        Self::new(Kind::NotFound, field, value.shown(), detail)
     }
 
     pub fn forbidden(field: impl Into<String>, detail: impl Into<String>) -> Self {
@@ -197,6 +212,7 @@ impl FieldError {
         let mut s = self.kind.text().to_owned();
         match self.kind {
             Kind::Required | Kind::Forbidden | Kind::TooLong | Kind::Internal => {}
+            // A value that is not to be shown; an empty text has quotes.
             _ if self.shown.is_empty() => {}
             _ => {
                 s.push_str(": ");

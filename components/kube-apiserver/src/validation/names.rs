@@ -215,11 +215,6 @@ pub fn label_name(name: &str, prefix: bool) -> Vec<String> {
     dns1123_label(&masked(name, prefix))
 }
 
-pub fn service_name(name: &str, prefix: bool) -> Vec<String> {
-    dns1035_label(&masked(name, prefix))
-}
-
-/// Names that only have to fit a path segment.
 pub fn path_segment(name: &str, prefix: bool) -> Vec<String> {
     if !prefix && matches!(name, "." | "..") {
         return vec![format!("may not be '{name}'")];

@@ -17,9 +17,18 @@ pub fn port(v: i64) -> Option<&'static str> {
 pub fn labels(r: Ref<'_>, path: &str, e: &mut ErrorList) {
     let mut pairs: Vec<(&str, &str)> = r.entries().map(|(k, v)| (k, v.str())).collect();
     pairs.sort_unstable();
+    // Labels count their length in bytes, and say so.
+    let bytes = |m: String| match m.strip_suffix(" characters") {
+        Some(rest) if rest.contains("must be no more than") => format!("{rest} bytes"),
+        _ => m,
+    };
     for (k, v) in pairs {
-        e.all_invalid(path, k, names::qualified_name(k));
-        e.all_invalid(path, v, names::label_value(v));
+        let key = |m: String| match m.strip_prefix("a qualified name ") {
+            Some(rest) => format!("a valid label key {rest}"),
+            None => bytes(m),
+        };
+        e.all_invalid(path, k, names::qualified_name(k).into_iter().map(key));
+        e.all_invalid(path, v, names::label_value(v).into_iter().map(bytes));
     }
 }
 

@@ -9,9 +9,6 @@ use parking_lot::Mutex;
 use super::{inputs, matching::Constraints};
 use crate::objects::Objects;
 
-const POLICIES: &str = "validatingadmissionpolicies";
-const BINDINGS: &str = "validatingadmissionpolicybindings";
-
 /// An expression, compiled or with why it cannot be.
 #[derive(Debug)]
 pub struct Expression {
@@ -33,8 +30,9 @@ pub struct Validation {
     pub reason: String,
 }
 
+/// What both kinds of policies have.
 #[derive(Debug)]
-pub struct Policy {
+pub struct Common {
     pub name: String,
     pub constraints: Constraints,
     /// `failurePolicy: Fail`: an error refuses the request.
@@ -43,16 +41,44 @@ pub struct Policy {
     pub param_kind: Option<(String, String)>,
     pub conditions: Vec<Named>,
     pub variables: Vec<Named>,
-    pub validations: Vec<Validation>,
 }
 
 #[derive(Debug)]
-pub struct Binding {
+pub struct Policy {
+    pub common: Common,
+    pub validations: Vec<Validation>,
+}
+
+/// How a mutation is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patch {
+    Apply,
+    Json,
+}
+
+#[derive(Debug)]
+pub struct Mutation {
+    pub patch: Patch,
+    pub expression: Expression,
+}
+
+#[derive(Debug)]
+pub struct MutatingPolicy {
+    pub common: Common,
+    pub mutations: Vec<Mutation>,
+    /// `reinvocationPolicy: IfNeeded`.
+    pub reinvoke: bool,
+}
+
+/// Where a policy is in force.
+#[derive(Debug)]
+pub struct Bound {
     pub name: String,
     pub policy: String,
     pub resources: Constraints,
     /// A reference to parameters, as it was written.
     pub param: Option<serde_json::Value>,
+    /// Of policies that only judge.
     pub deny: bool,
     pub warn: bool,
 }
@@ -123,32 +149,73 @@ pub fn variables(list: Ref<'_>, env: &mut Env) -> Vec<Named> {
     out
 }
 
-impl Policy {
-    fn of(d: &Doc) -> Self {
+impl Common {
+    /// The environment of what else the policy has comes back.
+    fn of(d: &Doc, mutating: bool) -> (Self, Env) {
         let spec = d.at("spec");
         let kind = spec.get("paramKind");
         let mut env = environment(kind.exists(), true);
         let conditions = conditions(spec.get("matchConditions"), &env);
+        if mutating {
+            env = mutation_environment(env);
+        }
         let variables = variables(spec.get("variables"), &mut env);
-        let validation = |v: Ref<'_>| Validation {
-            expression: Expression::of(v.get("expression").str(), &env),
-            message: v.get("message").str().to_owned(),
-            message_expression: v.get("messageExpression").as_str().filter(|m| !m.is_empty()).map(|m| Expression::of(m, &env)),
-            reason: v.get("reason").str().to_owned(),
-        };
-        Self {
+        let common = Self {
             name: d.meta().name().to_owned(),
             constraints: Constraints::of(spec.get("matchConstraints")),
             fail: spec.get("failurePolicy").str() != "Ignore",
             param_kind: kind.exists().then(|| (kind.get("apiVersion").str().to_owned(), kind.get("kind").str().to_owned())),
             conditions,
             variables,
-            validations: spec.get("validations").iter().map(validation).collect(),
-        }
+        };
+        (common, env)
     }
 }
 
-impl Binding {
+/// A policy as it is read from its document.
+pub trait Compiled: Sized {
+    const POLICIES: &str;
+    const BINDINGS: &str;
+
+    fn of(d: &Doc) -> Self;
+}
+
+impl Compiled for Policy {
+    const POLICIES: &str = "validatingadmissionpolicies";
+    const BINDINGS: &str = "validatingadmissionpolicybindings";
+
+    fn of(d: &Doc) -> Self {
+        let (common, env) = Common::of(d, false);
+        let validation = |v: Ref<'_>| Validation {
+            expression: Expression::of(v.get("expression").str(), &env),
+            message: v.get("message").str().to_owned(),
+            message_expression: v.get("messageExpression").as_str().filter(|m| !m.is_empty()).map(|m| Expression::of(m, &env)),
+            reason: v.get("reason").str().to_owned(),
+        };
+        let validations = d.at("spec.validations").iter().map(validation).collect();
+        Self { common, validations }
+    }
+}
+
+impl Compiled for MutatingPolicy {
+    const POLICIES: &str = "mutatingadmissionpolicies";
+    const BINDINGS: &str = "mutatingadmissionpolicybindings";
+
+    fn of(d: &Doc) -> Self {
+        let (common, env) = Common::of(d, true);
+        let mutation = |m: Ref<'_>| {
+            let (patch, field) = match m.get("patchType").str() {
+                "JSONPatch" => (Patch::Json, "jsonPatch"),
+                _ => (Patch::Apply, "applyConfiguration"),
+            };
+            Mutation { patch, expression: Expression::of(m.get(field).get("expression").str(), &env) }
+        };
+        let mutations = d.at("spec.mutations").iter().map(mutation).collect();
+        Self { common, mutations, reinvoke: d.at("spec.reinvocationPolicy").str() == "IfNeeded" }
+    }
+}
+
+impl Bound {
     fn of(d: &Doc) -> Self {
         let spec = d.at("spec");
         let actions = spec.get("validationActions");
@@ -163,31 +230,37 @@ impl Binding {
     }
 }
 
-pub type Current = Arc<Vec<(Policy, Vec<Binding>)>>;
+pub type Current<P> = Arc<Vec<(P, Vec<Bound>)>>;
 
-/// All policies that have bindings, by name.
-#[derive(Debug, Default)]
-pub struct Policies {
-    read: Mutex<((i64, i64), Current)>,
+/// All policies of a kind that have bindings, by name.
+#[derive(Debug)]
+pub struct Policies<P> {
+    read: Mutex<((i64, i64), Current<P>)>,
 }
 
-impl Policies {
-    pub fn current(&self, objects: &Objects) -> Current {
-        let (Some(policies), Some(bindings)) = (objects.reflector.cache(POLICIES), objects.reflector.cache(BINDINGS)) else {
-            return Current::default();
+impl<P> Default for Policies<P> {
+    fn default() -> Self {
+        Self { read: Mutex::new(((0, 0), Arc::default())) }
+    }
+}
+
+impl<P: Compiled> Policies<P> {
+    pub fn current(&self, objects: &Objects) -> Current<P> {
+        let (Some(policies), Some(bindings)) = (objects.reflector.cache(P::POLICIES), objects.reflector.cache(P::BINDINGS)) else {
+            return Arc::default();
         };
         let ((policies, changed), (bindings, bindings_changed)) = (policies.snapshot(), bindings.snapshot());
         let revisions = (changed, bindings_changed);
         let mut read = self.read.lock();
         if read.0 != revisions {
-            let mut by_policy: std::collections::BTreeMap<String, Vec<Binding>> = std::collections::BTreeMap::new();
+            let mut by_policy: std::collections::BTreeMap<String, Vec<Bound>> = std::collections::BTreeMap::new();
             for b in bindings.range("", None).filter_map(|(_, s)| objects.doc(s)) {
-                let b = Binding::of(&b);
+                let b = Bound::of(&b);
                 by_policy.entry(b.policy.clone()).or_default().push(b);
             }
             let all = policies.range("", None).filter_map(|(_, s)| objects.doc(s)).filter_map(|d| {
                 let bindings = by_policy.remove(d.meta().name())?;
-                Some((Policy::of(&d), bindings))
+                Some((P::of(&d), bindings))
             });
             *read = (revisions, Arc::new(all.collect()));
         }

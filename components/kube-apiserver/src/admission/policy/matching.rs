@@ -57,7 +57,12 @@ fn any(rules: &[NamedRule], asked: &Asked<'_>, name: &str) -> bool {
 
 /// None: it is not about this request. Otherwise the resource whose version the rules name, when that is another one.
 #[expect(clippy::option_option, reason = "whether it matches, and as what")]
-pub fn matches(a: &Attributes<'_>, c: &Constraints, doc: Option<&Doc>, old: Option<&Doc>) -> Result<Option<Option<Arc<Resource>>>, ApiError> {
+pub fn matches(
+    a: &Attributes<'_>,
+    c: &Constraints,
+    doc: Option<&Doc>,
+    old: Option<&Doc>,
+) -> Result<Option<Option<Arc<Resource>>>, ApiError> {
     let (namespace, name) = (webhooks::namespace_of(a, doc, old), webhooks::name_of(a, doc, old));
     let asked = |res: &'_ Resource, rules: &[NamedRule]| {
         let q = Asked {

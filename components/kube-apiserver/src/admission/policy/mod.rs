@@ -1,4 +1,4 @@
-//! ValidatingAdmissionPolicy: CEL expressions that judge requests.
+//! Admission policies: CEL expressions that judge requests here (ValidatingAdmissionPolicy) and change them in `mutate`.
 //!
 //! A policy says what it is about and what has to hold; a binding says where, with which parameters, and what a failure means: the
 //! request is refused, the client is warned, or (with no audit log yet) nothing. Policies and bindings themselves are never judged, so
@@ -7,14 +7,18 @@
 mod compiled;
 mod inputs;
 mod matching;
+mod mutate;
 mod params;
 
 use cel::Value;
 use k8s_schema::Doc;
 
-pub use compiled::{Named, Policies, conditions, environment, mutation_environment, variables as declare_variables};
-use compiled::{Binding, Policy, Validation};
+use compiled::{Bound, Validation};
+pub use compiled::{
+    MutatingPolicy, Named, Policies, Policy, conditions, environment, mutation_environment, variables as declare_variables,
+};
 pub use inputs::Inputs;
+pub use mutate::mutate;
 
 use super::{Attributes, webhooks};
 use crate::http::{ApiError, Group, status::Cause};
@@ -47,14 +51,14 @@ pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) 
     }
     let mut denied: Option<ApiError> = None;
     for (policy, bindings) in policies.iter() {
-        let Some(matched) = matching::matches(a, &policy.constraints, doc, old)? else { continue };
+        let Some(matched) = matching::matches(a, &policy.common.constraints, doc, old)? else { continue };
         let (seen, before) = (matching::view(a, matched.as_deref(), doc).await?, matching::view(a, matched.as_deref(), old).await?);
         for binding in bindings {
             if matching::matches(a, &binding.resources, doc, old)?.is_none() {
                 continue;
             }
             for refusal in judge(a, policy, binding, matched.as_deref().unwrap_or(a.res), seen.as_deref(), before.as_deref()) {
-                let who = format!("ValidatingAdmissionPolicy '{}' with binding '{}'", policy.name, binding.name);
+                let who = format!("ValidatingAdmissionPolicy '{}' with binding '{}'", policy.common.name, binding.name);
                 if binding.warn {
                     a.ctx.warn(format!("Validation failed for {who}: {}", refusal.message));
                 }
@@ -87,13 +91,13 @@ fn refused(a: &Attributes<'_>, doc: Option<&Doc>, message: &str, reason: &str) -
 fn judge(
     a: &Attributes<'_>,
     policy: &Policy,
-    binding: &Binding,
+    binding: &Bound,
     res: &crate::registry::Resource,
     doc: Option<&Doc>,
     old: Option<&Doc>,
 ) -> Vec<Refusal> {
-    let failed = |why: String| if policy.fail { vec![Refusal::plain(why)] } else { Vec::new() };
-    let params = match params::of(a, policy, binding) {
+    let failed = |why: String| if policy.common.fail { vec![Refusal::plain(why)] } else { Vec::new() };
+    let params = match params::of(a, policy.common.param_kind.as_ref(), binding.param.as_ref()) {
         Ok(params) => params,
         Err(why) => return failed(format!("failed to configure binding: {why}")),
     };
@@ -101,7 +105,7 @@ fn judge(
     let mut out = Vec::new();
     for param in params {
         let mut run = inputs.run(param.as_ref(), CONDITIONS_BUDGET);
-        match run.conditions(&policy.conditions) {
+        match run.conditions(&policy.common.conditions) {
             Ok(true) => {}
             Ok(false) => continue,
             Err(why) => {
@@ -110,7 +114,7 @@ fn judge(
             }
         }
         run.budget = BUDGET;
-        run.variables(&policy.variables);
+        run.variables(&policy.common.variables);
         for v in &policy.validations {
             out.extend(validation(&mut run, policy, v));
         }
@@ -131,7 +135,7 @@ fn validation(run: &mut inputs::Run<'_>, policy: &Policy, v: &Validation) -> Opt
                 m => m.to_owned(),
             }))
         }
-        Err(why) if policy.fail => Some(Refusal::plain(why)),
+        Err(why) if policy.common.fail => Some(Refusal::plain(why)),
         Err(_) => None,
     }
 }

@@ -3,14 +3,13 @@
 use k8s_schema::{Doc, selector::LabelSelector};
 use serde_json::Value as Json;
 
-use super::compiled::{Binding, Policy};
 use crate::admission::Attributes;
 
 /// Every parameter to judge with; one that is none where the policy has no parameters.
-pub fn of(a: &Attributes<'_>, policy: &Policy, binding: &Binding) -> Result<Vec<Option<Json>>, String> {
-    let Some((api_version, kind)) = &policy.param_kind else { return Ok(vec![None]) };
+pub fn of(a: &Attributes<'_>, kind: Option<&(String, String)>, reference: Option<&Json>) -> Result<Vec<Option<Json>>, String> {
+    let Some((api_version, kind)) = kind else { return Ok(vec![None]) };
     // Without a reference, params is null.
-    let Some(reference) = &binding.param else { return Ok(vec![Some(Json::Null)]) };
+    let Some(reference) = reference else { return Ok(vec![Some(Json::Null)]) };
     let registry = &a.ctx.server.registry;
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     let of_version = registry.of_group_version(group, version);

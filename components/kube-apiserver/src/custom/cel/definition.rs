@@ -187,7 +187,11 @@ impl Walk<'_> {
                     self.errors.push(FieldError::invalid(path, &r.rule, why));
                 }
             } else if let Some(set) = r.optional_old_self {
-                self.errors.push(FieldError::invalid(child(&here, "optionalOldSelf"), set, "may not be set if oldSelf is not used in rule"));
+                self.errors.push(FieldError::invalid(
+                    child(&here, "optionalOldSelf"),
+                    set,
+                    "may not be set if oldSelf is not used in rule",
+                ));
             }
         }
     }
@@ -253,7 +257,9 @@ mod tests {
     fn costs_are_limited_for_each_rule_and_for_all() {
         let got = errors(with(json!({"rule": "self.a > 0", "messageExpression": "'a is ' + string(self.a)"})));
         assert_eq!(got.len(), 3, "{got:?}");
-        assert!(got[0].contains("messageExpression: Forbidden: estimated messageExpression cost exceeds budget by factor of more than 100x"));
+        assert!(
+            got[0].contains("messageExpression: Forbidden: estimated messageExpression cost exceeds budget by factor of more than 100x")
+        );
         assert!(got[1].starts_with("V.x-kubernetes-validations[0].messageExpression: Forbidden: contributed to"));
         assert!(got[2].starts_with("V: Forbidden: x-kubernetes-validations estimated rule cost total"));
         // Rules below a list count as often as it can have elements.

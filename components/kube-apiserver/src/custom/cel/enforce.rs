@@ -6,10 +6,7 @@
 use cel::{EvalError, Program, Value, Variables};
 use serde_json::Value as Json;
 
-use super::{
-    CALL_LIMIT, OBJECT_BUDGET, Rules,
-    rules::Compiled,
-};
+use super::{CALL_LIMIT, OBJECT_BUDGET, Rules, rules::Compiled};
 use crate::{
     custom::{structural::Rule, validate::NO_FIELD},
     validation::{ErrorList, FieldError, errors::Kind},
