@@ -5,6 +5,7 @@ use std::fs;
 use node_ipc::init::{BootInfo, Slot};
 use serde_json::{Value, json};
 
+use crate::api::chain;
 use crate::resources::Store;
 
 /// The resource's kind.
@@ -16,7 +17,11 @@ const DEVICE: &str = "strake-root";
 pub fn show(store: &Store, boot: &BootInfo) {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let status = host::device_mapper::DeviceMapper::open().and_then(|mapper| mapper.status(DEVICE));
-    let status = status.ok().and_then(|targets| targets.into_iter().next()).filter(|target| target.kind == "verity");
+    let targets = status.unwrap_or_else(|error| {
+        tracing::warn!(error = chain(&error), "cannot ask whether the root is verified");
+        Vec::new()
+    });
+    let status = targets.into_iter().next().filter(|target| target.kind == "verity");
     let (id, spec) = describe(boot, &mounts, status.map(|target| target.words).as_deref());
     store.set(KIND, id, spec);
 }

@@ -179,9 +179,9 @@ fn read_targets(bytes: &[u8]) -> Result<Vec<Target>, WireError> {
     for _ in 0..four(bytes, 20)? {
         let spec = data.get(at..).ok_or(WireError::Malformed("place of a target"))?;
         let next = four(spec, 20)? as usize;
-        // Each lies behind the one before, so a count that lies ends at the end of the data.
-        let words =
-            (next > at + TARGET).then(|| data.get(at + TARGET..next)).flatten().ok_or(WireError::Malformed("length of a target"))?;
+        // Each lies behind the one before, so a count that lies ends at the end of the data. The last one's `next` is rounded up beyond it.
+        let end = next.min(data.len());
+        let words = (next > at + TARGET).then(|| data.get(at + TARGET..end)).flatten().ok_or(WireError::Malformed("length of a target"))?;
         let kind = spec.get(KIND).ok_or(WireError::Malformed("length of a target"))?;
         targets.push(Target { start: eight(spec, 0)?, sectors: eight(spec, 8)?, kind: text(kind), words: text(words) });
         at = next;
@@ -259,13 +259,15 @@ mod tests {
         assert!(Message::new(Flags::NONE, &long[1..], &long, &[verity("x")], 0).is_ok());
     }
 
-    /// What Linux 6.12 answers to DM_TABLE_STATUS of two targets: `next` counts from the start of the data.
+    /// What Linux 6.12 answers to DM_TABLE_STATUS of two targets: `next` counts from the start of the data, and is rounded up where the
+    /// size is not.
     fn answer() -> Vec<u8> {
         let mut bytes = Message::new(Flags::READ_ONLY, "root", "u-1", &[verity("V"), verity("C")], 100).unwrap().0;
         bytes[24..28].copy_from_slice(&1u32.to_ne_bytes());
         bytes[40..48].copy_from_slice(&((254u64 << 8) | 3).to_ne_bytes());
         let second = (312 + 48 + 20)..(312 + 48 + 24);
         bytes[second].copy_from_slice(&96u32.to_ne_bytes());
+        bytes[12..16].copy_from_slice(&(312u32 + 48 + 42).to_ne_bytes());
         bytes
     }
 
@@ -284,17 +286,13 @@ mod tests {
         for (at, value, expected) in [
             (28, BUFFER_FULL, WireError::Truncated),
             (16, 5000, WireError::Malformed("start of data")),
-            (20, 3, WireError::Malformed("length")),
+            (20, 3, WireError::Malformed("place of a target")),
             (312 + 20, 40, WireError::Malformed("length of a target")),
-            (312 + 20, 9999, WireError::Malformed("length of a target")),
+            (312 + 20, 9999, WireError::Malformed("place of a target")),
             (312 + 48 + 20, 48, WireError::Malformed("length of a target")),
         ] {
             let mut bytes = answer();
             bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
-            if at == 20 {
-                // The third target would begin where the data end.
-                bytes[312 + 48 + 20..312 + 48 + 24].copy_from_slice(&100u32.to_ne_bytes());
-            }
             assert_eq!(read(&bytes, true), Err(expected), "{at} {value}");
         }
         assert_eq!(read(&answer()[..311], true), Err(WireError::Malformed("length")));
