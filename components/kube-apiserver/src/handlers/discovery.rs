@@ -55,6 +55,8 @@ pub fn dispatch(ctx: &Arc<Ctx>) -> Result<Answer, ApiError> {
         ["apis", g, v] if known(g).is_some_and(|(_, versions)| versions.iter().any(|x| x == v)) => {
             Ok(encode_value(200, &resources(ctx, g, v), wanted))
         }
+        // A version that a built-in group had once, or will have.
+        ["apis", g, _] if registry.builtin_groups().iter().any(|(n, _)| n == g) => Err(ApiError::no_resource()),
         _ => Ok(body::text(404, "404 page not found\n")),
     }
 }

@@ -3,7 +3,7 @@
 use k8s_schema::Doc;
 
 use super::{Action, PLAIN, Strategy, immutable};
-use crate::validation::{ErrorList, FieldError, child, index, names, values};
+use crate::validation::{ErrorList, FieldError, child, index, names};
 
 pub const ENDPOINTS: Strategy = Strategy {
     create_on_update: true,
@@ -92,9 +92,6 @@ fn slice(d: &Doc, e: &mut ErrorList) {
         let protocol = port.get("protocol").str();
         if !matches!(protocol, "TCP" | "UDP" | "SCTP") {
             e.push(FieldError::not_supported(child(&p, "protocol"), protocol, &["SCTP", "TCP", "UDP"]));
-        }
-        if let Some(m) = port.get("port").as_i64().and_then(values::port) {
-            e.push(FieldError::invalid(child(&p, "port"), port.get("port").int(), m));
         }
     }
 }

@@ -204,7 +204,9 @@ pub fn status(new: &Doc, old: &Doc, e: &mut ErrorList) {
     if finished && s.get("active").int() > 0 {
         e.push(FieldError::invalid("status.active", s.get("active").int(), "active>0 is invalid for finished job"));
     }
-    for f in ["failed", "succeeded"] {
+    // An indexed job that shrinks counts fewer successes.
+    let indexed = new.at("spec.completionMode").str() == "Indexed";
+    for f in ["failed", "succeeded"].into_iter().filter(|f| !(indexed && *f == "succeeded")) {
         let n = s.get(f).int();
         if n < old.at("status").get(f).int() {
             e.push(FieldError::invalid(format!("status.{f}"), n, format!("cannot decrease the {f} counter")));

@@ -9,7 +9,12 @@ use crate::validation::{ErrorList, FieldError};
 pub const POD: Strategy = Strategy {
     prepare_create,
     prepare_update,
-    validate_create: |d, e| pod_spec::validate(d.at("spec"), d.at("metadata"), "spec", e),
+    validate_create: |d, e| {
+        pod_spec::validate(d.at("spec"), d.at("metadata"), "spec", e);
+        if !d.at("spec.ephemeralContainers").is_empty() {
+            e.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
+        }
+    },
     validate_update,
     warnings: warnings::pod,
     graceful: Some(grace),
@@ -86,7 +91,62 @@ fn prepare_update(action: Action, new: &mut Doc, old: &Doc) {
             let _ = kept.copy_from("metadata.managedFields", given.at("metadata.managedFields"));
             *new = kept;
         }
+        Action::Resize => {
+            let given = new.clone();
+            let mut kept = old.clone();
+            // Parts of the same type: these cannot fail.
+            for list in ["containers", "initContainers"] {
+                for (i, c) in old.at("spec").get(list).iter().enumerate() {
+                    let asked = given.at("spec").get(list).find("name", c.get("name").str());
+                    for f in ["resources", "resizePolicy"].into_iter().filter(|_| asked.exists()) {
+                        let path = format!("spec.{list}[{i}].{f}");
+                        if asked.get(f).exists() {
+                            let _ = kept.copy_from(&path, asked.get(f));
+                        } else {
+                            kept.remove(&path);
+                        }
+                    }
+                }
+            }
+            for f in ["metadata.resourceVersion", "metadata.managedFields"] {
+                let _ = kept.copy_from(f, given.at(f));
+            }
+            *new = kept;
+        }
         _ => {}
+    }
+}
+
+/// What a resize may not do.
+fn validate_resize(new: &Doc, old: &Doc, e: &mut ErrorList) {
+    pod_spec::validate(new.at("spec"), new.at("metadata"), "spec", e);
+    let class = qos(old);
+    if qos(new) != class {
+        e.push(FieldError::invalid("spec", class, "Pod QOS Class may not change as a result of resizing"));
+    }
+    let mut others = false;
+    for list in ["containers", "initContainers"] {
+        for (i, c) in old.at("spec").get(list).iter().enumerate() {
+            let now = new.at("spec").get(list).index(i);
+            for part in ["requests", "limits"] {
+                let (was, is) = (c.at("resources").get(part), now.at("resources").get(part));
+                if was.entries().any(|(k, _)| matches!(k, "cpu" | "memory") && !is.get(k).exists()) {
+                    let path = format!("spec.{list}[{i}].resources.{part}");
+                    e.push(FieldError::forbidden(path, format!("resource {part} cannot be removed")));
+                }
+                let rest = |r: k8s_schema::Ref<'_>| {
+                    r.entries()
+                        .filter(|(k, _)| !matches!(*k, "cpu" | "memory"))
+                        .map(|(k, v)| (k.to_owned(), v.to_value()))
+                        .collect::<Vec<_>>()
+                };
+                others |= rest(was) != rest(is);
+            }
+            others |= !c.get("resizePolicy").semantic_eq(now.get("resizePolicy"));
+        }
+    }
+    if others {
+        e.push(FieldError::forbidden("spec", "only cpu and memory resources are mutable"));
     }
 }
 
@@ -214,6 +274,7 @@ fn validate_update(action: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
                 let _ = i;
             }
         }
+        Action::Resize => validate_resize(new, old, e),
         Action::Status => {
             let node = |d: &Doc| d.at("spec.nodeName").str().to_owned();
             if node(new) != node(old) {

@@ -12,12 +12,63 @@ pub const SERVICE: Strategy = Strategy {
         // A constant that fits the type: this cannot fail.
         let _ = d.set("status", serde_json::json!({"loadBalancer": {}}));
     },
+    prepare_update: |action, new, old| {
+        if action == Action::Main {
+            drop_unused(new, old);
+        }
+    },
     validate_create: validate,
     validate_update,
     warnings: warnings::service,
     returns_deleted: true,
     ..PLAIN
 };
+
+/// What the former type of a Service had and the new one cannot use goes, unless the client says otherwise.
+fn drop_unused(new: &mut Doc, old: &Doc) {
+    let kind = |d: &Doc| d.at("spec.type").str().to_owned();
+    let (now, was) = (kind(new), kind(old));
+    let unchanged = |new: &Doc, f: &str| new.at(f).semantic_eq(old.at(f));
+    let balanced = |k: &str| k == "LoadBalancer";
+    let ports = |k: &str| matches!(k, "NodePort" | "LoadBalancer");
+    if now == "ExternalName" && was != "ExternalName" {
+        if unchanged(new, "spec.clusterIP") || new.at("spec.clusterIP").str().is_empty() {
+            new.remove("spec.clusterIP");
+            new.remove("spec.clusterIPs");
+        }
+        for f in ["spec.ipFamilies", "spec.ipFamilyPolicy", "spec.internalTrafficPolicy"] {
+            if unchanged(new, f) {
+                new.remove(f);
+            }
+        }
+    }
+    if ports(&was) && !ports(&now) {
+        let numbers = |d: &Doc| d.at("spec.ports").iter().map(|p| p.get("nodePort").int()).collect::<Vec<_>>();
+        if numbers(new) == numbers(old) {
+            let done = new.for_each("spec.ports", |mut p| {
+                p.remove("nodePort");
+                Ok::<_, std::convert::Infallible>(())
+            });
+            // Nothing in there fails.
+            let _ = done;
+        }
+    }
+    let external = |d: &Doc, k: &str| ports(k) || (k == "ClusterIP" && !d.at("spec.externalIPs").is_empty());
+    if external(old, &was) && !external(new, &now) && unchanged(new, "spec.externalTrafficPolicy") {
+        new.remove("spec.externalTrafficPolicy");
+    }
+    let checked = |d: &Doc, k: &str| balanced(k) && d.at("spec.externalTrafficPolicy").str() == "Local";
+    if checked(old, &was) && !checked(new, &now) && unchanged(new, "spec.healthCheckNodePort") {
+        new.remove("spec.healthCheckNodePort");
+    }
+    if balanced(&was) && !balanced(&now) {
+        for f in ["spec.allocateLoadBalancerNodePorts", "spec.loadBalancerClass"] {
+            if unchanged(new, f) {
+                new.remove(f);
+            }
+        }
+    }
+}
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 

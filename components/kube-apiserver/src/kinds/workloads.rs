@@ -182,7 +182,7 @@ fn non_negative(d: &Doc, fields: &[&str], e: &mut ErrorList) {
 }
 
 /// A count or a percentage.
-fn int_or_percent(r: Ref<'_>, path: &str, e: &mut ErrorList) -> Option<i64> {
+pub fn int_or_percent(r: Ref<'_>, path: &str, e: &mut ErrorList) -> Option<i64> {
     match r.to_value() {
         serde_json::Value::Number(n) => {
             let n = n.as_i64().unwrap_or(0);
