@@ -44,7 +44,7 @@ impl Rule {
 
     pub fn matches(&self, a: &Asked<'_>) -> bool {
         // A namespace is no object of a namespace, though its requests name one.
-        let in_namespace = !a.namespace.is_empty() && !(a.group.is_empty() && a.resource == "namespaces");
+        let in_namespace = !(a.namespace.is_empty() || a.group.is_empty() && a.resource == "namespaces");
         let scope = match self.scope.as_str() {
             "Namespaced" => in_namespace,
             "Cluster" => !in_namespace,
