@@ -265,6 +265,12 @@ impl Parser {
         loop {
             if let Some(dot) = self.take(".") {
                 let optional = self.take("?").is_some();
+                if !optional && !matches!(self.peek(), Token::Ident(_)) {
+                    let next = &self.tokens[self.at.min(self.tokens.len() - 1)];
+                    let (here, text) = (next.offset, if next.token == Token::End { "" } else { &next.text });
+                    let message = format!("Syntax error: no viable alternative at input '.{text}'");
+                    return self.fail(here, message);
+                }
                 let (field, at) = self.name()?;
                 if optional {
                     let literal = self.node(at, Kind::Literal(Literal::String(field.into())))?;
@@ -437,13 +443,13 @@ impl Parser {
         let mut fields = Vec::new();
         while !self.is("}") {
             let optional = self.take("?").is_some();
-            let (field, at) = match self.peek() {
+            let (field, _) = match self.peek() {
                 Token::Ident(_) => self.name()?,
                 _ => return self.unexpected("{'}', ',', '?', IDENTIFIER, ESC_IDENTIFIER}"),
             };
-            self.expect(":")?;
+            let colon = self.expect(":")?;
             let value = self.expr()?;
-            fields.push(Field { id: self.id(at), name: field, value, optional });
+            fields.push(Field { id: self.id(colon), name: field, value, optional });
             if self.take(",").is_none() {
                 break;
             }
@@ -481,6 +487,7 @@ mod tests {
             ),
             ("a &&\n b c", "ERROR: <input>:2:4: Syntax error: mismatched input 'c' expecting <EOF>\n |  b c\n | ...^".into()),
             ("for", "ERROR: <input>:1:1: reserved identifier: for\n | for\n | ^".into()),
+            ("a.", "ERROR: <input>:1:3: Syntax error: no viable alternative at input '.'\n | a.\n | ..^".into()),
             ("1.exists(2, 3)", "ERROR: <input>:1:10: argument must be a simple name\n | 1.exists(2, 3)\n | .........^".into()),
             ("has(m)", "ERROR: <input>:1:5: invalid argument to has() macro\n | has(m)\n | ....^".into()),
         ] {

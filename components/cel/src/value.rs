@@ -92,7 +92,7 @@ pub enum Ext {
     Cidr(net::Cidr),
     Format(Named),
     Semver(Arc<Semver>),
-    Authorizer(authorizer::Check),
+    Authorizer(Box<authorizer::Check>),
     Decision(Arc<authorizer::Decision>),
 }
 

@@ -105,7 +105,7 @@ fn parse(s: &str) -> std::result::Result<Url, &'static str> {
         _ => ("", rest),
     };
     let host = host.rsplit_once('@').map_or(host, |(_, h)| h);
-    if host.contains(|c: char| c == ' ' || c == '<' || c == '>' || c == '"' || c == '\\' || c == '^' || c == '`' || c == '{') {
+    if host.contains([' ', '<', '>', '"', '\\', '^', '`', '{']) {
         return Err("invalid character in host name");
     }
     let after = host.rfind(']').map_or(host, |i| &host[i + 1..]);

@@ -229,7 +229,7 @@ fn cap(mut managers: Managers) -> Managers {
 /// Lays a configuration over an object, as the object's types merge. Who manages which field stays as it is; fields that the types do not
 /// know are refused, with upstream's text.
 pub fn overlay(live: &Doc, config: &Value, typed_by: Option<(&Schema, TypeId)>) -> Result<Doc, String> {
-    let (schema, ty) = typed_by.map_or_else(|| (live.schema(), live.type_id()), |t| t);
+    let (schema, ty) = typed_by.unwrap_or_else(|| (live.schema(), live.type_id()));
     let ty = TypeRef::of(ty);
     typed::validate(schema, ty, config).map_err(|e| format!("failed to convert patch object to typed object: {e}"))?;
     let merged = merge::merge(schema, ty, &live.to_value(), config)?;

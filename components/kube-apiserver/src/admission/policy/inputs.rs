@@ -188,8 +188,8 @@ impl Inputs {
             ("oldObject", Value::json(&self.old, None)),
             ("request", Value::json(&self.request, Some(request_decl()))),
             ("namespaceObject", Value::json(&self.namespace, Some(namespace_decl()))),
-            ("authorizer", Value::Ext(Ext::Authorizer(self.authorizer.clone()))),
-            ("authorizer.requestResource", Value::Ext(Ext::Authorizer(self.request_resource.clone()))),
+            ("authorizer", Value::Ext(Ext::Authorizer(Box::new(self.authorizer.clone())))),
+            ("authorizer.requestResource", Value::Ext(Ext::Authorizer(Box::new(self.request_resource.clone())))),
         ]
         .into_iter()
         .collect();
