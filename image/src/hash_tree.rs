@@ -12,7 +12,7 @@ use crate::error::{Error, FileContext};
 /// Writes the tree behind the file system in `file`, and says what the whole is verified against.
 pub fn append(file: &Path) -> Result<Parameters, Error> {
     let bytes = std::fs::metadata(file).on("look at", file)?.len();
-    if bytes % BLOCK as u64 != 0 {
+    if !bytes.is_multiple_of(BLOCK as u64) {
         return Err(Error::malformed(file, format!("{bytes} bytes are no whole number of blocks of {BLOCK}")));
     }
     let salt = salt(&digest::of_file(file)?);

@@ -36,7 +36,7 @@ use tracing_subscriber::fmt::MakeWriter;
 pub const GIB: u64 = 1 << 30;
 
 /// The root on the medium: an image of equal blocks with its hash tree.
-static ROOT: LazyLock<(Vec<u8>, verity::Parameters)> = LazyLock::new(|| {
+static ROOT: std::sync::LazyLock<(Vec<u8>, verity::Parameters)> = std::sync::LazyLock::new(|| {
     let (mut image, salt) = (vec![7; 3 << 20], verity::Digest([9; 32]));
     let blocks = (image.len() / verity::BLOCK) as u64;
     let tree = verity::build(&mut &image[..], blocks, &salt).unwrap();
