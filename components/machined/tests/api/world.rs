@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::Duration;
 
 use clap::Parser;
@@ -36,7 +36,7 @@ use tracing_subscriber::fmt::MakeWriter;
 pub const GIB: u64 = 1 << 30;
 
 /// The root on the medium: an image of equal blocks with its hash tree.
-static ROOT: std::sync::LazyLock<(Vec<u8>, verity::Parameters)> = std::sync::LazyLock::new(|| {
+static ROOT: LazyLock<(Vec<u8>, verity::Parameters)> = LazyLock::new(|| {
     let (mut image, salt) = (vec![7; 3 << 20], verity::Digest([9; 32]));
     let blocks = (image.len() / verity::BLOCK) as u64;
     let tree = verity::build(&mut &image[..], blocks, &salt).unwrap();
