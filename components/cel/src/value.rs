@@ -233,9 +233,9 @@ impl<'a> Value<'a> {
         matches!(self, Self::List(List::Owned { .. }) | Self::Map(Map::Owned(_)) | Self::Optional(Some(_)))
     }
 
-    /// What looking at all of it costs beyond what its size says, up to `cap`.
+    /// What looking at all of it costs, counted until it is more than `cap`.
     pub fn hidden_cost(&self, cap: u64) -> u64 {
-        if self.is_made() { (self.weight(cap.saturating_mul(10)) / 10).saturating_sub(self.size()) } else { 0 }
+        if self.is_made() { self.weight(cap.saturating_mul(20)) / 10 } else { 0 }
     }
 
     pub fn type_of(&self) -> Type {
