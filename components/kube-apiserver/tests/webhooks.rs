@@ -244,7 +244,7 @@ async fn validating_webhooks_judge_what_their_rules_and_selectors_name() {
     let ignored = json!({"objectSelector": {"matchLabels": {"hook": "ignored"}}, "failurePolicy": "Ignore",
         "clientConfig": hooks.client("/broken.example.com")});
     let conditioned = json!({"objectSelector": {"matchLabels": {"hook": "conditions"}}, "failurePolicy": "Ignore",
-        "matchConditions": [{"name": "c", "expression": "true"}]});
+        "matchConditions": [{"name": "c", "expression": "object.data.wanted == 'yes'"}]});
     let elsewhere = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-public"}},
         "clientConfig": hooks.client("/deny.example.com")});
     configure(
@@ -279,8 +279,17 @@ async fn validating_webhooks_judge_what_their_rules_and_selectors_name() {
     hooks.paths();
     done(&client, Method::POST, CONFIGMAPS, configmap("ignored", json!({"hook": "ignored"}))).await;
     assert_eq!(hooks.paths(), ["/broken.example.com"]);
-    done(&client, Method::POST, CONFIGMAPS, configmap("conditions", json!({"hook": "conditions"}))).await;
-    assert_eq!(hooks.paths(), [""; 0], "conditions that cannot be evaluated are errors, which are ignored here");
+    let wanted = |name: &str, data: Value| {
+        let mut map = configmap(name, json!({"hook": "conditions"}));
+        map["data"] = data;
+        map
+    };
+    done(&client, Method::POST, CONFIGMAPS, wanted("met", json!({"wanted": "yes"}))).await;
+    assert_eq!(hooks.paths(), ["/conditions.example.com"], "its condition holds");
+    done(&client, Method::POST, CONFIGMAPS, wanted("unmet", json!({"wanted": "no"}))).await;
+    assert_eq!(hooks.paths(), [""; 0], "its condition does not hold");
+    done(&client, Method::POST, CONFIGMAPS, wanted("failing", json!({}))).await;
+    assert_eq!(hooks.paths(), [""; 0], "a condition that cannot be evaluated is an error, which is ignored here");
 
     // Selectors look at the object before, too: no label can be taken off to escape.
     done(&client, Method::POST, CONFIGMAPS, configmap("judged", json!({"hook": "judge", "keep": "yes"}))).await;
