@@ -103,12 +103,12 @@ fn slot_start(disk: &Path) -> Result<u64, Error> {
     slot.map(|partition| partition.first_lba * SECTOR).ok_or_else(|| unexpected(SLOT, "no such partition".to_owned()))
 }
 
-/// A block of the file system that holds part of a program: the first of its second extent, so that the file's beginning is intact.
+/// A block of the file system that holds part of a program: its first, which nothing can start the program without.
 fn program_block(context: &Context, path: &str) -> Result<u64, Error> {
     let mut command = context.programs.tools.command("dump.erofs")?;
     let text = run_program(command.arg("-e").arg(format!("--path={path}")).arg(&context.image.root))?;
-    let second = extents(&text).get(1).map(|start| start / BLOCK);
-    second.ok_or_else(|| unexpected("extents of the program", text))
+    let first = extents(&text).first().map(|start| start / BLOCK);
+    first.ok_or_else(|| unexpected("extents of the program", text))
 }
 
 /// Where the extents that dump.erofs lists begin: lines `number: logical.. end | length : physical.. end | length`.
