@@ -16,6 +16,8 @@ const CREDENTIALS: &str = "/etc/kubernetes/kube-apiserver";
 /// A snapshot is a bbolt file, whose pages are a multiple of this, and a checksum.
 const ALIGNMENT: u64 = 512;
 const CHECKSUM: u64 = 32;
+/// The revision of a store that nothing was ever written to.
+const EMPTY: i64 = 1;
 
 /// The reason of the event that says so.
 pub const SNAPSHOT_FAILED: &str = "EtcdSnapshotFailed";
@@ -96,10 +98,15 @@ async fn checked(paths: &Paths, target: &Path, expected: i64) -> Result<Snapshot
     let check = tokio::task::spawn_blocking(move || check(&path)).await;
     let (size, sha256) = check.unwrap_or(Err(EtcdError::Damaged { path: target.to_owned(), problem: "could not be checked" }))?;
     let store = crate::kubernetes::etcd::status(paths, target).await.map_err(|error| EtcdError::Unreadable(crate::api::chain(&error)))?;
-    if store.revision < expected {
+    if is_stale(store.revision, expected) {
         return Err(EtcdError::Stale { found: store.revision, expected });
     }
     Ok(SnapshotInfo { size, taken_unix: crate::clock::unix_seconds(), revision: store.revision, sha256, keys: store.keys })
+}
+
+/// Whether a snapshot is older than the store was. A store that nothing was ever written to answers with revision 1, and its file holds none.
+fn is_stale(found: i64, expected: i64) -> bool {
+    found < expected && expected > EMPTY
 }
 
 async fn write(client: &mut Client, target: &Path, limit: u64) -> Result<(), EtcdError> {
@@ -229,6 +236,13 @@ mod tests {
 
     fn info(taken_unix: i64) -> SnapshotInfo {
         SnapshotInfo { size: 1, taken_unix, revision: 1, sha256: String::new(), keys: 1 }
+    }
+
+    #[test]
+    fn only_a_snapshot_without_what_was_written_is_stale() {
+        assert!(is_stale(4, 5) && is_stale(0, 2));
+        assert!(!is_stale(5, 5) && !is_stale(6, 5));
+        assert!(!is_stale(0, EMPTY), "a store that nothing was ever written to");
     }
 
     #[test]
