@@ -16,8 +16,8 @@ pub const MAX_DEPTH: usize = 250;
 
 /// What can begin an expression.
 const BEGIN: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
-/// What can go on after one.
-const RESERVED: [&str; 16] = [
+/// Words that the language keeps for itself: no variable has such a name.
+pub(crate) const RESERVED: [&str; 17] = [
     "as",
     "break",
     "const",
@@ -34,6 +34,7 @@ const RESERVED: [&str; 16] = [
     "return",
     "var",
     "void",
+    "while",
 ];
 
 /// A parsed source.
@@ -487,6 +488,7 @@ mod tests {
             ),
             ("a &&\n b c", "ERROR: <input>:2:4: Syntax error: mismatched input 'c' expecting <EOF>\n |  b c\n | ...^".into()),
             ("for", "ERROR: <input>:1:1: reserved identifier: for\n | for\n | ^".into()),
+            ("while", "ERROR: <input>:1:1: reserved identifier: while\n | while\n | ^".into()),
             ("a.", "ERROR: <input>:1:3: Syntax error: no viable alternative at input '.'\n | a.\n | ..^".into()),
             ("1.exists(2, 3)", "ERROR: <input>:1:10: argument must be a simple name\n | 1.exists(2, 3)\n | .........^".into()),
             ("has(m)", "ERROR: <input>:1:5: invalid argument to has() macro\n | has(m)\n | ....^".into()),

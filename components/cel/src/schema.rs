@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     cost::Sizes,
+    parser::RESERVED,
     types::{ObjectType, Type},
 };
 
@@ -108,30 +109,8 @@ impl Sizes for Decl {
     }
 }
 
-const KEYWORDS: [&str; 22] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-    "",
-];
+/// Words that are values or operators: beside the reserved ones, those that a property's name is not written with as it is.
+const WORDS: [&str; 4] = ["true", "false", "null", "in"];
 
 /// A property's name as expressions write it; none for those that cannot be written.
 pub fn escape(name: &str) -> Option<String> {
@@ -141,7 +120,7 @@ pub fn escape(name: &str) -> Option<String> {
     {
         return None;
     }
-    if KEYWORDS.contains(&name) {
+    if WORDS.contains(&name) || RESERVED.contains(&name) {
         return Some(format!("__{name}__"));
     }
     Some(name.replace("__", "__underscores__").replace('.', "__dot__").replace('-', "__dash__").replace('/', "__slash__"))
