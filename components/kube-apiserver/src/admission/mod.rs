@@ -2,6 +2,7 @@
 
 mod escalation;
 mod limit_ranger;
+mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 pub mod policy;

@@ -6,7 +6,7 @@ use cel::{Env, Program, Type, types::ObjectType};
 use k8s_schema::{Doc, Ref};
 use parking_lot::Mutex;
 
-use super::{inputs, matching::Constraints};
+use super::{constraints::Constraints, inputs};
 use crate::objects::Objects;
 
 /// An expression, compiled or with why it cannot be.

@@ -11,7 +11,7 @@ use super::{
     compiled::{Expression, Named},
 };
 use crate::{
-    admission::{Attributes, webhooks},
+    admission::{Attributes, matching, webhooks},
     authn::User,
     authz,
     registry::Resource,
@@ -147,7 +147,7 @@ pub struct Inputs {
 impl Inputs {
     /// `res` is what the request is taken for.
     pub fn new(a: &Attributes<'_>, res: &Resource, doc: Option<&Doc>, old: Option<&Doc>) -> Self {
-        let (name, namespace) = (webhooks::name_of(a, doc, old), webhooks::namespace_of(a, doc, old));
+        let (name, namespace) = (matching::name_of(a, doc, old), matching::namespace_of(a, doc, old));
         let asker: Arc<dyn Authorize> = Arc::new(Asker { server: Arc::clone(&a.ctx.server), user: a.ctx.user.clone() });
         let question = Question {
             group: a.res.group.clone(),

@@ -5,8 +5,8 @@
 //! that a bad one can be mended.
 
 mod compiled;
+mod constraints;
 mod inputs;
-mod matching;
 mod mutate;
 mod params;
 
@@ -20,7 +20,7 @@ pub use compiled::{
 pub use inputs::Inputs;
 pub use mutate::mutate;
 
-use super::{Attributes, webhooks};
+use super::{Attributes, matching};
 use crate::http::{ApiError, Group, status::Cause};
 
 /// One run of one expression stops here.
@@ -46,15 +46,15 @@ impl Refusal {
 /// Asks all policies with their bindings.
 pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
     let policies = a.ctx.server.policies.current(&a.ctx.server.objects);
-    if policies.is_empty() || webhooks::exempt(a) {
+    if policies.is_empty() || matching::exempt(a) {
         return Ok(());
     }
     let mut denied: Option<ApiError> = None;
     for (policy, bindings) in policies.iter() {
-        let Some(matched) = matching::matches(a, &policy.common.constraints, doc, old)? else { continue };
-        let (seen, before) = (matching::view(a, matched.as_deref(), doc).await?, matching::view(a, matched.as_deref(), old).await?);
+        let Some(matched) = constraints::matches(a, &policy.common.constraints, doc, old)? else { continue };
+        let (seen, before) = matching::views(a, matched.as_deref(), doc, old).await?;
         for binding in bindings {
-            if matching::matches(a, &binding.resources, doc, old)?.is_none() {
+            if constraints::matches(a, &binding.resources, doc, old)?.is_none() {
                 continue;
             }
             for refusal in judge(a, policy, binding, matched.as_deref().unwrap_or(a.res), seen.as_deref(), before.as_deref()) {

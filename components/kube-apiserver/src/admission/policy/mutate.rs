@@ -10,12 +10,12 @@ use serde_json::Value as Json;
 use super::{
     BUDGET, CONDITIONS_BUDGET, Inputs,
     compiled::{Bound, MutatingPolicy, Mutation, Patch},
+    constraints,
     inputs::Run,
-    matching, params,
+    params,
 };
 use crate::{
-    admission::{Attributes, webhooks},
-    custom::conversion,
+    admission::{Attributes, matching},
     http::{ApiError, Group, status::Cause},
     kinds,
     registry::Resource,
@@ -27,7 +27,7 @@ const MAX_VALUES: u64 = 1 << 20;
 /// Lets all policies change the object; `again` when they have seen this request before.
 pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>, again: bool) -> Result<(), ApiError> {
     let policies = a.ctx.server.mutating_policies.current(&a.ctx.server.objects);
-    if policies.is_empty() || webhooks::exempt(a) {
+    if policies.is_empty() || matching::exempt(a) {
         return Ok(());
     }
     let mut last_change = None;
@@ -49,25 +49,19 @@ async fn run(
     doc: &mut Doc,
     old: Option<&Doc>,
 ) -> Result<bool, ApiError> {
-    let Some(matched) = matching::matches(a, &policy.common.constraints, Some(doc), old)? else { return Ok(false) };
+    let Some(matched) = constraints::matches(a, &policy.common.constraints, Some(doc), old)? else { return Ok(false) };
     let mut changed = false;
     for binding in bindings {
-        if matching::matches(a, &binding.resources, Some(doc), old)?.is_none() {
+        if constraints::matches(a, &binding.resources, Some(doc), old)?.is_none() {
             continue;
         }
         let res = matched.as_deref().unwrap_or(a.res);
-        let seen = matching::view(a, matched.as_deref(), Some(doc)).await?;
-        let before = matching::view(a, matched.as_deref(), old).await?;
+        let (seen, before) = matching::views(a, matched.as_deref(), Some(doc), old).await?;
         let Some(seen) = seen else { continue };
         match change(a, policy, binding, res, &seen, before.as_deref()) {
             Ok(None) => {}
             Ok(Some(new)) => {
-                let new = match matched.as_deref() {
-                    Some(other) if a.subresource.is_empty() || a.subresource == "status" => {
-                        conversion::between(&a.ctx.server, other, a.res, &new).await?
-                    }
-                    _ => new,
-                };
+                let new = matching::adopt(a, matched.as_deref(), doc, new).await?;
                 changed |= !new.root().semantic_eq(doc.root());
                 drop(seen);
                 *doc = new;

@@ -2,15 +2,12 @@
 //!
 //! Where one cannot be evaluated and none says no, `failurePolicy: Fail` refuses the request, and `Ignore` leaves the webhook out.
 
-use k8s_schema::{Doc, Ref};
+use k8s_schema::Ref;
 
-use super::{Call, view};
-use crate::{
-    admission::{
-        Attributes,
-        policy::{self, Inputs},
-    },
-    http::ApiError,
+use super::Call;
+use crate::admission::{
+    Attributes,
+    policy::{self, Inputs},
 };
 
 pub use policy::Named;
@@ -21,18 +18,10 @@ pub fn of(list: Ref<'_>) -> Vec<Named> {
 }
 
 /// Whether all conditions of a webhook hold for what it would see.
-pub async fn met(a: &Attributes<'_>, call: &Call<'_>, doc: Option<&Doc>, old: Option<&Doc>) -> Result<Result<bool, String>, ApiError> {
+pub fn met(a: &Attributes<'_>, call: &Call<'_, '_>) -> Result<bool, String> {
     if call.hook.conditions.is_empty() {
-        return Ok(Ok(true));
+        return Ok(true);
     }
-    let seen = match doc {
-        Some(d) => Some(view(a, call, d).await?),
-        None => None,
-    };
-    let before = match old {
-        Some(d) => Some(view(a, call, d).await?),
-        None => None,
-    };
-    let inputs = Inputs::new(a, call.as_.as_deref().unwrap_or(a.res), seen.as_deref(), before.as_deref());
-    Ok(inputs.run(None, policy::CONDITIONS_BUDGET).conditions(&call.hook.conditions))
+    let inputs = Inputs::new(a, call.as_.as_deref().unwrap_or(a.res), call.object.as_deref(), call.old.as_deref());
+    inputs.run(None, policy::CONDITIONS_BUDGET).conditions(&call.hook.conditions)
 }

@@ -2,11 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_schema::{Ref, selector::LabelSelector};
+use k8s_schema::Ref;
 use parking_lot::Mutex;
 
-use super::{conditions, rules::Rule};
-use crate::{objects::Objects, webhook::ClientConfig};
+use super::conditions;
+use crate::{
+    admission::matching::{Rule, Selectors},
+    objects::Objects,
+    webhook::ClientConfig,
+};
 
 /// One webhook of a configuration.
 #[derive(Debug)]
@@ -25,9 +29,7 @@ pub struct Hook {
     /// `reinvocationPolicy: IfNeeded`.
     pub again: bool,
     pub timeout: Duration,
-    /// None: it cannot be read, which is an error at every request that the rules match.
-    pub namespaces: Option<LabelSelector>,
-    pub objects: Option<LabelSelector>,
+    pub selectors: Selectors,
     /// The version of the review that is spoken.
     pub review: &'static str,
     pub conditions: Vec<conditions::Named>,
@@ -35,7 +37,6 @@ pub struct Hook {
 
 impl Hook {
     fn of(configuration: &str, index: usize, w: Ref<'_>) -> Self {
-        let selector = |f: &str| if w.get(f).exists() { LabelSelector::from_ref(w.get(f)).ok() } else { Some(LabelSelector::everything()) };
         let name = w.get("name").str().to_owned();
         let known = |v: &str| ["v1", "v1beta1"].into_iter().find(|k| *k == v);
         let seconds = w.get("timeoutSeconds").as_i64().unwrap_or(10).clamp(1, 30);
@@ -49,8 +50,7 @@ impl Hook {
             harmless: matches!(w.get("sideEffects").str(), "None" | "NoneOnDryRun"),
             again: w.get("reinvocationPolicy").str() == "IfNeeded",
             timeout: Duration::from_secs(seconds.unsigned_abs()),
-            namespaces: selector("namespaceSelector"),
-            objects: selector("objectSelector"),
+            selectors: Selectors::of(w),
             review: w.get("admissionReviewVersions").strings().find_map(known).unwrap_or("v1"),
             conditions: conditions::of(w.get("matchConditions")),
         }
