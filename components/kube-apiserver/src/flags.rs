@@ -9,7 +9,8 @@ use crate::{
     admission,
     authz::Mode,
     kubelet::KubeletConfig,
-    server::{Config, RequestHeader},
+    authn::{Names, oidc::config as oidc},
+    server::{Config, Issuers},
     services::NodePorts,
     storage::EtcdConfig,
 };
@@ -30,6 +31,9 @@ pub struct Flags {
     /// Audiences of tokens for this server; default: the issuer.
     #[arg(long, value_delimiter = ',')]
     api_audiences: Vec<String>,
+    /// Issuers of tokens, how their claims become users, and who may be anonymous.
+    #[arg(long)]
+    authentication_config: Option<PathBuf>,
     /// Node and RBAC, in the order in which they are asked.
     #[arg(long, value_delimiter = ',', default_value = "Node,RBAC")]
     authorization_mode: Vec<String>,
@@ -42,8 +46,17 @@ pub struct Flags {
     enable_admission_plugins: Vec<String>,
     #[arg(long, value_delimiter = ',')]
     disable_admission_plugins: Vec<String>,
+    /// Requests for extension servers go to endpoints instead of the service's cluster IP.
+    #[arg(long, default_value = "false", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    enable_aggregator_routing: bool,
     #[arg(long, default_value = "false", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
     enable_bootstrap_token_auth: bool,
+    /// Which resources are encrypted in etcd, and with which keys.
+    #[arg(long)]
+    encryption_provider_config: Option<PathBuf>,
+    /// Read that file again when it changes.
+    #[arg(long, default_value = "false", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, requires = "encryption_provider_config")]
+    encryption_provider_config_automatic_reload: bool,
     #[arg(long)]
     etcd_cafile: Option<PathBuf>,
     #[arg(long)]
@@ -65,6 +78,26 @@ pub struct Flags {
     kubelet_client_key: Option<PathBuf>,
     #[arg(long, value_delimiter = ',', default_value = "Hostname,InternalDNS,InternalIP,ExternalDNS,ExternalIP")]
     kubelet_preferred_address_types: Vec<String>,
+    #[arg(long)]
+    oidc_ca_file: Option<PathBuf>,
+    #[arg(long)]
+    oidc_client_id: Option<String>,
+    #[arg(long)]
+    oidc_groups_claim: Option<String>,
+    #[arg(long)]
+    oidc_groups_prefix: Option<String>,
+    /// An issuer of tokens, by its URL.
+    #[arg(long)]
+    oidc_issuer_url: Option<String>,
+    /// `claim=value`, as often as needed.
+    #[arg(long, value_delimiter = ',')]
+    oidc_required_claim: Vec<String>,
+    #[arg(long, value_delimiter = ',', default_value = "RS256")]
+    oidc_signing_algs: Vec<String>,
+    #[arg(long, default_value = "sub")]
+    oidc_username_claim: String,
+    #[arg(long)]
+    oidc_username_prefix: Option<String>,
     #[arg(long)]
     proxy_client_cert_file: Option<PathBuf>,
     #[arg(long)]
@@ -182,15 +215,38 @@ impl Flags {
         let request_header = self.requestheader_client_ca_file.map(|ca| {
             (
                 ca,
-                RequestHeader {
-                    ca_pem: String::new(),
-                    allowed_names: self.requestheader_allowed_names,
-                    username_headers: self.requestheader_username_headers,
-                    group_headers: self.requestheader_group_headers,
-                    extra_prefixes: self.requestheader_extra_headers_prefix,
+                Names {
+                    allowed: self.requestheader_allowed_names,
+                    username: self.requestheader_username_headers,
+                    uid: self.requestheader_uid_headers,
+                    group: self.requestheader_group_headers,
+                    extra_prefix: self.requestheader_extra_headers_prefix,
                 },
             )
         });
+        let oidc = oidc::Flags {
+            issuer_url: self.oidc_issuer_url.unwrap_or_default(),
+            client_id: self.oidc_client_id.unwrap_or_default(),
+            ca_file: self.oidc_ca_file,
+            username_claim: self.oidc_username_claim,
+            username_prefix: self.oidc_username_prefix,
+            groups_claim: self.oidc_groups_claim.unwrap_or_default(),
+            groups_prefix: self.oidc_groups_prefix.unwrap_or_default(),
+            signing_algs: self.oidc_signing_algs,
+            required_claims: self.oidc_required_claim,
+        };
+        let issuers = match (self.authentication_config, oidc.issuer_url.is_empty(), oidc.client_id.is_empty()) {
+            (Some(_), false, _) | (Some(_), _, false) => bail!("--authentication-config and --oidc-* flags exclude each other"),
+            (Some(path), ..) => Issuers::File(path),
+            (None, true, true) => Issuers::None,
+            (None, false, false) => Issuers::Flags(oidc),
+            _ => bail!("--oidc-issuer-url and --oidc-client-id are given together"),
+        };
+        let proxy_client = match (self.proxy_client_cert_file, self.proxy_client_key_file) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => bail!("--proxy-client-cert-file and --proxy-client-key-file are given together"),
+        };
         Ok(Config {
             etcd: EtcdConfig {
                 servers: self.etcd_servers,
@@ -208,7 +264,8 @@ impl Flags {
             modes,
             bootstrap_tokens: self.enable_bootstrap_token_auth,
             anonymous: self.anonymous_auth,
-            issuers: self.service_account_issuer,
+            issuers,
+            token_issuers: self.service_account_issuer,
             api_audiences,
             signing_key: self.service_account_signing_key_file,
             token_keys: self.service_account_key_file,
@@ -222,6 +279,10 @@ impl Flags {
                 address_types: self.kubelet_preferred_address_types,
             },
             request_header,
+            proxy_client,
+            aggregator_routing: self.enable_aggregator_routing,
+            encryption: self.encryption_provider_config,
+            encryption_reload: self.encryption_provider_config_automatic_reload,
             event_ttl: go_seconds(&self.event_ttl).context("--event-ttl")?,
         })
     }

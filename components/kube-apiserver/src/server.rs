@@ -23,7 +23,8 @@ use crate::{
         policy::{MutatingPolicy, Policies, Policy},
         webhooks::{self, Configured},
     },
-    authn::{Authenticator, ClientCa, TokenIssuer, X509, jwt},
+    aggregation::{self, Aggregator},
+    authn::{self, Authenticator, ClientCa, TokenIssuer, X509, jwt, oidc},
     authz::{Authorizer, Mode},
     bootstrap,
     handlers::openapi::OpenApi,
@@ -33,18 +34,32 @@ use crate::{
     objects::{Objects, SchemaIngest},
     registry::{Registry, Resource},
     services::NodePorts,
-    storage::{EncodedCache, Etcd, EtcdConfig, Reflector},
+    storage::{EncodedCache, Encryption, Etcd, EtcdConfig, Reflector},
     webhook::Webhooks,
 };
 
-/// What the request-header proxy may say about users, published for extension servers.
+/// Where other issuers of tokens are configured.
 #[derive(Debug, Clone, Default)]
-pub struct RequestHeader {
-    pub ca_pem: String,
-    pub allowed_names: Vec<String>,
-    pub username_headers: Vec<String>,
-    pub group_headers: Vec<String>,
-    pub extra_prefixes: Vec<String>,
+pub enum Issuers {
+    #[default]
+    None,
+    File(PathBuf),
+    Flags(oidc::config::Flags),
+}
+
+impl Issuers {
+    /// Reads the configuration and begins to follow the issuers' keys.
+    fn read(&self, own: &[String]) -> Result<oidc::Issuers, oidc::config::ConfigError> {
+        let settings = match self {
+            Self::None => return Ok(oidc::Issuers::default()),
+            Self::File(path) => {
+                let read = |source| oidc::config::ConfigError::Read { path: path.display().to_string(), source };
+                oidc::config::parse(&std::fs::read_to_string(path).map_err(read)?, own)?
+            }
+            Self::Flags(f) => f.settings(own)?,
+        };
+        oidc::Issuers::start(&settings)
+    }
 }
 
 /// The configuration, already checked.
@@ -62,7 +77,8 @@ pub struct Config {
     pub modes: Vec<Mode>,
     pub bootstrap_tokens: bool,
     pub anonymous: bool,
-    pub issuers: Vec<String>,
+    /// Who this server's own tokens are from.
+    pub token_issuers: Vec<String>,
     pub api_audiences: Vec<String>,
     pub signing_key: PathBuf,
     pub token_keys: Vec<PathBuf>,
@@ -70,7 +86,15 @@ pub struct Config {
     pub service_ranges: Vec<IpNet>,
     pub node_ports: NodePorts,
     pub kubelet: KubeletConfig,
-    pub request_header: Option<(PathBuf, RequestHeader)>,
+    /// The authority of proxies that name users in headers.
+    pub request_header: Option<(PathBuf, authn::Names)>,
+    /// The certificate and key that extension servers are shown.
+    pub proxy_client: Option<(PathBuf, PathBuf)>,
+    pub aggregator_routing: bool,
+    pub encryption: Option<PathBuf>,
+    pub encryption_reload: bool,
+    /// Other issuers of tokens.
+    pub issuers: Issuers,
     pub event_ttl: i64,
 }
 
@@ -87,6 +111,8 @@ pub struct Server {
     pub policies: Policies<Policy>,
     pub mutating_policies: Policies<MutatingPolicy>,
     pub encoded: EncodedCache,
+    pub encryption: Arc<Encryption>,
+    pub aggregator: Aggregator,
     pub authn: Authenticator,
     pub authz: Authorizer,
     pub tokens: Arc<TokenIssuer>,
@@ -95,7 +121,6 @@ pub struct Server {
     pub openapi: OpenApi,
     pub service_ranges: Vec<IpNet>,
     pub node_ports: NodePorts,
-    pub request_header: Option<RequestHeader>,
     pub advertise_address: String,
     pub advertise_port: u16,
     pub public_address: String,
@@ -131,11 +156,13 @@ impl Server {
 async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server>> {
     let schema = Schema::builtin();
     let registry = Arc::new(Registry::builtin(&schema));
-    let etcd = Etcd::connect(&c.etcd).await?;
+    let stored = registry.all().iter().filter(|r| !r.prefix.is_empty() && r.group == r.storage_group);
+    let stored = stored.map(|r| (r.prefix.clone(), (r.group.clone(), r.plural.clone()))).collect();
+    let encryption = Arc::new(Encryption::load(&c.root, stored, c.encryption.clone()).context("--encryption-provider-config")?);
+    let etcd = Etcd::connect(&c.etcd, Arc::clone(&encryption)).await?;
     let ingest = SchemaIngest { schema: schema.clone(), registry: Arc::clone(&registry) };
     let reflector = Reflector::new(etcd.clone(), &c.root, registry.prefixes(), Box::new(ingest));
     let objects = Arc::new(Objects { schema, reflector });
-    let x509 = c.client_ca.clone().map(ClientCa::load).transpose()?.map(|ca| Arc::new(X509 { ca }));
     let signing = jwt::SigningKey::load(&c.signing_key)?;
     let mut keys = Vec::new();
     for path in &c.token_keys {
@@ -145,25 +172,28 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         keys.extend(signing.verifying());
     }
     let tokens = Arc::new(TokenIssuer {
-        issuers: c.issuers.clone(),
+        issuers: c.token_issuers.clone(),
         api_audiences: c.api_audiences.clone(),
         signing: Some(signing),
         keys: Arc::new(keys),
         max_lifetime: c.max_token_lifetime,
     });
-    let request_header = match &c.request_header {
-        Some((path, r)) => {
-            let ca_pem = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-            Some(RequestHeader { ca_pem, ..r.clone() })
-        }
-        None => None,
-    };
+    let mut authn = Authenticator::new(Arc::clone(&tokens), Arc::clone(&objects));
+    if let Some((path, names)) = &c.request_header {
+        let x509 = Arc::new(X509 { ca: ClientCa::load(path.clone())? });
+        authn.request_header = Some(authn::RequestHeader { x509, names: names.clone() });
+    }
+    authn.x509 = c.client_ca.clone().map(ClientCa::load).transpose()?.map(|ca| Arc::new(X509 { ca }));
+    authn.issuers = arc_swap::ArcSwap::from_pointee(c.issuers.read(&c.token_issuers).context("--authentication-config or --oidc-*")?);
+    (authn.bootstrap_tokens, authn.anonymous) = (c.bootstrap_tokens, c.anonymous);
     let host = if c.advertise.is_ipv6() { format!("[{}]", c.advertise) } else { c.advertise.to_string() };
     Ok(Arc::new(Server {
         registry,
         etcd,
         root: c.root.clone(),
-        authn: Authenticator::new(x509, Arc::clone(&tokens), c.bootstrap_tokens, c.anonymous, Arc::clone(&objects)),
+        authn,
+        encryption,
+        aggregator: Aggregator::new(c.proxy_client.clone(), c.aggregator_routing)?,
         authz: Authorizer::new(c.modes.clone(), Arc::clone(&objects)),
         webhooks: Webhooks::new(Arc::clone(&objects)),
         mutating: Configured::new(webhooks::MUTATING),
@@ -178,7 +208,6 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         openapi: OpenApi::default(),
         service_ranges: c.service_ranges.clone(),
         node_ports: c.node_ports,
-        request_header,
         advertise_address: c.advertise.to_string(),
         advertise_port: c.port,
         public_address: format!("{host}:{}", c.port),
@@ -198,7 +227,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&cert))?));
     let listener =
         TcpListener::bind((config.bind, config.port)).await.with_context(|| format!("cannot listen on {}:{}", config.bind, config.port))?;
-    watch_files(&server, &cert);
+    watch_files(&server, &cert, &config);
     tokio::spawn(Arc::clone(&server.objects.reflector).run());
     let accepting = CancellationToken::new();
     let serving = tokio::spawn(serve::serve(Arc::clone(&server), listener, acceptor, accepting.clone()));
@@ -222,6 +251,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tracing::info!(milliseconds = started.elapsed().as_millis() as u64, port = config.port, "ready");
         upkeep = Some(tokio::spawn(bootstrap::keep(Arc::clone(&server))));
         tokio::spawn(crate::custom::controller::run(Arc::clone(&server)));
+        aggregation::start(&server);
     }
     stop.cancelled().await;
     tracing::info!("shutting down");
@@ -234,12 +264,43 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn watch_files(server: &Arc<Server>, cert: &Arc<tls::ServingCert>) {
+fn watch_files(server: &Arc<Server>, cert: &Arc<tls::ServingCert>, config: &Config) {
+    if let Issuers::File(path) = &config.issuers {
+        let (issuers, own, server) = (config.issuers.clone(), config.token_issuers.clone(), Arc::downgrade(server));
+        tokio::spawn(tls::on_change(vec![path.clone()], move || {
+            let new = issuers.read(&own)?;
+            if let Some(s) = server.upgrade() {
+                s.authn.replace_issuers(new);
+            }
+            Ok::<_, oidc::config::ConfigError>(())
+        }));
+    }
+    if let Some(path) = server.encryption.path().filter(|_| config.encryption_reload) {
+        let (e, reflector) = (Arc::clone(&server.encryption), Arc::clone(&server.objects.reflector));
+        tokio::spawn(tls::on_change(vec![path], move || {
+            e.reload()?;
+            if e.take_unreadable() {
+                reflector.read_again();
+            }
+            Ok::<_, crate::storage::ConfigError>(())
+        }));
+    }
     let c = Arc::clone(cert);
     tokio::spawn(tls::on_change(cert.paths(), move || c.reload()));
-    if let Some(x) = &server.authn.x509 {
+    let proxies = server.authn.request_header.as_ref().map(|r| &r.x509);
+    for x in server.authn.x509.iter().chain(proxies) {
         let ca = Arc::clone(&x.ca);
         tokio::spawn(tls::on_change(vec![ca.path()], move || ca.reload()));
+    }
+    if let Some(own) = server.aggregator.identity() {
+        let (own, server) = (Arc::clone(own), Arc::downgrade(server));
+        tokio::spawn(tls::on_change(own.paths(), move || {
+            own.reload()?;
+            if let Some(s) = server.upgrade() {
+                s.aggregator.refresh(&s.objects);
+            }
+            Ok::<_, tls::TlsError>(())
+        }));
     }
     let k = Arc::clone(&server.kubelet);
     if !k.paths().is_empty() {

@@ -2,6 +2,7 @@
 //! `kubernetes` Service. Written in a few transactions at start, and kept.
 
 pub mod rbac;
+mod trust;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -98,6 +99,15 @@ fn push(server: &Server, res: &Resource, v: Value, missing: &mut Vec<(String, By
     Ok(())
 }
 
+/// Creates an object unless there is one of that name.
+pub async fn create(server: &Server, group: &str, plural: &str, v: Value) -> Result<(), ApiError> {
+    let (key, value) = object(server, &*resource(server, group, plural)?, v)?;
+    match server.etcd.create(&key, value, 0).await {
+        Ok(_) | Err(StoreError::Exists { .. }) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Creates or replaces an object when what `same` looks at differs.
 async fn ensure(server: &Server, res: &Resource, v: Value, same: &[&str]) -> Result<(), ApiError> {
     let m = &v["metadata"];
@@ -131,24 +141,6 @@ async fn ensure(server: &Server, res: &Resource, v: Value, same: &[&str]) -> Res
 /// The first address of the first service range, which is the `kubernetes` Service's.
 fn own_cluster_ip(server: &Server) -> Option<IpAddr> {
     server.service_ranges.first()?.hosts().next()
-}
-
-/// The CA bundles that extension API servers need to know whom to trust.
-async fn authentication_config(server: &Server) -> Result<(), ApiError> {
-    let mut data = serde_json::Map::new();
-    if let Some(x509) = &server.authn.x509 {
-        data.insert("client-ca-file".into(), x509.ca.pem().as_str().into());
-    }
-    if let Some(r) = &server.request_header {
-        data.insert("requestheader-client-ca-file".into(), r.ca_pem.as_str().into());
-        let list = |l: &[String]| Value::from(serde_json::to_string(l).unwrap_or_default());
-        data.insert("requestheader-allowed-names".into(), list(&r.allowed_names));
-        data.insert("requestheader-username-headers".into(), list(&r.username_headers));
-        data.insert("requestheader-group-headers".into(), list(&r.group_headers));
-        data.insert("requestheader-extra-headers-prefix".into(), list(&r.extra_prefixes));
-    }
-    let v = json!({"metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"}, "data": data});
-    ensure(server, &*resource(server, "", "configmaps")?, v, &["data"]).await
 }
 
 /// The `kubernetes` Service and, while this server is ready, itself among its endpoints.
@@ -209,7 +201,7 @@ pub async fn keep(server: Arc<Server>) {
             }
         };
         report("the kubernetes Service", kubernetes_service(&server).await);
-        report("the authentication ConfigMap", authentication_config(&server).await);
+        report("the authentication ConfigMap", trust::publish(&server).await);
         if round.is_multiple_of(6) {
             report("aggregated cluster roles", rbac::aggregate(&server).await);
         }

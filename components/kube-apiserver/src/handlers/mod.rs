@@ -7,7 +7,7 @@ mod health;
 pub mod openapi;
 mod options;
 mod patch;
-mod proxy;
+pub mod proxy;
 mod read;
 mod reviews;
 pub mod scale;
@@ -31,12 +31,13 @@ pub use delete::delete_for_server;
 pub use options::{DeleteOptions, Propagation, Validation, WriteOptions};
 
 use crate::{
+    aggregation,
     authn::User,
     custom::conversion,
     http::{
         Answer, ApiError, As, Body, Group, Media, Offers, Query, RequestInfo, Wanted,
         body::{self, answer},
-        negotiate,
+        gzip, negotiate,
     },
     registry::Resource,
     server::Server,
@@ -122,7 +123,8 @@ impl Ctx {
                 a.headers_mut().append("warning", v);
             }
         }
-        a
+        let read = self.method == Method::GET && self.info.verb != "watch" && (self.info.is_resource || self.info.path.starts_with("/api"));
+        if read && gzip::accepted(&self.headers) { gzip::compress(a) } else { a }
     }
 }
 
@@ -235,6 +237,10 @@ pub async fn dispatch(mut ctx: Ctx, body: Incoming, extensions: Extensions) -> R
         custom = true;
     }
     let ctx = Arc::new(ctx);
+    // Their OpenAPI documents are their own, too.
+    if let Some(remote) = ctx.server.aggregator.route(ctx.info.path.strip_prefix("/openapi/v3").unwrap_or(&ctx.info.path)) {
+        return aggregation::proxy::serve(&ctx, &remote, body, extensions).await;
+    }
     let result = route(&ctx, body, extensions).await;
     // No router stands in front of these that would refuse in words of its own.
     let result = result.map_err(|e| if custom && e.code == 406 { negotiate::refusal() } else { e });

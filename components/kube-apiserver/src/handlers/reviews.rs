@@ -38,7 +38,7 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -
             doc.set("status", json!({"userInfo": info})).map_err(ApiError::internal)?;
             write::set(&mut doc, "metadata.creationTimestamp", write::now())?;
         }
-        "tokenreviews" => token_review(ctx, &mut doc)?,
+        "tokenreviews" => token_review(ctx, &mut doc).await?,
         "selfsubjectrulesreviews" => rules_review(ctx, &mut doc)?,
         _ => access_review(ctx, res, &mut doc)?,
     }
@@ -68,14 +68,14 @@ fn user_info(u: &User) -> Value {
     v
 }
 
-fn token_review(ctx: &Ctx, doc: &mut Doc) -> Result<(), ApiError> {
+async fn token_review(ctx: &Ctx, doc: &mut Doc) -> Result<(), ApiError> {
     let token = doc.at("spec.token").str().to_owned();
     if token.is_empty() {
         return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
     }
     let asked: Vec<String> = doc.at("spec.audiences").iter().map(|a| a.str().to_owned()).collect();
     let audiences = if asked.is_empty() { ctx.server.tokens.api_audiences.clone() } else { asked.clone() };
-    let status = match ctx.server.authn.token(&token, &audiences) {
+    let status = match ctx.server.authn.token(&token, &audiences).await {
         Ok((user, auds)) => {
             let mut s = json!({"authenticated": true, "user": user_info(&user)});
             if !auds.is_empty() {

@@ -73,7 +73,7 @@ async fn run(
     info: RequestInfo,
     query: Query,
 ) -> Result<Answer, ApiError> {
-    let user = server.authn.authenticate(&conn.certificates, req.headers(), &info.path).map_err(|e| {
+    let user = server.authn.authenticate(&conn.certificates, req.headers(), &info.path).await.map_err(|e| {
         tracing::debug!(peer = %conn.peer, path = info.path, reason = e.0, "unauthenticated");
         // A token is good as long as its account is there, and accounts are still being read.
         match !server.ready.load(Ordering::Acquire) && req.headers().contains_key(header::AUTHORIZATION) {
@@ -108,7 +108,10 @@ async fn run(
     }
     let long = info.is_long_running();
     let upgrade = req.headers().contains_key(header::UPGRADE) || req.method() == Method::CONNECT;
-    let (parts, body) = req.into_parts();
+    let (mut parts, body) = req.into_parts();
+    if let Some(r) = &server.authn.request_header {
+        r.names.clear(&mut parts.headers);
+    }
     let ctx = Ctx {
         server,
         info,

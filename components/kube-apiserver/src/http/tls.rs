@@ -50,7 +50,7 @@ pub fn modified(paths: &[PathBuf]) -> Vec<SystemTime> {
 }
 
 /// Runs `reload` whenever one of `paths` changes, checked every few seconds. A failed reload is tried again at the next check.
-pub async fn on_change(paths: Vec<PathBuf>, mut reload: impl FnMut() -> Result<(), TlsError>) {
+pub async fn on_change<E: std::error::Error + 'static>(paths: Vec<PathBuf>, mut reload: impl FnMut() -> Result<(), E>) {
     let mut seen = modified(&paths);
     loop {
         tokio::time::sleep(Duration::from_secs(10)).await;

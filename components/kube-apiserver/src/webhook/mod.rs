@@ -9,4 +9,5 @@ mod target;
 mod tls;
 
 pub use client::Webhooks;
-pub use target::ClientConfig;
+pub use target::{ClientConfig, resolve};
+pub use tls::{Trust, tls_config};
