@@ -1,16 +1,16 @@
 //! The command line, under upstream's names. What kubeadm and Talos set is accepted; a flag that is not known is an error naming it.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::{ArgAction, Parser};
 
 use crate::{
     admission,
-    authz::Mode,
+    http::tls::Protocols,
     kubelet::KubeletConfig,
     authn::{Names, oidc::config as oidc},
-    server::{Config, Issuers},
+    server::{Authorizers, Config, Issuers, TokenHook},
     services::NodePorts,
     storage::EtcdConfig,
 };
@@ -34,9 +34,28 @@ pub struct Flags {
     /// Issuers of tokens, how their claims become users, and who may be anonymous.
     #[arg(long)]
     authentication_config: Option<PathBuf>,
-    /// Node and RBAC, in the order in which they are asked.
-    #[arg(long, value_delimiter = ',', default_value = "Node,RBAC")]
+    /// A webhook that knows tokens, in a file of kubeconfig form.
+    #[arg(long)]
+    authentication_token_webhook_config_file: Option<PathBuf>,
+    #[arg(long, default_value = "2m0s")]
+    authentication_token_webhook_cache_ttl: String,
+    #[arg(long, default_value = "v1beta1", value_parser = ["v1", "v1beta1"])]
+    authentication_token_webhook_version: String,
+    /// Who is asked whether a request is allowed, in a file; instead of the mode.
+    #[arg(long, conflicts_with_all = ["authorization_mode", "authorization_webhook_config_file"])]
+    authorization_config: Option<PathBuf>,
+    /// Node, RBAC and Webhook, in the order in which they are asked; default: Node,RBAC.
+    #[arg(long, value_delimiter = ',')]
     authorization_mode: Vec<String>,
+    /// The webhook of mode Webhook, in a file of kubeconfig form.
+    #[arg(long)]
+    authorization_webhook_config_file: Option<PathBuf>,
+    #[arg(long, default_value = "5m0s")]
+    authorization_webhook_cache_authorized_ttl: String,
+    #[arg(long, default_value = "30s")]
+    authorization_webhook_cache_unauthorized_ttl: String,
+    #[arg(long, default_value = "v1beta1", value_parser = ["v1", "v1beta1"])]
+    authorization_webhook_version: String,
     #[arg(long, default_value = "0.0.0.0")]
     bind_address: IpAddr,
     /// Who may authenticate by client certificate.
@@ -154,7 +173,7 @@ pub struct Flags {
 }
 
 /// A duration as Go writes it, in seconds: `1h0m0s`, `90m`.
-fn go_seconds(s: &str) -> anyhow::Result<i64> {
+pub fn go_seconds(s: &str) -> anyhow::Result<i64> {
     let bad = || anyhow::anyhow!("{s:?} is not a duration such as 1h0m0s");
     let (mut total, mut number) = (0i64, String::new());
     for c in s.chars() {
@@ -178,16 +197,37 @@ fn go_seconds(s: &str) -> anyhow::Result<i64> {
 impl Flags {
     /// Checks what clap cannot.
     pub fn into_config(self) -> anyhow::Result<Config> {
-        let modes = self
-            .authorization_mode
-            .iter()
-            .map(|m| match m.as_str() {
-                "Node" => Ok(Mode::Node),
-                "RBAC" => Ok(Mode::Rbac),
+        let ttl = |flag: &str, text: &str| -> anyhow::Result<Duration> {
+            let seconds = go_seconds(text).with_context(|| flag.to_owned())?;
+            Ok(Duration::from_secs(u64::try_from(seconds).with_context(|| flag.to_owned())?))
+        };
+        let modes = if self.authorization_mode.is_empty() { vec!["Node".to_owned(), "RBAC".to_owned()] } else { self.authorization_mode };
+        for m in &modes {
+            match m.as_str() {
+                "Node" | "RBAC" => {}
+                "Webhook" if self.authorization_webhook_config_file.is_some() => {}
+                "Webhook" => bail!("--authorization-mode: Webhook needs --authorization-webhook-config-file"),
                 "AlwaysAllow" => bail!("--authorization-mode: AlwaysAllow is refused: it would let everybody do everything"),
-                other => bail!("--authorization-mode: {other:?} is not one of Node, RBAC"),
-            })
-            .collect::<anyhow::Result<Vec<_>>>()?;
+                other => bail!("--authorization-mode: {other:?} is not one of Node, RBAC, Webhook"),
+            }
+        }
+        let authorizers = match self.authorization_config {
+            Some(path) => Authorizers::File(path),
+            None => Authorizers::Flags {
+                modes,
+                webhook: self.authorization_webhook_config_file.map(|f| (f, self.authorization_webhook_version)),
+                allowed_ttl: ttl("--authorization-webhook-cache-authorized-ttl", &self.authorization_webhook_cache_authorized_ttl)?,
+                refused_ttl: ttl("--authorization-webhook-cache-unauthorized-ttl", &self.authorization_webhook_cache_unauthorized_ttl)?,
+            },
+        };
+        let token_webhook = match self.authentication_token_webhook_config_file {
+            Some(file) => Some(TokenHook {
+                file,
+                version: self.authentication_token_webhook_version,
+                ttl: ttl("--authentication-token-webhook-cache-ttl", &self.authentication_token_webhook_cache_ttl)?,
+            }),
+            None => None,
+        };
         for p in self.enable_admission_plugins.iter().chain(&self.disable_admission_plugins) {
             if !admission::known(p) {
                 bail!("--enable-admission-plugins: unknown plugin {p:?}");
@@ -260,8 +300,10 @@ impl Flags {
             advertise,
             tls_cert: self.tls_cert_file,
             tls_key: self.tls_private_key_file,
+            protocols: Protocols::of(self.tls_min_version.as_deref(), &self.tls_cipher_suites).map_err(anyhow::Error::msg)?,
             client_ca: self.client_ca_file,
-            modes,
+            authorizers,
+            token_webhook,
             bootstrap_tokens: self.enable_bootstrap_token_auth,
             anonymous: self.anonymous_auth,
             issuers,
@@ -325,11 +367,40 @@ mod tests {
     }
 
     #[test]
+    fn what_talos_sets_is_taken() {
+        let c = parse(&[
+            "--anonymous-auth=false",
+            "--api-audiences=https://10.0.0.1:6443",
+            "--authorization-mode=Node,RBAC",
+            "--bind-address=0.0.0.0",
+            "--encryption-provider-config=e",
+            "--profiling=false",
+            "--proxy-client-cert-file=p",
+            "--proxy-client-key-file=k",
+            "--requestheader-allowed-names=front-proxy-client",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-client-ca-file=x",
+            "--tls-cipher-suites=TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+            "--tls-min-version=VersionTLS12",
+        ])
+        .unwrap();
+        assert!(c.proxy_client.is_some() && c.encryption.is_some() && !c.encryption_reload && !c.anonymous);
+        assert!(matches!(&c.authorizers, Authorizers::Flags { modes, .. } if modes == &["Node", "RBAC"]));
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (flag, named) in [
             ("--no-such-flag", "--no-such-flag"),
             ("--authorization-mode=AlwaysAllow", "AlwaysAllow"),
             ("--enable-admission-plugins=Nonsense", "Nonsense"),
+            ("--authorization-mode=Webhook", "--authorization-webhook-config-file"),
+            ("--encryption-provider-config-automatic-reload", "--encryption-provider-config"),
+            ("--oidc-client-id=x", "--oidc-issuer-url"),
+            ("--proxy-client-cert-file=x", "--proxy-client-key-file"),
+            ("--tls-min-version=1.2", "--tls-min-version"),
             ("--service-cluster-ip-range=10.0.0.0/8,11.0.0.0/8", "--service-cluster-ip-range"),
         ] {
             assert!(parse(&[flag]).unwrap_err().to_string().contains(named), "{flag}");

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -25,7 +25,7 @@ use crate::{
     },
     aggregation::{self, Aggregator},
     authn::{self, Authenticator, ClientCa, TokenIssuer, X509, jwt, oidc},
-    authz::{Authorizer, Mode},
+    authz::{self, Authorizer, Mode},
     bootstrap,
     handlers::openapi::OpenApi,
     http::{ApiError, serve, tls},
@@ -35,7 +35,7 @@ use crate::{
     registry::{Registry, Resource},
     services::NodePorts,
     storage::{EncodedCache, Encryption, Etcd, EtcdConfig, Reflector},
-    webhook::Webhooks,
+    webhook::{self, Webhooks},
 };
 
 /// Where other issuers of tokens are configured.
@@ -62,6 +62,40 @@ impl Issuers {
     }
 }
 
+/// Where authorizers are configured.
+#[derive(Debug, Clone)]
+pub enum Authorizers {
+    File(PathBuf),
+    /// By `--authorization-mode`, with what its webhook needs.
+    Flags { modes: Vec<String>, webhook: Option<(PathBuf, String)>, allowed_ttl: Duration, refused_ttl: Duration },
+}
+
+impl Authorizers {
+    fn read(&self) -> Result<Vec<Mode>, authz::config::ConfigError> {
+        match self {
+            Self::File(path) => authz::config::load(path),
+            Self::Flags { modes, webhook, allowed_ttl, refused_ttl } => {
+                let mode = |m: &String| match (m.as_str(), webhook) {
+                    ("Node", _) => Some(Ok(Mode::Node)),
+                    ("RBAC", _) => Some(Ok(Mode::Rbac)),
+                    (_, Some((file, version))) => Some(authz::config::of_flags(file, version, *allowed_ttl, *refused_ttl)),
+                    // Flags let no other mode in, and none without a file.
+                    (_, None) => None,
+                };
+                modes.iter().filter_map(mode).collect()
+            }
+        }
+    }
+}
+
+/// A webhook that knows tokens.
+#[derive(Debug, Clone)]
+pub struct TokenHook {
+    pub file: PathBuf,
+    pub version: String,
+    pub ttl: Duration,
+}
+
 /// The configuration, already checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -73,8 +107,10 @@ pub struct Config {
     pub advertise: IpAddr,
     pub tls_cert: PathBuf,
     pub tls_key: PathBuf,
+    pub protocols: tls::Protocols,
     pub client_ca: Option<PathBuf>,
-    pub modes: Vec<Mode>,
+    pub authorizers: Authorizers,
+    pub token_webhook: Option<TokenHook>,
     pub bootstrap_tokens: bool,
     pub anonymous: bool,
     /// Who this server's own tokens are from.
@@ -148,7 +184,7 @@ impl Server {
             return Ok(id);
         }
         let id = self.etcd.lease(self.event_ttl + 60).await?;
-        *self.event_lease.lock() = Some((id, Instant::now() + std::time::Duration::from_secs(60)));
+        *self.event_lease.lock() = Some((id, Instant::now() + Duration::from_secs(60)));
         Ok(id)
     }
 }
@@ -186,6 +222,10 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
     authn.x509 = c.client_ca.clone().map(ClientCa::load).transpose()?.map(|ca| Arc::new(X509 { ca }));
     authn.issuers = arc_swap::ArcSwap::from_pointee(c.issuers.read(&c.token_issuers).context("--authentication-config or --oidc-*")?);
     (authn.bootstrap_tokens, authn.anonymous) = (c.bootstrap_tokens, c.anonymous);
+    if let Some(w) = &c.token_webhook {
+        let hook = webhook::Configured::load(&w.file).context("--authentication-token-webhook-config-file")?;
+        authn.webhook = Some(authn::TokenWebhook::new(hook, w.version.clone(), w.ttl));
+    }
     let host = if c.advertise.is_ipv6() { format!("[{}]", c.advertise) } else { c.advertise.to_string() };
     Ok(Arc::new(Server {
         registry,
@@ -194,7 +234,7 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         authn,
         encryption,
         aggregator: Aggregator::new(c.proxy_client.clone(), c.aggregator_routing)?,
-        authz: Authorizer::new(c.modes.clone(), Arc::clone(&objects)),
+        authz: Authorizer::new(c.authorizers.read().context("--authorization-config or --authorization-webhook-config-file")?, Arc::clone(&objects)),
         webhooks: Webhooks::new(Arc::clone(&objects)),
         mutating: Configured::new(webhooks::MUTATING),
         validating: Configured::new(webhooks::VALIDATING),
@@ -224,7 +264,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let started = Instant::now();
     let server = build(&config, stop.clone()).await?;
     let cert = tls::ServingCert::load(config.tls_cert.clone(), config.tls_key.clone())?;
-    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&cert))?));
+    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&cert), &config.protocols)?));
     let listener =
         TcpListener::bind((config.bind, config.port)).await.with_context(|| format!("cannot listen on {}:{}", config.bind, config.port))?;
     watch_files(&server, &cert, &config);
@@ -241,7 +281,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     if !stop.is_cancelled() {
         while let Err(e) = bootstrap::write_all(&server).await {
             tracing::warn!(error = %e, "bootstrap objects cannot be written; trying again");
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
         server.objects.reflector.barrier().await.context("waiting for the bootstrap objects to arrive")?;
         if let Err(e) = bootstrap::rbac::aggregate(&server).await {
@@ -257,7 +297,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     tracing::info!("shutting down");
     if let Some(u) = upkeep {
         // It takes this server out of the endpoints before connections are closed.
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), u).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), u).await;
     }
     accepting.cancel();
     serving.await.context("the listener ended badly")?;
@@ -287,6 +327,16 @@ fn watch_files(server: &Arc<Server>, cert: &Arc<tls::ServingCert>, config: &Conf
     }
     let c = Arc::clone(cert);
     tokio::spawn(tls::on_change(cert.paths(), move || c.reload()));
+    if let Authorizers::File(path) = &config.authorizers {
+        let (authorizers, server) = (config.authorizers.clone(), Arc::downgrade(server));
+        tokio::spawn(tls::on_change(vec![path.clone()], move || {
+            let modes = authorizers.read()?;
+            if let Some(s) = server.upgrade() {
+                s.authz.replace(modes);
+            }
+            Ok::<_, authz::config::ConfigError>(())
+        }));
+    }
     let proxies = server.authn.request_header.as_ref().map(|r| &r.x509);
     for x in server.authn.x509.iter().chain(proxies) {
         let ca = Arc::clone(&x.ca);

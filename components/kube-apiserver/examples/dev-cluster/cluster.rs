@@ -144,7 +144,6 @@ impl Cluster {
             "--advertise-address=127.0.0.1".into(),
             "--bind-address=127.0.0.1".into(),
             format!("--secure-port={port}"),
-            "--authorization-mode=Node,RBAC".into(),
             "--enable-admission-plugins=NodeRestriction".into(),
             "--enable-bootstrap-token-auth=true".into(),
             format!("--client-ca-file={}", file("ca.crt")),

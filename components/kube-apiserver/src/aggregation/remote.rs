@@ -13,6 +13,8 @@ use k8s_schema::Doc;
 use super::{GroupVersion, Identity, Services, connect::Pool};
 use crate::registry::priority;
 
+const REGISTRATION: &str = "apiregistration.k8s.io";
+
 /// What of an APIService decides where and how to connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
@@ -101,7 +103,9 @@ impl Services {
             local.iter().any(|(n, versions)| n == g && versions.iter().any(|x| x == v))
                 || self.remotes.contains_key(&(g.to_owned(), v.to_owned()))
         };
-        for (group, versions) in &self.order {
+        // Who registers others is registered by nobody, and comes first.
+        out.extend(local.iter().find(|(g, _)| g == REGISTRATION).cloned());
+        for (group, versions) in self.order.iter().filter(|(g, _)| g != REGISTRATION) {
             let versions: Vec<String> = versions.iter().filter(|v| served(group, v)).cloned().collect();
             if !versions.is_empty() {
                 out.push((group.clone(), versions));
@@ -174,8 +178,9 @@ mod tests {
             api_service("first.io", "v2alpha1", (10, 20), there),
         ];
         let services = Services::of(&docs, &Services::default(), None);
-        let local = groups(&[("apps", &["v1"]), ("example.com", &["v1beta1"]), ("new.io", &["v1"])]);
+        let local = groups(&[("apps", &["v1"]), ("apiregistration.k8s.io", &["v1"]), ("example.com", &["v1beta1"]), ("new.io", &["v1"])]);
         let all = groups(&[
+            ("apiregistration.k8s.io", &["v1"]),
             ("first.io", &["v2alpha1", "v1", "v1alpha1"]),
             ("apps", &["v1"]),
             ("example.com", &["v1beta1"]),

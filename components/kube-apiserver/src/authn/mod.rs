@@ -6,6 +6,7 @@ mod memo;
 pub mod oidc;
 mod request_header;
 mod service_account;
+mod webhook;
 mod x509;
 
 use std::{
@@ -24,6 +25,7 @@ use crate::objects::Objects;
 
 pub use request_header::{Names, RequestHeader};
 pub use service_account::{Bound, TokenIssuer};
+pub use webhook::TokenWebhook;
 pub use x509::{ClientCa, X509};
 
 /// Who a request is made as.
@@ -59,7 +61,7 @@ impl User {
 }
 
 /// The client gave credentials that are not good; why is for the log alone.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected(pub String);
 
 /// Results of good tokens are kept this long, as upstream keeps them.
@@ -75,6 +77,8 @@ pub struct Authenticator {
     pub anonymous: bool,
     /// Other issuers of tokens, and who may be anonymous; replaced when the configuration's file changes.
     pub issuers: ArcSwap<oidc::Issuers>,
+    /// Asked about tokens that nobody else knows.
+    pub webhook: Option<TokenWebhook>,
     objects: Arc<Objects>,
     seen: Mutex<HashMap<[u8; 32], (Instant, User)>>,
 }
@@ -84,7 +88,7 @@ const ANONYMOUS_PATHS: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
 
 impl Authenticator {
     pub fn new(tokens: Arc<TokenIssuer>, objects: Arc<Objects>) -> Self {
-        Self { request_header: None, x509: None, tokens, bootstrap_tokens: false, anonymous: false, issuers: ArcSwap::default(), objects, seen: Mutex::default() }
+        Self { request_header: None, x509: None, tokens, bootstrap_tokens: false, anonymous: false, issuers: ArcSwap::default(), webhook: None, objects, seen: Mutex::default() }
     }
 
     /// `peer`: the certificates of the TLS connection.
@@ -166,13 +170,22 @@ impl Authenticator {
             Err(e) => e,
         };
         let issuers = self.issuers.load_full();
-        let Some(theirs) = issuers.authenticate(token).await else { return Err(rejected) };
-        // Their audiences are their configuration's: here such a token is one for this server.
-        let meant: Vec<String> = audiences.iter().filter(|a| self.tokens.api_audiences.contains(a)).cloned().collect();
-        if meant.is_empty() {
-            return Err(Rejected("another audience".into()));
+        let rejected = match issuers.authenticate(token).await {
+            None => rejected,
+            Some(Err(e)) => e,
+            Some(Ok(user)) => {
+                // Their audiences are their configuration's: here such a token is one for this server.
+                let meant: Vec<String> = audiences.iter().filter(|a| self.tokens.api_audiences.contains(a)).cloned().collect();
+                if !meant.is_empty() {
+                    return Ok((user, meant));
+                }
+                Rejected("another audience".into())
+            }
+        };
+        match &self.webhook {
+            Some(w) => w.authenticate(token, audiences).await,
+            None => Err(rejected),
         }
-        theirs.map(|u| (u, meant))
     }
 }
 

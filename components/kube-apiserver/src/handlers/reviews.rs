@@ -40,7 +40,7 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -
         }
         "tokenreviews" => token_review(ctx, &mut doc).await?,
         "selfsubjectrulesreviews" => rules_review(ctx, &mut doc)?,
-        _ => access_review(ctx, res, &mut doc)?,
+        _ => access_review(ctx, res, &mut doc).await?,
     }
     Ok(encode_doc(ctx, 201, res, &doc, wanted))
 }
@@ -95,7 +95,7 @@ fn strings(r: Ref<'_>) -> Vec<String> {
     r.iter().map(|s| s.str().to_owned()).collect()
 }
 
-fn access_review(ctx: &Ctx, res: &Resource, doc: &mut Doc) -> Result<(), ApiError> {
+async fn access_review(ctx: &Ctx, res: &Resource, doc: &mut Doc) -> Result<(), ApiError> {
     let own = res.plural == "selfsubjectaccessreviews";
     crate::kinds::reviews::validate_access(res, doc, &ctx.info.namespace)?;
     let user = if own {
@@ -126,9 +126,11 @@ fn access_review(ctx: &Ctx, res: &Resource, doc: &mut Doc) -> Result<(), ApiErro
         let n = doc.at("spec.nonResourceAttributes");
         Attributes { verb: n.get("verb").str().to_owned(), path: n.get("path").str().to_owned(), ..Attributes::default() }
     };
-    let status = match ctx.server.authz.authorize(&user, &attributes) {
+    let status = match ctx.server.authz.decide(&user, &attributes).await {
         Decision::Allow(reason) if reason.is_empty() => json!({"allowed": true}),
         Decision::Allow(reason) => json!({"allowed": true, "reason": reason}),
+        Decision::Deny(reason) if reason.is_empty() => json!({"allowed": false, "denied": true}),
+        Decision::Deny(reason) => json!({"allowed": false, "denied": true, "reason": reason}),
         Decision::NoOpinion(reason) if reason.is_empty() => json!({"allowed": false}),
         Decision::NoOpinion(reason) => json!({"allowed": false, "reason": reason}),
     };
@@ -160,10 +162,16 @@ fn rules_review(ctx: &Ctx, doc: &mut Doc) -> Result<(), ApiError> {
             other.push(json!({"verbs": r.verbs, "nonResourceURLs": r.urls}));
         }
     }
-    let incomplete = crate::authz::node::node_of(&ctx.user).is_some();
-    let mut status = json!({"resourceRules": resource, "nonResourceRules": other, "incomplete": incomplete});
-    if incomplete {
-        status["evaluationError"] = "node authorizer does not support user rule resolution".into();
+    let mut missing = Vec::new();
+    if crate::authz::node::node_of(&ctx.user).is_some() {
+        missing.push("node authorizer does not support user rule resolution");
+    }
+    if ctx.server.authz.asks_webhooks() {
+        missing.push("webhook authorizer does not support user rule resolution");
+    }
+    let mut status = json!({"resourceRules": resource, "nonResourceRules": other, "incomplete": !missing.is_empty()});
+    if !missing.is_empty() {
+        status["evaluationError"] = missing.join(", ").into();
     }
     doc.set("status", status).map_err(ApiError::internal)
 }

@@ -94,7 +94,7 @@ async fn run(
         path: info.path.clone(),
         field_selector: query.get("fieldSelector").unwrap_or("").to_owned(),
     };
-    if let Decision::NoOpinion(reason) = server.authz.authorize(&user, &attributes) {
+    if let Decision::NoOpinion(reason) | Decision::Deny(reason) = server.authz.decide(&user, &attributes).await {
         // While roles are still being read or written, a refusal would be a guess that clients take for final. Health is told then.
         let health = ["healthz", "livez", "readyz"].contains(&info.path.split('/').nth(1).unwrap_or(""));
         let starting = !server.ready.load(Ordering::Acquire);

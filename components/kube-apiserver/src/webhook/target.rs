@@ -78,7 +78,7 @@ impl ClientConfig {
     }
 }
 
-fn of_url(u: &str) -> Result<Target, String> {
+pub fn of_url(u: &str) -> Result<Target, String> {
     let uri: Uri = u.parse().map_err(|e| format!("the URL cannot be read: {e}"))?;
     if uri.scheme_str() != Some("https") {
         return Err("only https is spoken to webhooks".into());

@@ -1,9 +1,6 @@
 //! An extension server behind an APIService: found, described, asked as the user, and missed when it is gone.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    sync::{Arc, Mutex},
-};
+use std::sync::Mutex;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::{StreamExt, stream};
@@ -14,18 +11,13 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use pki::{Authority, LeafSpec};
-use rustls::{
-    RootCertStore,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-    server::WebPkiClientVerifier,
-};
+use rustls::pki_types::ServerName;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsConnector;
 
 use super::*;
 
@@ -138,35 +130,12 @@ async fn serve(mut request: Request<Incoming>) -> Response<Body> {
 impl Extension {
     /// It lets nobody in but the front proxy.
     async fn start(front_proxy_ca: &str) -> Self {
-        let now = jiff::Timestamp::now();
-        let hour = Duration::from_secs(3600);
-        let issued = Authority::generate("extension", now, hour).unwrap();
-        let ca = Authority::from_pem(&issued.cert_pem, &issued.key_pem).unwrap();
-        let spec = LeafSpec {
-            common_name: "wardle".into(),
-            organization: None,
-            dns_names: vec!["wardle.default.svc".into()],
-            addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
-            server: true,
-            client: false,
-            lifetime: hour,
-        };
-        let leaf = ca.issue(&spec, now).unwrap();
-        let certs = vec![CertificateDer::from_pem_slice(leaf.cert_pem.as_bytes()).unwrap()];
-        let key = PrivateKeyDer::from_pem_slice(leaf.key_pem.as_bytes()).unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(front_proxy_ca.as_bytes()).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().unwrap();
-        let tls = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let tls = TlsAcceptor::from(Arc::new(tls.with_client_cert_verifier(clients).with_single_cert(certs, key).unwrap()));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let Listener { port, ca, tcp, tls } = listen("wardle.default.svc", Some(front_proxy_ca)).await;
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
         let task = tokio::spawn(async move {
             let mut open = tokio::task::JoinSet::new();
-            while let Ok((tcp, _)) = listener.accept().await {
+            while let Ok((tcp, _)) = tcp.accept().await {
                 let (tls, log) = (tls.clone(), Arc::clone(&log));
                 open.spawn(async move {
                     let Ok(stream) = tls.accept(tcp).await else { return };
@@ -179,7 +148,7 @@ impl Extension {
                 });
             }
         });
-        Self { port, ca: issued.cert_pem, seen, task }
+        Self { port, ca, seen, task }
     }
 
     fn last(&self, path: &str) -> Seen {

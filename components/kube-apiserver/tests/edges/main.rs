@@ -8,8 +8,13 @@ mod encryption;
 mod gzip;
 mod oidc;
 mod proxies;
+mod reviews;
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cluster::Cluster;
 use http_body_util::BodyExt;
@@ -19,7 +24,56 @@ use kube_client::{
     client::Body,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use pki::{Authority, LeafSpec};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+};
 use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+/// A listener on loopback with a certificate of an authority of its own.
+struct Listener {
+    port: u16,
+    ca: String,
+    tcp: TcpListener,
+    tls: TlsAcceptor,
+}
+
+/// Listens as `name`; with `clients`, only for those who have a certificate of that authority.
+async fn listen(name: &str, clients: Option<&str>) -> Listener {
+    let now = jiff::Timestamp::now();
+    let hour = Duration::from_secs(3600);
+    let issued = Authority::generate("test", now, hour).unwrap();
+    let ca = Authority::from_pem(&issued.cert_pem, &issued.key_pem).unwrap();
+    let spec = LeafSpec {
+        common_name: name.into(),
+        organization: None,
+        dns_names: vec![name.into()],
+        addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        server: true,
+        client: false,
+        lifetime: hour,
+    };
+    let leaf = ca.issue(&spec, now).unwrap();
+    let certs = vec![CertificateDer::from_pem_slice(leaf.cert_pem.as_bytes()).unwrap()];
+    let key = PrivateKeyDer::from_pem_slice(leaf.key_pem.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().unwrap();
+    let tls = match clients {
+        Some(pem) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
+            tls.with_client_cert_verifier(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap())
+        }
+        None => tls.with_no_client_auth(),
+    };
+    let tls = TlsAcceptor::from(Arc::new(tls.with_single_cert(certs, key).unwrap()));
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    Listener { port: tcp.local_addr().unwrap().port(), ca: issued.cert_pem, tcp, tls }
+}
 
 /// A new server, with more flags than usual.
 async fn start(dir: &tempfile::TempDir, more: Vec<String>) -> Cluster {

@@ -1,10 +1,6 @@
 //! Tokens of another issuer: found by discovery, believed by its keys, mapped by a configuration that can change.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-    sync::{Arc, Mutex},
-};
+use std::{path::Path, sync::Mutex};
 
 use aws_lc_rs::{
     rand::SystemRandom,
@@ -15,11 +11,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
 use hyper::{Method, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use kube_client::config::AuthInfo;
-use pki::{Authority, LeafSpec};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde_json::json;
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
@@ -73,31 +65,12 @@ struct Issuer {
 
 impl Issuer {
     async fn start(keys: Value) -> Self {
-        let now = jiff::Timestamp::now();
-        let hour = Duration::from_secs(3600);
-        let issued = Authority::generate("issuer", now, hour).unwrap();
-        let ca = Authority::from_pem(&issued.cert_pem, &issued.key_pem).unwrap();
-        let spec = LeafSpec {
-            common_name: "issuer".into(),
-            organization: None,
-            dns_names: vec!["localhost".into()],
-            addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
-            server: true,
-            client: false,
-            lifetime: hour,
-        };
-        let leaf = ca.issue(&spec, now).unwrap();
-        let certs = vec![CertificateDer::from_pem_slice(leaf.cert_pem.as_bytes()).unwrap()];
-        let key = PrivateKeyDer::from_pem_slice(leaf.key_pem.as_bytes()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let tls = TlsAcceptor::from(Arc::new(tls.with_no_client_auth().with_single_cert(certs, key).unwrap()));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://127.0.0.1:{}", listener.local_addr().unwrap().port());
+        let Listener { port, ca, tcp, tls } = listen("localhost", None).await;
+        let url = format!("https://127.0.0.1:{port}");
         let keys = Arc::new(Mutex::new(keys));
         let (own, shown) = (url.clone(), Arc::clone(&keys));
         tokio::spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
+            while let Ok((tcp, _)) = tcp.accept().await {
                 let (tls, own, shown) = (tls.clone(), own.clone(), Arc::clone(&shown));
                 tokio::spawn(async move {
                     let Ok(stream) = tls.accept(tcp).await else { return };
@@ -113,7 +86,7 @@ impl Issuer {
                 });
             }
         });
-        Self { url, ca: issued.cert_pem, keys }
+        Self { url, ca, keys }
     }
 
     fn claims(&self, sub: &str) -> Value {
@@ -123,7 +96,7 @@ impl Issuer {
 }
 
 /// A client that has nothing but what its headers say.
-async fn nobody(cluster: &Cluster) -> Client {
+pub async fn nobody(cluster: &Cluster) -> Client {
     let kubeconfig = Kubeconfig::read_from(cluster.dir.join("admin.kubeconfig")).unwrap();
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
     config.auth_info = AuthInfo::default();
