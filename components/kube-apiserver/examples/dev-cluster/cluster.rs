@@ -170,14 +170,14 @@ impl Cluster {
     /// Runs the server in a thread of this process and waits until it is ready.
     #[allow(dead_code, reason = "the example runs the server in its main thread")]
     pub fn start(dir: &Path) -> Self {
-        Self::start_with(dir, &[])
+        Self::start_with(dir, Vec::new())
     }
 
-    /// As [`start`](Self::start), with more flags.
+    /// As [`Self::start`], with more flags.
     #[allow(dead_code, reason = "the example runs the server in its main thread")]
-    pub fn start_with(dir: &Path, more: &[String]) -> Self {
+    pub fn start_with(dir: &Path, more: Vec<OsString>) -> Self {
         let (cluster, mut args) = Self::prepare(dir, None);
-        args.extend(more.iter().map(OsString::from));
+        args.extend(more);
         std::thread::spawn(move || kube_apiserver::main(args.into_iter()));
         cluster.wait_ready();
         cluster

@@ -78,7 +78,8 @@ async fn listen(name: &str, clients: Option<&str>) -> Listener {
 /// A new server, with more flags than usual.
 async fn start(dir: &tempfile::TempDir, more: Vec<String>) -> Cluster {
     let path = dir.path().to_owned();
-    tokio::task::spawn_blocking(move || Cluster::start_with(&path, &more)).await.unwrap()
+    let more = more.into_iter().map(Into::into).collect();
+    tokio::task::spawn_blocking(move || Cluster::start_with(&path, more)).await.unwrap()
 }
 
 /// A client by the name of its kubeconfig.
