@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use clap::{ArgAction, Parser};
 
 use crate::{
-    admission,
+    admission, audit,
     authz::Mode,
     kubelet::KubeletConfig,
     server::{Config, RequestHeader},
@@ -38,6 +38,9 @@ pub struct Flags {
     /// Who may authenticate by client certificate.
     #[arg(long)]
     client_ca_file: Option<PathBuf>,
+    /// Configuration of admission plugins.
+    #[arg(long)]
+    admission_control_config_file: Option<PathBuf>,
     #[arg(long, value_delimiter = ',')]
     enable_admission_plugins: Vec<String>,
     #[arg(long, value_delimiter = ',')]
@@ -115,6 +118,8 @@ pub struct Flags {
     storage_media_type: Option<String>,
     #[arg(long)]
     endpoint_reconciler_type: Option<String>,
+    #[command(flatten)]
+    audit: audit::Flags,
     /// Verbosity: 0 to 10.
     #[arg(short = 'v', long = "v", default_value_t = 0)]
     pub verbosity: u8,
@@ -159,6 +164,11 @@ impl Flags {
             if !admission::known(p) {
                 bail!("--enable-admission-plugins: unknown plugin {p:?}");
             }
+        }
+        let off = self.disable_admission_plugins.into_iter().filter(|p| !self.enable_admission_plugins.contains(p)).collect();
+        let mut admission = admission::Configuration::without(off);
+        if let Some(path) = &self.admission_control_config_file {
+            admission = admission.load(path).context("--admission-control-config-file")?;
         }
         if self.service_account_issuer.is_empty() {
             bail!("--service-account-issuer is required");
@@ -223,6 +233,8 @@ impl Flags {
             },
             request_header,
             event_ttl: go_seconds(&self.event_ttl).context("--event-ttl")?,
+            admission,
+            audit: self.audit.into_config(go_seconds)?,
         })
     }
 }

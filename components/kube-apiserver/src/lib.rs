@@ -1,9 +1,10 @@
 //! The Kubernetes API server.
 //!
 //! `storage` keeps objects as bytes and follows etcd; `registry` says what is served; `http` speaks to clients; `handlers` answer by
-//! verb; `kinds` holds what is special about each kind, `custom` what definitions add to them; `authn`, `authz` and `admission` decide who may; `webhook` calls what users run to convert and admit objects; `bootstrap` fills a new cluster.
+//! verb; `kinds` holds what is special about each kind, `custom` what definitions add to them; `authn`, `authz` and `admission` decide who may, `audit` records who did; `webhook` calls what users run to convert and admit objects; `bootstrap` fills a new cluster.
 
 mod admission;
+mod audit;
 mod authn;
 mod authz;
 mod bootstrap;

@@ -1,8 +1,12 @@
 //! Metrics under upstream's stable names, in the Prometheus text format.
 
-use std::{collections::BTreeMap, fmt::Write, time::Duration};
+mod counter;
+
+use std::{collections::BTreeMap, fmt::Write, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+
+pub use counter::Counter;
 
 use crate::server::Server;
 
@@ -19,9 +23,41 @@ struct Series {
     count: u64,
 }
 
+/// What PodSecurity decided.
+#[derive(Debug)]
+pub struct PodSecurity {
+    pub evaluations: Counter,
+    pub exemptions: Counter,
+    pub errors: Counter,
+}
+
+impl Default for PodSecurity {
+    fn default() -> Self {
+        Self {
+            evaluations: Counter::new(
+                "pod_security_evaluations_total",
+                "[STABLE] Policy evaluations, not counting what was ignored or exempt.",
+                &["decision", "policy_level", "policy_version", "mode", "request_operation", "resource", "subresource"],
+            ),
+            exemptions: Counter::new(
+                "pod_security_exemptions_total",
+                "[STABLE] Requests that were exempt.",
+                &["request_operation", "resource", "subresource"],
+            ),
+            errors: Counter::new(
+                "pod_security_errors_total",
+                "[STABLE] Errors that prevented normal evaluation.",
+                &["fatal", "request_operation", "resource", "subresource"],
+            ),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Metrics {
     requests: Mutex<BTreeMap<(String, String), Series>>,
+    pub pod_security: PodSecurity,
+    pub audit: Arc<crate::audit::Metrics>,
 }
 
 impl Metrics {
@@ -81,6 +117,11 @@ impl Metrics {
             {
                 let _ = writeln!(w, "apiserver_storage_objects{{resource=\"{}\"}} {}", res.group_resource(), c.len());
             }
+        }
+        let (security, audit) = (&self.pod_security, &self.audit);
+        let counters = [&security.evaluations, &security.exemptions, &security.errors];
+        for c in counters.into_iter().chain([&audit.events, &audit.errors, &audit.levels, &audit.rejected]) {
+            c.render(w);
         }
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
         if let Some(pages) = statm.split_whitespace().nth(1).and_then(|p| p.parse::<u64>().ok()) {

@@ -20,9 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::{
+        self,
         policy::{MutatingPolicy, Policies, Policy},
         webhooks::{self, Configured},
     },
+    audit::{self, Audit},
     authn::{Authenticator, ClientCa, TokenIssuer, X509, jwt},
     authz::{Authorizer, Mode},
     bootstrap,
@@ -72,6 +74,8 @@ pub struct Config {
     pub kubelet: KubeletConfig,
     pub request_header: Option<(PathBuf, RequestHeader)>,
     pub event_ttl: i64,
+    pub admission: admission::Configuration,
+    pub audit: Option<audit::Config>,
 }
 
 pub struct Server {
@@ -86,6 +90,8 @@ pub struct Server {
     /// The admission policies.
     pub policies: Policies<Policy>,
     pub mutating_policies: Policies<MutatingPolicy>,
+    pub admission: admission::Configuration,
+    pub audit: Option<Arc<Audit>>,
     pub encoded: EncodedCache,
     pub authn: Authenticator,
     pub authz: Authorizer,
@@ -158,6 +164,8 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         }
         None => None,
     };
+    let metrics: Arc<Metrics> = Arc::default();
+    let audit = c.audit.as_ref().map(|a| Audit::start(a, objects.schema.clone(), Arc::clone(&metrics.audit))).transpose()?;
     let host = if c.advertise.is_ipv6() { format!("[{}]", c.advertise) } else { c.advertise.to_string() };
     Ok(Arc::new(Server {
         registry,
@@ -171,10 +179,12 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         policies: Policies::default(),
         mutating_policies: Policies::default(),
         objects,
+        admission: c.admission.clone(),
+        audit,
         encoded: EncodedCache::new(ENCODED_BUDGET),
         tokens,
         kubelet: KubeletClient::new(c.kubelet.clone())?,
-        metrics: Arc::default(),
+        metrics,
         openapi: OpenApi::default(),
         service_ranges: c.service_ranges.clone(),
         node_ports: c.node_ports,
@@ -231,6 +241,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     }
     accepting.cancel();
     serving.await.context("the listener ended badly")?;
+    if let Some(audit) = &server.audit
+        && tokio::time::timeout(std::time::Duration::from_secs(5), audit.close()).await.is_err()
+    {
+        tracing::warn!("audit events were still waiting to be written");
+    }
     Ok(())
 }
 

@@ -158,7 +158,14 @@ impl Cluster {
     /// Runs the server in a thread of this process and waits until it is ready.
     #[allow(dead_code, reason = "the example runs the server in its main thread")]
     pub fn start(dir: &Path) -> Self {
-        let (cluster, args) = Self::prepare(dir, None);
+        Self::start_with(dir, Vec::new())
+    }
+
+    /// As [`Self::start`], with more flags.
+    #[allow(dead_code, reason = "the example runs the server in its main thread")]
+    pub fn start_with(dir: &Path, more: Vec<OsString>) -> Self {
+        let (cluster, mut args) = Self::prepare(dir, None);
+        args.extend(more);
         std::thread::spawn(move || kube_apiserver::main(args.into_iter()));
         cluster.wait_ready();
         cluster

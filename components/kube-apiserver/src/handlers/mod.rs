@@ -31,6 +31,7 @@ pub use delete::delete_for_server;
 pub use options::{DeleteOptions, Propagation, Validation, WriteOptions};
 
 use crate::{
+    audit::Record,
     authn::User,
     custom::conversion,
     http::{
@@ -54,6 +55,8 @@ pub struct Ctx {
     pub user: User,
     /// Sent as `Warning` headers.
     pub warnings: Mutex<Vec<String>>,
+    /// Where the request is audited.
+    pub audit: Option<Arc<Record>>,
     /// The server's own: no webhook is asked.
     pub internal: bool,
 }
@@ -65,6 +68,22 @@ impl Ctx {
         if !w.contains(&text) {
             w.push(text);
         }
+    }
+
+    /// Adds to the request's audit, if there is one.
+    pub fn annotate(&self, key: impl Into<String>, value: &str) {
+        if let Some(r) = &self.audit {
+            r.annotate(key, value);
+        }
+    }
+
+    /// Reads the request's body.
+    pub async fn body(&self, incoming: Incoming) -> Result<Bytes, ApiError> {
+        let bytes = body::read(incoming, &self.headers).await?;
+        if let Some(r) = &self.audit {
+            r.request(&self.headers, &bytes);
+        }
+        Ok(bytes)
     }
 
     pub fn wanted(&self, offers: Offers, list: bool) -> Result<Wanted, ApiError> {
@@ -106,6 +125,7 @@ impl Ctx {
             headers: HeaderMap::new(),
             user,
             warnings: Mutex::default(),
+            audit: None,
             internal: true,
         }
     }
@@ -292,23 +312,23 @@ async fn route(ctx: &Arc<Ctx>, incoming: Incoming, extensions: Extensions) -> Re
         "list" => read::list(ctx, &res).await,
         "watch" => watch::watch(ctx, &res).await,
         "create" if info.parts == 1 && !all_namespaces => {
-            let body = body::read(incoming, &ctx.headers).await?;
+            let body = ctx.body(incoming).await?;
             write::create(ctx, &res, body).await
         }
         "update" if !info.name.is_empty() => {
-            let body = body::read(incoming, &ctx.headers).await?;
+            let body = ctx.body(incoming).await?;
             write::update(ctx, &res, body).await
         }
         "patch" if !info.name.is_empty() => {
-            let body = body::read(incoming, &ctx.headers).await?;
+            let body = ctx.body(incoming).await?;
             patch::patch(ctx, &res, body).await
         }
         "delete" if !info.name.is_empty() => {
-            let body = body::read(incoming, &ctx.headers).await?;
+            let body = ctx.body(incoming).await?;
             delete::delete(ctx, &res, body).await
         }
         "deletecollection" if !all_namespaces && res.has_verb("deletecollection") => {
-            let body = body::read(incoming, &ctx.headers).await?;
+            let body = ctx.body(incoming).await?;
             delete::collection(ctx, &res, body).await
         }
         _ => Err(ApiError::method_not_allowed()),

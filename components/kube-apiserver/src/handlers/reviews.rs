@@ -10,7 +10,7 @@ use super::{Ctx, WriteOptions, decode, encode_doc, encode_value, subresources, w
 use crate::{
     authn::User,
     authz::{Attributes, Decision, rbac::Rule},
-    http::{Answer, ApiError, Offers, body},
+    http::{Answer, ApiError, Offers},
     kinds::meta,
     registry::Resource,
 };
@@ -27,7 +27,7 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -
     }
     let wanted = ctx.wanted(Offers::Objects, false)?;
     let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
-    let body = body::read(incoming, &ctx.headers).await?;
+    let body = ctx.body(incoming).await?;
     let mut doc = decode::decode(ctx, body, write::expected(ctx, res)?, options.validation)?;
     let mut empty = Doc::new(&ctx.server.objects.schema, doc.type_id());
     empty.set_type_meta(&res.api_version(), &res.kind);

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     admission::{self, Attributes, Operation},
     authn::Bound,
-    http::{Answer, ApiError, Group, Offers, body},
+    http::{Answer, ApiError, Group, Offers},
     kinds::meta,
     registry::Resource,
     validation::{ErrorList, FieldError},
@@ -32,8 +32,8 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming, e
         ("eviction", "create") => evict(ctx, res, incoming).await,
         ("token", "create") => token(ctx, res, incoming).await,
         (_, "get") => read::get(ctx, res).await,
-        (_, "update") => write::update(ctx, res, body::read(incoming, &ctx.headers).await?).await,
-        (_, "patch") => patch::patch(ctx, res, body::read(incoming, &ctx.headers).await?).await,
+        (_, "update") => write::update(ctx, res, ctx.body(incoming).await?).await,
+        (_, "patch") => patch::patch(ctx, res, ctx.body(incoming).await?).await,
         _ => Err(ApiError::method_not_allowed()),
     }
 }
@@ -57,7 +57,7 @@ async fn posted(ctx: &Ctx, res: &Resource, subresource: &str, dry_run: bool, doc
 pub async fn bind(ctx: &Arc<Ctx>, incoming: Incoming) -> Result<Answer, ApiError> {
     let wanted = ctx.wanted(Offers::Objects, false)?;
     let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
-    let body = body::read(incoming, &ctx.headers).await?;
+    let body = ctx.body(incoming).await?;
     let mut binding = decode::decode(ctx, body, expected(ctx, "", "v1", "Binding")?, options.validation)?;
     let name = binding.at("metadata.name").str().to_owned();
     if !ctx.info.name.is_empty() && !name.is_empty() && name != ctx.info.name {
@@ -147,7 +147,7 @@ fn scheduled(pod: &mut Doc) -> Result<(), ApiError> {
 async fn evict(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -> Result<Answer, ApiError> {
     let wanted = ctx.wanted(Offers::Objects, false)?;
     let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
-    let body = body::read(incoming, &ctx.headers).await?;
+    let body = ctx.body(incoming).await?;
     let mut eviction = decode::decode(ctx, body, expected(ctx, "policy", "v1", "Eviction")?, options.validation)?;
     let name = eviction.at("metadata.name").str();
     if !name.is_empty() && name != ctx.info.name {
@@ -249,7 +249,7 @@ async fn ask_budgets(ctx: &Arc<Ctx>, pod: &Doc, dry_run: bool) -> Result<(), Api
 async fn token(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -> Result<Answer, ApiError> {
     let wanted = ctx.wanted(Offers::Objects, false)?;
     let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
-    let body = body::read(incoming, &ctx.headers).await?;
+    let body = ctx.body(incoming).await?;
     let mut req = decode::decode(ctx, body, expected(ctx, "authentication.k8s.io", "v1", "TokenRequest")?, options.validation)?;
     let ns = ctx.info.namespace.clone();
     ctx.server.objects.reflector.barrier().await?;

@@ -98,6 +98,9 @@ pub async fn create(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<
     let wanted = ctx.wanted(Offers::Objects, false)?;
     let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
     let doc = decode::decode(ctx, body, expected(ctx, res)?, options.validation)?;
+    if let Some(r) = &ctx.audit {
+        r.about(&doc);
+    }
     let doc = create_doc(ctx, res, doc, &options).await?;
     Ok(encode_doc(ctx, 201, res, &doc, wanted))
 }
@@ -235,6 +238,9 @@ pub async fn update(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<
     let wanted = ctx.wanted(Offers::Objects, false)?;
     let options = WriteOptions::parse(&ctx.query, "UpdateOptions", false)?;
     let mut new = decode::decode(ctx, body, expected(ctx, res)?, options.validation)?;
+    if let Some(r) = &ctx.audit {
+        r.about(&new);
+    }
     check_namespace(ctx, res, &mut new)?;
     check_name(ctx, &mut new)?;
     kinds::defaults::apply(res, &mut new);
