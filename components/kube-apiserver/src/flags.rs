@@ -1,6 +1,6 @@
 //! The command line, under upstream's names. What kubeadm and Talos set is accepted; a flag that is not known is an error naming it.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::{ArgAction, Parser};
@@ -8,6 +8,8 @@ use clap::{ArgAction, Parser};
 use crate::{
     admission, audit,
     authz::Mode,
+    flow_control,
+    http::drain,
     kubelet::KubeletConfig,
     server::{Config, RequestHeader},
     services::NodePorts,
@@ -118,8 +120,23 @@ pub struct Flags {
     storage_media_type: Option<String>,
     #[arg(long)]
     endpoint_reconciler_type: Option<String>,
+    /// How long to serve on after readyz began to fail at the end, such as `70s`.
+    #[arg(long, default_value = "0s")]
+    shutdown_delay_duration: String,
+    /// While what runs is finished, others are told to come back instead of being turned away.
+    #[arg(long, default_value = "false", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    shutdown_send_retry_after: bool,
     #[command(flatten)]
     audit: audit::Flags,
+    /// Requests are held back by flows and levels; otherwise only by the two numbers.
+    #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    enable_priority_and_fairness: bool,
+    /// Requests that change nothing, at a time; with priority and fairness the sum of both numbers is shared.
+    #[arg(long, default_value_t = 400)]
+    max_requests_inflight: u64,
+    /// Requests that change something, at a time.
+    #[arg(long, default_value_t = 200)]
+    max_mutating_requests_inflight: u64,
     /// Verbosity: 0 to 10.
     #[arg(short = 'v', long = "v", default_value_t = 0)]
     pub verbosity: u8,
@@ -160,6 +177,9 @@ impl Flags {
                 other => bail!("--authorization-mode: {other:?} is not one of Node, RBAC"),
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
+        if self.enable_priority_and_fairness && self.max_requests_inflight.saturating_add(self.max_mutating_requests_inflight) == 0 {
+            bail!("--max-requests-inflight and --max-mutating-requests-inflight must not both be 0 with --enable-priority-and-fairness");
+        }
         for p in self.enable_admission_plugins.iter().chain(&self.disable_admission_plugins) {
             if !admission::known(p) {
                 bail!("--enable-admission-plugins: unknown plugin {p:?}");
@@ -234,6 +254,15 @@ impl Flags {
             request_header,
             event_ttl: go_seconds(&self.event_ttl).context("--event-ttl")?,
             admission,
+            drain: drain::Config {
+                delay: Duration::from_secs(go_seconds(&self.shutdown_delay_duration).context("--shutdown-delay-duration")?.unsigned_abs()),
+                send_retry_after: self.shutdown_send_retry_after,
+            },
+            flow_control: flow_control::Config {
+                fair: self.enable_priority_and_fairness,
+                read_only: self.max_requests_inflight,
+                mutating: self.max_mutating_requests_inflight,
+            },
             audit: self.audit.into_config(go_seconds)?,
         })
     }

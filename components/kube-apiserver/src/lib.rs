@@ -1,7 +1,7 @@
 //! The Kubernetes API server.
 //!
 //! `storage` keeps objects as bytes and follows etcd; `registry` says what is served; `http` speaks to clients; `handlers` answer by
-//! verb; `kinds` holds what is special about each kind, `custom` what definitions add to them; `authn`, `authz` and `admission` decide who may, `audit` records who did; `webhook` calls what users run to convert and admit objects; `bootstrap` fills a new cluster.
+//! verb; `kinds` holds what is special about each kind, `custom` what definitions add to them; `authn`, `authz` and `admission` decide who may, `audit` records who did; `flow_control` decides when; `webhook` calls what users run to convert and admit objects; `bootstrap` fills a new cluster.
 
 mod admission;
 mod audit;
@@ -10,6 +10,7 @@ mod authz;
 mod bootstrap;
 mod custom;
 mod flags;
+mod flow_control;
 mod handlers;
 mod http;
 mod kinds;

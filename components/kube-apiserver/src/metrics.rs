@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 pub use counter::Counter;
 
-use crate::server::Server;
+use crate::{flow_control::Gate, server::Server};
 
 const BUCKETS: &[f64] =
     &[0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0];
@@ -122,6 +122,15 @@ impl Metrics {
         let counters = [&security.evaluations, &security.exemptions, &security.errors];
         for c in counters.into_iter().chain([&audit.events, &audit.errors, &audit.levels, &audit.rejected]) {
             c.render(w);
+        }
+        match &server.gate {
+            Gate::Fair(f) => f.render(w),
+            Gate::Plain(m) => {
+                let (reading, changing) = m.running();
+                let name = "apiserver_current_inflight_requests";
+                let _ = writeln!(w, "# HELP {name} [STABLE] Requests that run.\n# TYPE {name} gauge");
+                let _ = writeln!(w, "{name}{{request_kind=\"mutating\"}} {changing}\n{name}{{request_kind=\"readOnly\"}} {reading}");
+            }
         }
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
         if let Some(pages) = statm.split_whitespace().nth(1).and_then(|p| p.parse::<u64>().ok()) {

@@ -27,9 +27,13 @@ use crate::{
     audit::{self, Audit},
     authn::{Authenticator, ClientCa, TokenIssuer, X509, jwt},
     authz::{Authorizer, Mode},
-    bootstrap,
+    bootstrap, flow_control,
     handlers::openapi::OpenApi,
-    http::{ApiError, serve, tls},
+    http::{
+        ApiError,
+        drain::{self, Drain},
+        serve, tls,
+    },
     kubelet::{KubeletClient, KubeletConfig},
     metrics::Metrics,
     objects::{Objects, SchemaIngest},
@@ -76,6 +80,8 @@ pub struct Config {
     pub event_ttl: i64,
     pub admission: admission::Configuration,
     pub audit: Option<audit::Config>,
+    pub flow_control: flow_control::Config,
+    pub drain: drain::Config,
 }
 
 pub struct Server {
@@ -92,6 +98,7 @@ pub struct Server {
     pub mutating_policies: Policies<MutatingPolicy>,
     pub admission: admission::Configuration,
     pub audit: Option<Arc<Audit>>,
+    pub gate: flow_control::Gate,
     pub encoded: EncodedCache,
     pub authn: Authenticator,
     pub authz: Authorizer,
@@ -106,7 +113,9 @@ pub struct Server {
     pub advertise_port: u16,
     pub public_address: String,
     pub ready: AtomicBool,
+    /// The server was asked to stop.
     pub stop: CancellationToken,
+    pub drain: Drain,
     /// Held while quotas are charged.
     pub quota: tokio::sync::Mutex<()>,
     event_ttl: i64,
@@ -166,6 +175,7 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
     };
     let metrics: Arc<Metrics> = Arc::default();
     let audit = c.audit.as_ref().map(|a| Audit::start(a, objects.schema.clone(), Arc::clone(&metrics.audit))).transpose()?;
+    let gate = flow_control::Gate::new(c.flow_control, &flow_control::upkeep::Defaults::new(&objects.schema));
     let host = if c.advertise.is_ipv6() { format!("[{}]", c.advertise) } else { c.advertise.to_string() };
     Ok(Arc::new(Server {
         registry,
@@ -181,6 +191,7 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         objects,
         admission: c.admission.clone(),
         audit,
+        gate,
         encoded: EncodedCache::new(ENCODED_BUDGET),
         tokens,
         kubelet: KubeletClient::new(c.kubelet.clone())?,
@@ -194,6 +205,7 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         public_address: format!("{host}:{}", c.port),
         ready: AtomicBool::new(false),
         stop,
+        drain: Drain::new(c.drain),
         quota: tokio::sync::Mutex::new(()),
         event_ttl: c.event_ttl,
         event_lease: Mutex::new(None),
@@ -228,10 +240,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         if let Err(e) = bootstrap::rbac::aggregate(&server).await {
             tracing::warn!(error = %e, "cluster roles cannot be aggregated yet");
         }
+        flow_control::upkeep::begin(&server);
         server.ready.store(true, Ordering::Release);
         tracing::info!(milliseconds = started.elapsed().as_millis() as u64, port = config.port, "ready");
         upkeep = Some(tokio::spawn(bootstrap::keep(Arc::clone(&server))));
         tokio::spawn(crate::custom::controller::run(Arc::clone(&server)));
+        tokio::spawn(flow_control::upkeep::run(Arc::clone(&server)));
     }
     stop.cancelled().await;
     tracing::info!("shutting down");
@@ -239,6 +253,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         // It takes this server out of the endpoints before connections are closed.
         let _ = tokio::time::timeout(std::time::Duration::from_secs(2), u).await;
     }
+    server.drain.run().await;
     accepting.cancel();
     serving.await.context("the listener ended badly")?;
     if let Some(audit) = &server.audit

@@ -28,6 +28,23 @@ const SETS: &[(&str, &str, &str)] = &[
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
+/// The objects of a part of the data.
+pub fn items(set: &str) -> Vec<Value> {
+    match data()[set]["items"].take() {
+        Value::Array(items) => items,
+        _ => Vec::new(),
+    }
+}
+
+/// Creates an object that nobody has made yet.
+pub async fn create(server: &Server, res: &Resource, v: Value) -> Result<(), ApiError> {
+    let (key, value) = object(server, res, v)?;
+    match server.etcd.create(&key, value, 0).await {
+        Ok(_) | Err(StoreError::Exists { .. }) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 fn data() -> Value {
     serde_json::from_str(DATA).unwrap_or_default()
 }
@@ -212,6 +229,7 @@ pub async fn keep(server: Arc<Server>) {
         report("the authentication ConfigMap", authentication_config(&server).await);
         if round.is_multiple_of(6) {
             report("aggregated cluster roles", rbac::aggregate(&server).await);
+            report("flow schemas and priority levels", crate::flow_control::upkeep::defaults(&server).await);
         }
         if round.is_multiple_of(18) {
             report("service addresses and ports", services::repair(&server).await);

@@ -321,7 +321,7 @@ async fn forward(ctx: &Arc<Ctx>, target: Target, path: &str, incoming: Incoming,
     let mut request = Request::new(());
     *request.extensions_mut() = extensions;
     let (client, server) = (hyper::upgrade::on(request), hyper::upgrade::on(response));
-    let stop = ctx.server.stop.clone();
+    let stop = ctx.server.drain.over.clone();
     tokio::spawn(async move {
         let (client, server) = match tokio::try_join!(client, server) {
             Ok(p) => p,

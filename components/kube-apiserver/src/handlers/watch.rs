@@ -368,7 +368,7 @@ impl Watcher {
         tokio::select! {
             _ = self.heads.changed() => {}
             () = tokio::time::sleep_until(until.into()) => {}
-            () = self.ctx.server.stop.cancelled() => self.over = true,
+            () = self.ctx.server.drain.over.cancelled() => self.over = true,
         }
     }
 }

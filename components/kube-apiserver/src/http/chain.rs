@@ -21,6 +21,7 @@ use crate::{
     audit::{self, Record},
     authn::User,
     authz::{Attributes, Decision, refusal},
+    flow_control::Marks,
     handlers::{self, Ctx},
     server::Server,
 };
@@ -30,15 +31,20 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<Incoming>) -> Answer {
     let started = std::time::Instant::now();
+    let _running = match server.drain.enter(req.uri().path()) {
+        Ok(running) => running,
+        Err(refusal) => return refusal,
+    };
     let id = audit::id_of(req.headers());
     let record = OnceLock::new();
+    let marks = Mutex::new(None);
     let headers = req.headers().clone();
     let method = req.method().clone();
     let query = Query::parse(req.uri().query());
     let info = RequestInfo::parse(&method, req.uri().path(), |k| query.get(k).map(str::to_owned));
     let (verb, resource, path) = (info.verb.clone(), info.resource.clone(), info.path.clone());
     let metrics = Arc::clone(&server.metrics);
-    let work = AssertUnwindSafe(run(Arc::clone(&server), conn, req, info, query, &id, &record)).catch_unwind();
+    let work = AssertUnwindSafe(run(Arc::clone(&server), conn, req, info, query, &id, &record, &marks)).catch_unwind();
     let worked = work.await;
     let panicked = worked.is_err();
     let mut answer = match worked {
@@ -53,6 +59,10 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
     h.entry("cache-control").or_insert(HeaderValue::from_static("no-cache, private"));
     if let Ok(id) = HeaderValue::from_str(&id) {
         h.insert("audit-id", id);
+    }
+    if let Some((schema, level)) = marks.into_inner() {
+        h.insert("x-kubernetes-pf-flowschema-uid", schema);
+        h.insert("x-kubernetes-pf-prioritylevel-uid", level);
     }
     if let Some(r) = record.get() {
         answer = r.answered(answer, panicked).await;
@@ -83,6 +93,7 @@ async fn run(
     query: Query,
     id: &str,
     record: &OnceLock<Arc<Record>>,
+    marks: &Mutex<Marks>,
 ) -> Result<Answer, ApiError> {
     let begin = |user: &User| server.audit.as_ref()?.begin(user, &info, req.uri(), req.headers(), conn.peer, id);
     let user = match server.authn.authenticate(&conn.certificates, req.headers(), &info.path) {
@@ -111,6 +122,14 @@ async fn run(
     if let Some(r) = record.get() {
         r.impersonated(&user);
     }
+    let mut mark = None;
+    let pass = server.gate.pass(&server, &user, &info, query.get("limit"), &mut mark).await;
+    *marks.lock() = mark;
+    // Its seats are free when this function returns.
+    let _pass = match pass {
+        Ok(pass) => pass,
+        Err(refusal) => return Ok(refusal),
+    };
     let attributes = Attributes {
         verb: info.verb.clone(),
         is_resource: info.is_resource,

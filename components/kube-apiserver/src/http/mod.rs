@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod chain;
+pub mod drain;
 pub mod impersonation;
 pub mod negotiate;
 pub mod request_info;

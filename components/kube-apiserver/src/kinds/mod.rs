@@ -15,6 +15,7 @@ mod csi;
 mod discovery;
 pub mod dra;
 mod event;
+mod flow_control;
 mod job_policy;
 mod namespace;
 mod networking;
@@ -180,8 +181,8 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", admission_policies::VALIDATING_BINDING),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", admission_policies::MUTATING),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", admission_policies::MUTATING_BINDING),
-    ("flowcontrol.apiserver.k8s.io", "FlowSchema", SPEC_AND_STATUS),
-    ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", SPEC_AND_STATUS),
+    ("flowcontrol.apiserver.k8s.io", "FlowSchema", flow_control::FLOW_SCHEMA),
+    ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", flow_control::PRIORITY_LEVEL),
     ("apiextensions.k8s.io", "CustomResourceDefinition", crate::custom::crd::CUSTOM_RESOURCE_DEFINITION),
     ("apiregistration.k8s.io", "APIService", api_service::API_SERVICE),
     ("resource.k8s.io", "DeviceClass", dra::DEVICE_CLASS),
