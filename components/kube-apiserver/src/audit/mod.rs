@@ -21,8 +21,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 pub use flags::Flags;
-pub use policy::{Level, Stage};
-use policy::{Policy, Ruling};
+use policy::{Level, Policy, Ruling, Stage};
 
 use crate::{
     authn::User,
@@ -200,10 +199,6 @@ pub struct Record {
 }
 
 impl Record {
-    pub fn level(&self) -> Level {
-        self.ruling.level
-    }
-
     /// The first value of a key stays.
     pub fn annotate(&self, key: impl Into<String>, value: &str) {
         self.state.lock().annotations.entry(key.into()).or_insert_with(|| value.to_owned());

@@ -115,7 +115,7 @@ impl FlowControl {
                 let bounds = bounds(&spec, self.total, shares);
                 let limit = (!spec.exempt).then_some(bounds.nominal);
                 let known = before.levels.iter().find(|l| l.spec.name == spec.name);
-                let level = known.map_or_else(|| Arc::new(Level::new(&spec.name, spec.shape, limit)), |l| Arc::clone(&l.level));
+                let level = known.map_or_else(|| Arc::new(Level::new(spec.shape, limit)), |l| Arc::clone(&l.level));
                 if known.is_none_or(|l| l.spec != spec || l.bounds != bounds) {
                     let most = (bounds.nominal as f64 * MAX_SHARE).ceil() as u64;
                     level.configure(spec.shape, limit, if spec.exempt { MAX_SEATS } else { most.min(MAX_SEATS) });

@@ -64,7 +64,6 @@ pub struct Queues {
     limit: Option<u64>,
     queues: Vec<Queue>,
     seats: u64,
-    running: usize,
     waiting: usize,
     waiting_seats: u64,
     busy: usize,
@@ -101,7 +100,6 @@ impl Queues {
             limit,
             queues: std::iter::repeat_with(Queue::default).take(shape.queues.max(1)).collect(),
             seats: 0,
-            running: 0,
             waiting: 0,
             waiting_seats: 0,
             busy: 0,
@@ -132,10 +130,12 @@ impl Queues {
         self.seats
     }
 
+    #[cfg(test)]
     pub fn running(&self) -> usize {
-        self.running
+        self.queues.iter().map(|q| q.running).sum()
     }
 
+    #[cfg(test)]
     pub fn waiting(&self) -> usize {
         self.waiting
     }
@@ -165,7 +165,6 @@ impl Queues {
         q.running += 1;
         q.next += width as f64 * GUESS;
         self.seats += width;
-        self.running += 1;
     }
 
     /// A request arrives. It waits now, even if there is room: [`Self::dispatch`] says who is next.
@@ -244,7 +243,6 @@ impl Queues {
         // The guess is made good.
         q.next += width as f64 * (took.max(0.0) - GUESS);
         self.seats -= width;
-        self.running -= 1;
         self.settle(queue);
     }
 
