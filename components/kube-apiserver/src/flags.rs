@@ -6,10 +6,11 @@ use anyhow::{Context, bail};
 use clap::{ArgAction, Parser};
 
 use crate::{
-    admission,
-    http::tls::Protocols,
-    kubelet::KubeletConfig,
+    admission, audit,
     authn::{Names, oidc::config as oidc},
+    flow_control,
+    http::{drain, tls::Protocols},
+    kubelet::KubeletConfig,
     server::{Authorizers, Config, Issuers, TokenHook},
     services::NodePorts,
     storage::EtcdConfig,
@@ -61,6 +62,9 @@ pub struct Flags {
     /// Who may authenticate by client certificate.
     #[arg(long)]
     client_ca_file: Option<PathBuf>,
+    /// Configuration of admission plugins.
+    #[arg(long)]
+    admission_control_config_file: Option<PathBuf>,
     #[arg(long, value_delimiter = ',')]
     enable_admission_plugins: Vec<String>,
     #[arg(long, value_delimiter = ',')]
@@ -167,6 +171,23 @@ pub struct Flags {
     storage_media_type: Option<String>,
     #[arg(long)]
     endpoint_reconciler_type: Option<String>,
+    /// How long to serve on after readyz began to fail at the end, such as `70s`.
+    #[arg(long, default_value = "0s")]
+    shutdown_delay_duration: String,
+    /// While what runs is finished, others are told to come back instead of being turned away.
+    #[arg(long, default_value = "false", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    shutdown_send_retry_after: bool,
+    #[command(flatten)]
+    audit: audit::Flags,
+    /// Requests are held back by flows and levels; otherwise only by the two numbers.
+    #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    enable_priority_and_fairness: bool,
+    /// Requests that change nothing, at a time; with priority and fairness the sum of both numbers is shared.
+    #[arg(long, default_value_t = 400)]
+    max_requests_inflight: u64,
+    /// Requests that change something, at a time.
+    #[arg(long, default_value_t = 200)]
+    max_mutating_requests_inflight: u64,
     /// Verbosity: 0 to 10.
     #[arg(short = 'v', long = "v", default_value_t = 0)]
     pub verbosity: u8,
@@ -228,10 +249,18 @@ impl Flags {
             }),
             None => None,
         };
+        if self.enable_priority_and_fairness && self.max_requests_inflight.saturating_add(self.max_mutating_requests_inflight) == 0 {
+            bail!("--max-requests-inflight and --max-mutating-requests-inflight must not both be 0 with --enable-priority-and-fairness");
+        }
         for p in self.enable_admission_plugins.iter().chain(&self.disable_admission_plugins) {
             if !admission::known(p) {
                 bail!("--enable-admission-plugins: unknown plugin {p:?}");
             }
+        }
+        let off = self.disable_admission_plugins.into_iter().filter(|p| !self.enable_admission_plugins.contains(p)).collect();
+        let mut admission = admission::Configuration::without(off);
+        if let Some(path) = &self.admission_control_config_file {
+            admission = admission.load(path).context("--admission-control-config-file")?;
         }
         if self.service_account_issuer.is_empty() {
             bail!("--service-account-issuer is required");
@@ -326,6 +355,17 @@ impl Flags {
             encryption: self.encryption_provider_config,
             encryption_reload: self.encryption_provider_config_automatic_reload,
             event_ttl: go_seconds(&self.event_ttl).context("--event-ttl")?,
+            admission,
+            drain: drain::Config {
+                delay: Duration::from_secs(go_seconds(&self.shutdown_delay_duration).context("--shutdown-delay-duration")?.unsigned_abs()),
+                send_retry_after: self.shutdown_send_retry_after,
+            },
+            flow_control: flow_control::Config {
+                fair: self.enable_priority_and_fairness,
+                read_only: self.max_requests_inflight,
+                mutating: self.max_mutating_requests_inflight,
+            },
+            audit: self.audit.into_config(go_seconds)?,
         })
     }
 }

@@ -1,15 +1,17 @@
 //! The Kubernetes API server.
 //!
 //! `storage` keeps objects as bytes and follows etcd; `registry` says what is served; `http` speaks to clients; `handlers` answer by
-//! verb, `aggregation` hands on what extension servers answer; `kinds` holds what is special about each kind, `custom` what definitions add to them; `authn`, `authz` and `admission` decide who may; `webhook` calls what users run to convert and admit objects; `bootstrap` fills a new cluster.
+//! verb, `aggregation` hands on what extension servers answer; `kinds` holds what is special about each kind, `custom` what definitions add to them; `authn`, `authz` and `admission` decide who may, `audit` records who did; `flow_control` decides when; `webhook` calls what users run to convert and admit objects; `bootstrap` fills a new cluster.
 
 mod admission;
 mod aggregation;
+mod audit;
 mod authn;
 mod authz;
 mod bootstrap;
 mod custom;
 mod flags;
+mod flow_control;
 mod handlers;
 mod http;
 mod kinds;

@@ -1,10 +1,14 @@
 //! Metrics under upstream's stable names, in the Prometheus text format.
 
-use std::{collections::BTreeMap, fmt::Write, time::Duration};
+mod counter;
+
+use std::{collections::BTreeMap, fmt::Write, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
-use crate::server::Server;
+pub use counter::Counter;
+
+use crate::{flow_control::Gate, server::Server};
 
 const BUCKETS: &[f64] =
     &[0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0];
@@ -19,9 +23,41 @@ struct Series {
     count: u64,
 }
 
+/// What PodSecurity decided.
+#[derive(Debug)]
+pub struct PodSecurity {
+    pub evaluations: Counter,
+    pub exemptions: Counter,
+    pub errors: Counter,
+}
+
+impl Default for PodSecurity {
+    fn default() -> Self {
+        Self {
+            evaluations: Counter::new(
+                "pod_security_evaluations_total",
+                "[STABLE] Policy evaluations, not counting what was ignored or exempt.",
+                &["decision", "policy_level", "policy_version", "mode", "request_operation", "resource", "subresource"],
+            ),
+            exemptions: Counter::new(
+                "pod_security_exemptions_total",
+                "[STABLE] Requests that were exempt.",
+                &["request_operation", "resource", "subresource"],
+            ),
+            errors: Counter::new(
+                "pod_security_errors_total",
+                "[STABLE] Errors that prevented normal evaluation.",
+                &["fatal", "request_operation", "resource", "subresource"],
+            ),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Metrics {
     requests: Mutex<BTreeMap<(String, String), Series>>,
+    pub pod_security: PodSecurity,
+    pub audit: Arc<crate::audit::Metrics>,
 }
 
 impl Metrics {
@@ -80,6 +116,20 @@ impl Metrics {
                 && let Some(c) = server.objects.reflector.cache(&res.prefix)
             {
                 let _ = writeln!(w, "apiserver_storage_objects{{resource=\"{}\"}} {}", res.group_resource(), c.len());
+            }
+        }
+        let (security, audit) = (&self.pod_security, &self.audit);
+        let counters = [&security.evaluations, &security.exemptions, &security.errors];
+        for c in counters.into_iter().chain([&audit.events, &audit.errors, &audit.levels, &audit.rejected]) {
+            c.render(w);
+        }
+        match &server.gate {
+            Gate::Fair(f) => f.render(w),
+            Gate::Plain(m) => {
+                let (reading, changing) = m.running();
+                let name = "apiserver_current_inflight_requests";
+                let _ = writeln!(w, "# HELP {name} [STABLE] Requests that run.\n# TYPE {name} gauge");
+                let _ = writeln!(w, "{name}{{request_kind=\"mutating\"}} {changing}\n{name}{{request_kind=\"readOnly\"}} {reading}");
             }
         }
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();

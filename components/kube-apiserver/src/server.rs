@@ -20,15 +20,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::{
+        self,
         policy::{MutatingPolicy, Policies, Policy},
         webhooks::{self, Configured},
     },
     aggregation::{self, Aggregator},
+    audit::{self, Audit},
     authn::{self, Authenticator, ClientCa, TokenIssuer, X509, jwt, oidc},
     authz::{self, Authorizer, Mode},
-    bootstrap,
+    bootstrap, flow_control,
     handlers::openapi::OpenApi,
-    http::{ApiError, serve, tls},
+    http::{
+        ApiError,
+        drain::{self, Drain},
+        serve, tls,
+    },
     kubelet::{KubeletClient, KubeletConfig},
     metrics::Metrics,
     objects::{Objects, SchemaIngest},
@@ -132,6 +138,10 @@ pub struct Config {
     /// Other issuers of tokens.
     pub issuers: Issuers,
     pub event_ttl: i64,
+    pub admission: admission::Configuration,
+    pub audit: Option<audit::Config>,
+    pub flow_control: flow_control::Config,
+    pub drain: drain::Config,
 }
 
 pub struct Server {
@@ -146,6 +156,9 @@ pub struct Server {
     /// The admission policies.
     pub policies: Policies<Policy>,
     pub mutating_policies: Policies<MutatingPolicy>,
+    pub admission: admission::Configuration,
+    pub audit: Option<Arc<Audit>>,
+    pub gate: flow_control::Gate,
     pub encoded: EncodedCache,
     pub encryption: Arc<Encryption>,
     pub aggregator: Aggregator,
@@ -161,7 +174,9 @@ pub struct Server {
     pub advertise_port: u16,
     pub public_address: String,
     pub ready: AtomicBool,
+    /// The server was asked to stop.
     pub stop: CancellationToken,
+    pub drain: Drain,
     /// Held while quotas are charged.
     pub quota: tokio::sync::Mutex<()>,
     event_ttl: i64,
@@ -226,6 +241,9 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         let hook = webhook::Configured::load(&w.file).context("--authentication-token-webhook-config-file")?;
         authn.webhook = Some(authn::TokenWebhook::new(hook, w.version.clone(), w.ttl));
     }
+    let metrics: Arc<Metrics> = Arc::default();
+    let audit = c.audit.as_ref().map(|a| Audit::start(a, objects.schema.clone(), Arc::clone(&metrics.audit))).transpose()?;
+    let gate = flow_control::Gate::new(c.flow_control, &flow_control::upkeep::Defaults::new(&objects.schema));
     let host = if c.advertise.is_ipv6() { format!("[{}]", c.advertise) } else { c.advertise.to_string() };
     Ok(Arc::new(Server {
         registry,
@@ -241,10 +259,13 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         policies: Policies::default(),
         mutating_policies: Policies::default(),
         objects,
+        admission: c.admission.clone(),
+        audit,
+        gate,
         encoded: EncodedCache::new(ENCODED_BUDGET),
         tokens,
         kubelet: KubeletClient::new(c.kubelet.clone())?,
-        metrics: Arc::default(),
+        metrics,
         openapi: OpenApi::default(),
         service_ranges: c.service_ranges.clone(),
         node_ports: c.node_ports,
@@ -253,6 +274,7 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         public_address: format!("{host}:{}", c.port),
         ready: AtomicBool::new(false),
         stop,
+        drain: Drain::new(c.drain),
         quota: tokio::sync::Mutex::new(()),
         event_ttl: c.event_ttl,
         event_lease: Mutex::new(None),
@@ -284,14 +306,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         server.objects.reflector.barrier().await.context("waiting for the bootstrap objects to arrive")?;
-        if let Err(e) = bootstrap::rbac::aggregate(&server).await {
-            tracing::warn!(error = %e, "cluster roles cannot be aggregated yet");
-        }
+        flow_control::upkeep::begin(&server);
         server.ready.store(true, Ordering::Release);
         tracing::info!(milliseconds = started.elapsed().as_millis() as u64, port = config.port, "ready");
         upkeep = Some(tokio::spawn(bootstrap::keep(Arc::clone(&server))));
         tokio::spawn(crate::custom::controller::run(Arc::clone(&server)));
         aggregation::start(&server);
+        tokio::spawn(flow_control::upkeep::run(Arc::clone(&server)));
     }
     stop.cancelled().await;
     tracing::info!("shutting down");
@@ -299,8 +320,14 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         // It takes this server out of the endpoints before connections are closed.
         let _ = tokio::time::timeout(Duration::from_secs(2), u).await;
     }
+    server.drain.run().await;
     accepting.cancel();
     serving.await.context("the listener ended badly")?;
+    if let Some(audit) = &server.audit
+        && tokio::time::timeout(Duration::from_secs(5), audit.close()).await.is_err()
+    {
+        tracing::warn!("audit events were still waiting to be written");
+    }
     Ok(())
 }
 

@@ -1,10 +1,12 @@
 //! Admission: the plugins in upstream's order, those that change objects first, then those that only judge.
 
+mod configuration;
 mod escalation;
 mod limit_ranger;
 mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
+pub mod pod_security;
 pub mod policy;
 mod priority;
 mod resource_quota;
@@ -13,6 +15,7 @@ mod service_account;
 mod small;
 pub mod webhooks;
 
+pub use configuration::Configuration;
 use k8s_schema::Doc;
 
 use crate::{
@@ -56,6 +59,15 @@ impl Attributes<'_> {
     fn is(&self, group: &str, plural: &str) -> bool {
         self.res.group == group && self.res.plural == plural && self.subresource.is_empty()
     }
+
+    /// The object's name as a refusal gives it: of the path, else its own, else what it is to begin with.
+    fn shown_name<'b>(&'b self, object: &'b Doc) -> &'b str {
+        let m = object.meta();
+        [self.ctx.info.name.as_str(), m.name(), object.at("metadata.generateName").str()]
+            .into_iter()
+            .find(|n| !n.is_empty())
+            .unwrap_or("Unknown")
+    }
 }
 
 type Mutate = fn(&Attributes<'_>, &mut Doc, Option<&Doc>) -> Result<(), ApiError>;
@@ -68,6 +80,9 @@ struct Plugin {
     validate: Option<Validate>,
 }
 
+/// No plugin of upstream's, where storage does it: it cannot be turned off.
+const ESCALATION: &str = "RBACEscalation";
+
 /// All plugins, in the order in which they run.
 static PLUGINS: &[Plugin] = &[
     Plugin { name: "NamespaceLifecycle", mutate: Some(namespace_lifecycle::admit), validate: Some(namespace_lifecycle::delete) },
@@ -75,7 +90,8 @@ static PLUGINS: &[Plugin] = &[
     Plugin { name: "ServiceAccount", mutate: Some(service_account::admit), validate: None },
     Plugin { name: "NodeRestriction", mutate: Some(node_restriction::admit), validate: Some(node_restriction::delete) },
     Plugin { name: "TaintNodesByCondition", mutate: Some(small::taint_nodes), validate: None },
-    Plugin { name: "Priority", mutate: Some(priority::admit), validate: None },
+    Plugin { name: "PodSecurity", mutate: None, validate: Some(pod_security::validate) },
+    Plugin { name: "Priority", mutate: Some(priority::admit), validate: Some(priority::delete) },
     Plugin { name: "DefaultTolerationSeconds", mutate: Some(small::default_tolerations), validate: None },
     Plugin { name: "DefaultStorageClass", mutate: Some(small::default_storage_class), validate: None },
     Plugin { name: "StorageObjectInUseProtection", mutate: Some(small::in_use_protection), validate: None },
@@ -83,20 +99,19 @@ static PLUGINS: &[Plugin] = &[
     Plugin { name: "RuntimeClass", mutate: Some(runtime_class::admit), validate: None },
     Plugin { name: "CertificateApproval", mutate: None, validate: Some(small::certificate_approval) },
     Plugin { name: "CertificateSubjectRestriction", mutate: None, validate: Some(small::certificate_subject) },
-    Plugin { name: "RBACEscalation", mutate: None, validate: Some(escalation::check) },
+    Plugin { name: "DefaultIngressClass", mutate: Some(small::default_ingress_class), validate: None },
+    Plugin { name: ESCALATION, mutate: None, validate: Some(escalation::check) },
 ];
 
 /// The names a `--enable-admission-plugins` may have, beside those above; they are always on or have nothing to do here yet.
 pub fn known(name: &str) -> bool {
-    PLUGINS.iter().any(|p| p.name == name) || UPSTREAM.contains(&name)
+    PLUGINS.iter().any(|p| p.name == name && name != ESCALATION) || UPSTREAM.contains(&name)
 }
 
 const UPSTREAM: &[&str] = &[
-    "PodSecurity",
     "PodGroupProtection",
     "CertificateSigning",
     "ClusterTrustBundleAttest",
-    "DefaultIngressClass",
     "PodTopologyLabels",
     "NodeDeclaredFeatureValidator",
     "PodResizeValidator",
@@ -124,10 +139,15 @@ const UPSTREAM: &[&str] = &[
 pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Result<(), ApiError> {
     let mut rounds = webhooks::Rounds::default();
     loop {
-        PLUGINS.iter().filter_map(|p| p.mutate).try_for_each(|m| m(a, doc, old))?;
+        let admission = &a.ctx.server.admission;
+        admission.mutating.iter().try_for_each(|m| m(a, doc, old))?;
         let first = !rounds.is_second();
-        policy::mutate(a, doc, old, !first).await?;
-        webhooks::mutate(a, Some(&mut *doc), old, &mut rounds).await?;
+        if admission.is_on("MutatingAdmissionPolicy") {
+            policy::mutate(a, doc, old, !first).await?;
+        }
+        if admission.is_on("MutatingAdmissionWebhook") {
+            webhooks::mutate(a, Some(&mut *doc), old, &mut rounds).await?;
+        }
         if !first || !rounds.next() {
             return Ok(());
         }
@@ -135,27 +155,43 @@ pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Res
 }
 
 pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
-    PLUGINS.iter().filter_map(|p| p.validate).try_for_each(|v| v(a, doc, old))?;
-    policy::validate(a, doc, old).await?;
-    webhooks::validate(a, doc, old).await?;
+    let admission = &a.ctx.server.admission;
+    admission.validating.iter().try_for_each(|v| v(a, doc, old))?;
+    judge(a, doc, old).await?;
     // Last, as it is the one that writes.
-    resource_quota::validate(a, doc, old).await
+    if admission.is_on("ResourceQuota") { resource_quota::validate(a, doc, old).await } else { Ok(()) }
+}
+
+/// What users configured: policies, then webhooks.
+async fn judge(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
+    let admission = &a.ctx.server.admission;
+    if admission.is_on("ValidatingAdmissionPolicy") {
+        policy::validate(a, doc, old).await?;
+    }
+    if admission.is_on("ValidatingAdmissionWebhook") { webhooks::validate(a, doc, old).await } else { Ok(()) }
 }
 
 /// A deletion: nothing of it can be changed, but all are asked.
 pub async fn delete(a: &Attributes<'_>, old: &Doc) -> Result<(), ApiError> {
-    webhooks::mutate(a, None, Some(old), &mut webhooks::Rounds::default()).await?;
+    if a.ctx.server.admission.is_on("MutatingAdmissionWebhook") {
+        webhooks::mutate(a, None, Some(old), &mut webhooks::Rounds::default()).await?;
+    }
     validate(a, None, Some(old)).await
 }
 
 /// What is posted to a subresource and is not stored there (a binding, an eviction, a request of a token), or asked of a connection.
 pub async fn posted(a: &Attributes<'_>, doc: &mut Doc) -> Result<(), ApiError> {
+    node_restriction::posted(a, doc)?;
     let mut rounds = webhooks::Rounds::default();
-    policy::mutate(a, doc, None, false).await?;
-    webhooks::mutate(a, Some(&mut *doc), None, &mut rounds).await?;
-    if rounds.next() {
-        webhooks::mutate(a, Some(&mut *doc), None, &mut rounds).await?;
+    let admission = &a.ctx.server.admission;
+    if admission.is_on("MutatingAdmissionPolicy") {
+        policy::mutate(a, doc, None, false).await?;
     }
-    policy::validate(a, Some(doc), None).await?;
-    webhooks::validate(a, Some(doc), None).await
+    if admission.is_on("MutatingAdmissionWebhook") {
+        webhooks::mutate(a, Some(&mut *doc), None, &mut rounds).await?;
+        if rounds.next() {
+            webhooks::mutate(a, Some(&mut *doc), None, &mut rounds).await?;
+        }
+    }
+    judge(a, Some(doc), None).await
 }

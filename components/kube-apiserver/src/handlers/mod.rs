@@ -32,6 +32,7 @@ pub use options::{DeleteOptions, Propagation, Validation, WriteOptions};
 
 use crate::{
     aggregation,
+    audit::{Level, Record},
     authn::User,
     custom::conversion,
     http::{
@@ -55,6 +56,8 @@ pub struct Ctx {
     pub user: User,
     /// Sent as `Warning` headers.
     pub warnings: Mutex<Vec<String>>,
+    /// Where the request is audited.
+    pub audit: Option<Arc<Record>>,
     /// The server's own: no webhook is asked.
     pub internal: bool,
 }
@@ -66,6 +69,22 @@ impl Ctx {
         if !w.contains(&text) {
             w.push(text);
         }
+    }
+
+    /// Adds to the request's audit, if there is one.
+    pub fn annotate(&self, key: impl Into<String>, value: &str) {
+        if let Some(r) = &self.audit {
+            r.annotate(key, value);
+        }
+    }
+
+    /// Reads the request's body.
+    pub async fn body(&self, incoming: Incoming) -> Result<Bytes, ApiError> {
+        let bytes = body::read(incoming, &self.headers).await?;
+        if let Some(r) = &self.audit {
+            r.request(&self.headers, &bytes);
+        }
+        Ok(bytes)
     }
 
     pub fn wanted(&self, offers: Offers, list: bool) -> Result<Wanted, ApiError> {
@@ -107,12 +126,18 @@ impl Ctx {
             headers: HeaderMap::new(),
             user,
             warnings: Mutex::default(),
+            audit: None,
             internal: true,
         }
     }
 
     pub fn group(&self) -> Group<'_> {
         Group(&self.info.group, &self.info.resource)
+    }
+
+    /// Whether the answer may be compressed: the client takes it, and no audit reads it.
+    pub fn takes_gzip(&self) -> bool {
+        gzip::accepted(&self.headers) && self.audit.as_ref().is_none_or(|r| r.level() != Level::RequestResponse)
     }
 
     fn finish(&self, mut a: Answer) -> Answer {
@@ -124,7 +149,7 @@ impl Ctx {
             }
         }
         let read = self.method == Method::GET && self.info.verb != "watch" && (self.info.is_resource || self.info.path.starts_with("/api"));
-        if read && gzip::accepted(&self.headers) { gzip::compress(a) } else { a }
+        if read && self.takes_gzip() { gzip::compress(a) } else { a }
     }
 }
 
@@ -188,8 +213,10 @@ pub fn encode_doc(ctx: &Ctx, code: u16, res: &Resource, doc: &Doc, wanted: Wante
         }
         (As::Object | As::Discovery, _) => encode_value(code, &doc.to_value(), wanted),
         (As::Table, _) => {
-            let include = table::Include::parse(ctx.query.get("includeObject"));
-            encode_value(code, &table::of_objects(res, std::slice::from_ref(doc), include, &table::list_meta(doc)), wanted)
+            // What was done is done, whatever the client wants to see of it.
+            let include = table::Include::parse(ctx.query.get("includeObject")).unwrap_or(table::Include::Metadata);
+            let table = table::of_objects(res, std::slice::from_ref(doc), include, &table::list_meta(doc));
+            encode_value(code, &table::versioned(table, wanted), wanted)
         }
         (As::PartialMetadata, _) => encode_value(code, &table::partial(doc), wanted),
         (As::PartialMetadataList, _) => encode_value(code, &table::partial(doc), wanted),
@@ -298,23 +325,23 @@ async fn route(ctx: &Arc<Ctx>, incoming: Incoming, extensions: Extensions) -> Re
         "list" => read::list(ctx, &res).await,
         "watch" => watch::watch(ctx, &res).await,
         "create" if info.parts == 1 && !all_namespaces => {
-            let body = body::read(incoming, &ctx.headers).await?;
+            let body = ctx.body(incoming).await?;
             write::create(ctx, &res, body).await
         }
         "update" if !info.name.is_empty() => {
-            let body = body::read(incoming, &ctx.headers).await?;
+            let body = ctx.body(incoming).await?;
             write::update(ctx, &res, body).await
         }
         "patch" if !info.name.is_empty() => {
-            let body = body::read(incoming, &ctx.headers).await?;
+            let body = ctx.body(incoming).await?;
             patch::patch(ctx, &res, body).await
         }
         "delete" if !info.name.is_empty() => {
-            let body = body::read(incoming, &ctx.headers).await?;
+            let body = ctx.body(incoming).await?;
             delete::delete(ctx, &res, body).await
         }
         "deletecollection" if !all_namespaces && res.has_verb("deletecollection") => {
-            let body = body::read(incoming, &ctx.headers).await?;
+            let body = ctx.body(incoming).await?;
             delete::collection(ctx, &res, body).await
         }
         _ => Err(ApiError::method_not_allowed()),

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     custom::Scale,
-    http::{Answer, ApiError, Group, Offers, body},
+    http::{Answer, ApiError, Group, Offers},
     kinds::meta,
     registry::Resource,
     validation::{ErrorList, FieldError},
@@ -90,12 +90,12 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -
             Ok(encode_doc(ctx, 200, res, &scale, wanted))
         }
         "update" => {
-            let body = body::read(incoming, &ctx.headers).await?;
+            let body = ctx.body(incoming).await?;
             change(ctx, res, body, None).await
         }
         "patch" => {
             let kind = patch::kind_of(ctx)?;
-            let body = body::read(incoming, &ctx.headers).await?;
+            let body = ctx.body(incoming).await?;
             change(ctx, res, body, Some(kind)).await
         }
         _ => Err(ApiError::method_not_allowed()),

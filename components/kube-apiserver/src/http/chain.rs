@@ -2,7 +2,7 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -18,7 +18,10 @@ use super::{
     serve::Conn,
 };
 use crate::{
+    audit::{self, Record},
+    authn::User,
     authz::{Attributes, Decision, refusal},
+    flow_control::Marks,
     handlers::{self, Ctx},
     server::Server,
 };
@@ -28,14 +31,23 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<Incoming>) -> Answer {
     let started = std::time::Instant::now();
+    let _running = match server.drain.enter(req.uri().path()) {
+        Ok(running) => running,
+        Err(refusal) => return refusal,
+    };
+    let id = audit::id_of(req.headers());
+    let record = OnceLock::new();
+    let marks = Mutex::new(None);
     let headers = req.headers().clone();
     let method = req.method().clone();
     let query = Query::parse(req.uri().query());
     let info = RequestInfo::parse(&method, req.uri().path(), |k| query.get(k).map(str::to_owned));
     let (verb, resource, path) = (info.verb.clone(), info.resource.clone(), info.path.clone());
     let metrics = Arc::clone(&server.metrics);
-    let work = AssertUnwindSafe(run(Arc::clone(&server), conn, req, info, query)).catch_unwind();
-    let mut answer = match work.await {
+    let work = AssertUnwindSafe(run(Arc::clone(&server), conn, req, info, query, &id, &record, &marks)).catch_unwind();
+    let worked = work.await;
+    let panicked = worked.is_err();
+    let mut answer = match worked {
         Ok(Ok(a)) => a,
         Ok(Err(e)) => error_answer(&e, &headers),
         Err(_) => {
@@ -45,8 +57,15 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
     };
     let h = answer.headers_mut();
     h.entry("cache-control").or_insert(HeaderValue::from_static("no-cache, private"));
-    if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
+    if let Ok(id) = HeaderValue::from_str(&id) {
         h.insert("audit-id", id);
+    }
+    if let Some((schema, level)) = marks.into_inner() {
+        h.insert("x-kubernetes-pf-flowschema-uid", schema);
+        h.insert("x-kubernetes-pf-prioritylevel-uid", level);
+    }
+    if let Some(r) = record.get() {
+        answer = r.answered(answer, panicked).await;
     }
     metrics.request(&verb, &resource, answer.status().as_u16(), started.elapsed());
     tracing::debug!(%method, path, code = answer.status().as_u16(), "request");
@@ -55,7 +74,7 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
 
 /// An error in the encoding the client takes, JSON when that is none of ours.
 pub fn error_answer(e: &ApiError, headers: &http::HeaderMap) -> Answer {
-    let accepts = negotiate::wanted(headers, false, negotiate::Offers::Objects, false).map_or(Media::Json, |w| w.media);
+    let accepts = negotiate::wanted(headers, false, negotiate::Offers::Plain, false).map_or(Media::Json, |w| w.media);
     let wanted = Wanted { media: accepts, ..Wanted::JSON };
     let mut a = handlers::encode_value(e.code, &e.to_value(), wanted);
     for (k, v) in &e.headers {
@@ -72,16 +91,46 @@ async fn run(
     req: hyper::Request<Incoming>,
     info: RequestInfo,
     query: Query,
+    id: &str,
+    record: &OnceLock<Arc<Record>>,
+    marks: &Mutex<Marks>,
 ) -> Result<Answer, ApiError> {
-    let user = server.authn.authenticate(&conn.certificates, req.headers(), &info.path).await.map_err(|e| {
-        tracing::debug!(peer = %conn.peer, path = info.path, reason = e.0, "unauthenticated");
-        // A token is good as long as its account is there, and accounts are still being read.
-        match !server.ready.load(Ordering::Acquire) && req.headers().contains_key(header::AUTHORIZATION) {
-            true => ApiError::too_many_requests("storage is (re)initializing", 1),
-            false => ApiError::unauthorized(),
+    let found = server.authn.authenticate(&conn.certificates, req.headers(), &info.path).await;
+    let begin = |user: &User| server.audit.as_ref()?.begin(user, &info, req.uri(), req.headers(), conn.peer, id);
+    let user = match found {
+        Ok(user) => user,
+        Err(e) => {
+            tracing::debug!(peer = %conn.peer, path = info.path, reason = e.0, "unauthenticated");
+            // A token is good as long as its account is there, and accounts are still being read.
+            if !server.ready.load(Ordering::Acquire) && req.headers().contains_key(header::AUTHORIZATION) {
+                return Err(ApiError::too_many_requests("storage is (re)initializing", 1));
+            }
+            if let Some(r) = begin(&User::default()) {
+                let how = if req.headers().contains_key(header::AUTHORIZATION) { "bearer" } else { "x509" };
+                r.unauthenticated(&format!("Authentication failed, attempted: {how}")).await;
+            }
+            return Err(ApiError::unauthorized());
         }
-    })?;
+    };
+    if let Some(r) = begin(&user) {
+        if !r.received().await {
+            return Err(ApiError::internal("the request cannot be audited"));
+        }
+        // It is set here alone.
+        let _ = record.set(r);
+    }
     let user = impersonate(&server.authz, user, req.headers())?;
+    if let Some(r) = record.get() {
+        r.impersonated(&user);
+    }
+    let mut mark = None;
+    let pass = server.gate.pass(&server, &user, &info, query.get("limit"), &mut mark).await;
+    *marks.lock() = mark;
+    // Its seats are free when this function returns.
+    let _pass = match pass {
+        Ok(pass) => pass,
+        Err(refusal) => return Ok(refusal),
+    };
     let attributes = Attributes {
         verb: info.verb.clone(),
         is_resource: info.is_resource,
@@ -94,7 +143,16 @@ async fn run(
         path: info.path.clone(),
         field_selector: query.get("fieldSelector").unwrap_or("").to_owned(),
     };
-    if let Decision::NoOpinion(reason) | Decision::Deny(reason) = server.authz.decide(&user, &attributes).await {
+    let decision = server.authz.decide(&user, &attributes).await;
+    if let Some(r) = record.get() {
+        let (decision, reason) = match &decision {
+            Decision::Allow(reason) => ("allow", reason),
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => ("forbid", reason),
+        };
+        r.annotate("authorization.k8s.io/decision", decision);
+        r.annotate("authorization.k8s.io/reason", reason);
+    }
+    if let Decision::Deny(reason) | Decision::NoOpinion(reason) = decision {
         // While roles are still being read or written, a refusal would be a guess that clients take for final. Health is told then.
         let health = ["healthz", "livez", "readyz"].contains(&info.path.split('/').nth(1).unwrap_or(""));
         let starting = !server.ready.load(Ordering::Acquire);
@@ -121,6 +179,7 @@ async fn run(
         headers: parts.headers,
         user,
         warnings: Mutex::default(),
+        audit: record.get().cloned(),
         internal: false,
     };
     let extensions = parts.extensions;

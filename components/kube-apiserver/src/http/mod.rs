@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod chain;
+pub mod drain;
 pub mod gzip;
 pub mod impersonation;
 pub mod negotiate;

@@ -47,6 +47,8 @@ pub struct Common {
 pub struct Policy {
     pub common: Common,
     pub validations: Vec<Validation>,
+    /// What the audit log is to hold of a request, by key.
+    pub annotations: Vec<Named>,
 }
 
 /// How a mutation is written.
@@ -81,6 +83,7 @@ pub struct Bound {
     /// Of policies that only judge.
     pub deny: bool,
     pub warn: bool,
+    pub audit: bool,
 }
 
 impl Expression {
@@ -193,7 +196,10 @@ impl Compiled for Policy {
             reason: v.get("reason").str().to_owned(),
         };
         let validations = d.at("spec.validations").iter().map(validation).collect();
-        Self { common, validations }
+        let annotation =
+            |a: Ref<'_>| Named { name: a.get("key").str().to_owned(), expression: Expression::of(a.get("valueExpression").str(), &env) };
+        let annotations = d.at("spec.auditAnnotations").iter().map(annotation).collect();
+        Self { common, validations, annotations }
     }
 }
 
@@ -226,6 +232,7 @@ impl Bound {
             param: spec.get("paramRef").exists().then(|| spec.get("paramRef").to_value()),
             deny: actions.contains_str("Deny"),
             warn: actions.contains_str("Warn"),
+            audit: actions.contains_str("Audit"),
         }
     }
 }

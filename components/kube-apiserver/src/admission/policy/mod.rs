@@ -1,7 +1,7 @@
 //! Admission policies: CEL expressions that judge requests here (ValidatingAdmissionPolicy) and change them in `mutate`.
 //!
 //! A policy says what it is about and what has to hold; a binding says where, with which parameters, and what a failure means: the
-//! request is refused, the client is warned, or (with no audit log yet) nothing. Policies and bindings themselves are never judged, so
+//! request is refused, the client is warned, or it is noted in the audit log. Policies and bindings themselves are never judged, so
 //! that a bad one can be mended.
 
 mod compiled;
@@ -30,16 +30,20 @@ const BUDGET: u64 = 10_000_000;
 pub const CONDITIONS_BUDGET: u64 = 2_500_000;
 /// A message made by an expression has at most this many bytes.
 const MAX_MESSAGE: usize = 5 * 1024;
+/// A value for the audit log is cut here.
+const MAX_ANNOTATION: usize = 10 * 1024;
 
 /// What a policy finds wrong.
 struct Refusal {
     message: String,
     reason: String,
+    /// Of the validation.
+    index: usize,
 }
 
 impl Refusal {
     fn plain(message: impl Into<String>) -> Self {
-        Self { message: message.into(), reason: String::new() }
+        Self { message: message.into(), reason: String::new(), index: 0 }
     }
 }
 
@@ -50,6 +54,7 @@ pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) 
         return Ok(());
     }
     let mut denied: Option<ApiError> = None;
+    let (mut failures, mut annotations) = (Vec::new(), Vec::new());
     for (policy, bindings) in policies.iter() {
         let Some(matched) = constraints::matches(a, &policy.common.constraints, doc, old)? else { continue };
         let (seen, before) = matching::views(a, matched.as_deref(), doc, old).await?;
@@ -57,16 +62,38 @@ pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) 
             if constraints::matches(a, &binding.resources, doc, old)?.is_none() {
                 continue;
             }
-            for refusal in judge(a, policy, binding, matched.as_deref().unwrap_or(a.res), seen.as_deref(), before.as_deref()) {
+            for refusal in
+                judge(a, policy, binding, matched.as_deref().unwrap_or(a.res), seen.as_deref(), before.as_deref(), &mut annotations)
+            {
                 let who = format!("ValidatingAdmissionPolicy '{}' with binding '{}'", policy.common.name, binding.name);
                 if binding.warn {
                     a.ctx.warn(format!("Validation failed for {who}: {}", refusal.message));
+                }
+                if binding.audit {
+                    let actions = [(binding.deny, "Deny"), (binding.warn, "Warn"), (binding.audit, "Audit")];
+                    let actions: Vec<&str> = actions.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();
+                    failures.push(serde_json::json!({"message": refusal.message, "policy": policy.common.name, "binding": binding.name,
+                        "expressionIndex": refusal.index, "validationActions": actions}));
                 }
                 if binding.deny && denied.is_none() {
                     denied = Some(refused(a, doc.or(old), &format!("{who} denied request: {}", refusal.message), &refusal.reason));
                 }
             }
         }
+    }
+    if !failures.is_empty() {
+        a.ctx.annotate("validation.policy.admission.k8s.io/validation_failure", &serde_json::Value::from(failures).to_string());
+    }
+    // What several bindings or parameters say under one key stands side by side.
+    let mut joined: std::collections::BTreeMap<String, Vec<String>> = std::collections::BTreeMap::new();
+    for (key, value) in annotations {
+        let values = joined.entry(key).or_default();
+        if !values.contains(&value) {
+            values.push(value);
+        }
+    }
+    for (key, values) in joined {
+        a.ctx.annotate(key, &values.join(", "));
     }
     denied.map_or(Ok(()), Err)
 }
@@ -95,6 +122,7 @@ fn judge(
     res: &crate::registry::Resource,
     doc: Option<&Doc>,
     old: Option<&Doc>,
+    annotations: &mut Vec<(String, String)>,
 ) -> Vec<Refusal> {
     let failed = |why: String| if policy.common.fail { vec![Refusal::plain(why)] } else { Vec::new() };
     let params = match params::of(a, policy.common.param_kind.as_ref(), binding.param.as_ref()) {
@@ -115,15 +143,25 @@ fn judge(
         }
         run.budget = BUDGET;
         run.variables(&policy.common.variables);
-        for v in &policy.validations {
-            out.extend(validation(&mut run, policy, v));
+        for (index, v) in policy.validations.iter().enumerate() {
+            out.extend(validation(&mut run, policy, v).map(|r| Refusal { index, ..r }));
+        }
+        for n in &policy.annotations {
+            match run.evaluate(&n.expression) {
+                Ok(v) => {
+                    let text = v.as_str().map(|s| s.trim().chars().take(MAX_ANNOTATION).collect::<String>());
+                    let key = format!("{}/{}", policy.common.name, n.name);
+                    annotations.extend(text.filter(|t| !t.is_empty()).map(|t| (key, t)));
+                }
+                Err(why) => out.extend(failed(why)),
+            }
         }
     }
     out
 }
 
 fn validation(run: &mut inputs::Run<'_>, policy: &Policy, v: &Validation) -> Option<Refusal> {
-    let refusal = |message| Some(Refusal { message, reason: v.reason.clone() });
+    let refusal = |message| Some(Refusal { message, reason: v.reason.clone(), index: 0 });
     match run.evaluate(&v.expression) {
         Ok(Value::Bool(true)) => None,
         Ok(_) => {

@@ -153,6 +153,7 @@ async fn ask(a: &Attributes<'_>, call: &Call<'_, '_>, name: &str, namespace: &st
     let answer =
         review::answer(&answer, hook.review, &uid, mutating).map_err(|e| failed(format!("received invalid webhook response: {e}")))?;
     answer.warnings.iter().for_each(|w| a.ctx.warn(w.clone()));
+    answer.annotations.iter().for_each(|(k, v)| a.ctx.annotate(format!("{}/{k}", hook.name), v));
     if answer.allowed { Ok(answer) } else { Err(Refused::By(review::refusal(&hook.name, &answer.result))) }
 }
 
@@ -164,10 +165,12 @@ pub(super) fn kind_of<'r>(res: &'r Resource, subresource: &str) -> review::Gvn<'
 }
 
 /// What a webhook that could not be asked means.
-fn unasked(hook: &Hook, why: String) -> Result<(), ApiError> {
+fn unasked(a: &Attributes<'_>, hook: &Hook, mutating: bool, round: usize, index: usize, why: String) -> Result<(), ApiError> {
     if hook.fail {
         return Err(ApiError::internal(why));
     }
+    let kind = if mutating { "mutating" } else { "validating" };
+    a.ctx.annotate(format!("failed-open.{kind}.webhook.admission.k8s.io/round_{round}_index_{index}"), &hook.name);
     tracing::warn!(webhook = hook.name, reason = why, "a webhook cannot be asked; its configuration says to go on without it");
     Ok(())
 }
@@ -182,7 +185,8 @@ pub async fn mutate(a: &Attributes<'_>, mut doc: Option<&mut Doc>, old: Option<&
         // Plugins changed what the webhooks left.
         rounds.ask_again();
     }
-    for hook in hooks.iter() {
+    let round = usize::from(rounds.second);
+    for (index, hook) in hooks.iter().enumerate() {
         if rounds.second && !rounds.again.contains(&hook.id) {
             continue;
         }
@@ -198,10 +202,15 @@ pub async fn mutate(a: &Attributes<'_>, mut doc: Option<&mut Doc>, old: Option<&
             }
             Err(Refused::By(e)) => return Err(e),
             Err(Refused::Failed(why)) => {
-                unasked(hook, why)?;
+                unasked(a, hook, true, round, index, why)?;
                 false
             }
         };
+        if let Some(r) = &a.ctx.audit {
+            let configuration = hook.id.split('/').next().unwrap_or("");
+            let said = json!({"configuration": configuration, "webhook": hook.name, "mutated": changed});
+            r.annotate(format!("mutation.webhook.admission.k8s.io/round_{round}_index_{index}"), &said.to_string());
+        }
         if changed {
             rounds.ask_again();
             rounds.changed = true;
@@ -246,11 +255,11 @@ pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) 
         calls.extend(select(a, hook, doc, old).await?);
     }
     let (name, namespace) = (matching::name_of(a, doc, old), matching::namespace_of(a, doc, old));
-    let judged = calls.iter().map(|call| async move {
+    let judged = calls.iter().enumerate().map(|(index, call)| async move {
         match ask(a, call, name, namespace, false).await {
             Ok(_) => Ok(()),
             Err(Refused::By(e)) => Err(e),
-            Err(Refused::Failed(why)) => unasked(call.hook, why),
+            Err(Refused::Failed(why)) => unasked(a, call.hook, false, 0, index, why),
         }
     });
     join_all(judged).await.into_iter().collect()

@@ -71,6 +71,8 @@ pub struct Answer {
     /// A JSON patch.
     pub patch: Vec<u8>,
     pub warnings: Vec<String>,
+    /// For the audit log.
+    pub annotations: Vec<(String, String)>,
     /// A Status, or null.
     pub result: Value,
 }
@@ -106,7 +108,8 @@ pub fn answer(review: &Value, version: &str, uid: &str, mutating: bool) -> Resul
         return Err(format!("webhook returned invalid response.patchType of {other:?}"));
     }
     let warnings = response["warnings"].as_array().map(|w| w.iter().map(text).collect()).unwrap_or_default();
-    Ok(Answer { allowed: response["allowed"] == true, patch, warnings, result: response["status"].clone() })
+    let annotations = response["auditAnnotations"].as_object().into_iter().flatten().map(|(k, v)| (k.clone(), text(v))).collect();
+    Ok(Answer { allowed: response["allowed"] == true, patch, warnings, annotations, result: response["status"].clone() })
 }
 
 /// The error that a refusal becomes.
@@ -148,12 +151,20 @@ mod tests {
         let review = |response: Value| json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
         let patch = B64.encode("[]");
         let got = answer(
-            &review(json!({"uid": "u", "allowed": true, "patchType": "JSONPatch", "patch": patch, "warnings": ["w"]})),
+            &review(
+                json!({"uid": "u", "allowed": true, "patchType": "JSONPatch", "patch": patch, "warnings": ["w"], "auditAnnotations": {"k": "v"}}),
+            ),
             "v1",
             "u",
             true,
         );
-        let want = Answer { allowed: true, patch: b"[]".to_vec(), warnings: vec!["w".into()], result: Value::Null };
+        let want = Answer {
+            allowed: true,
+            patch: b"[]".to_vec(),
+            warnings: vec!["w".into()],
+            annotations: vec![("k".into(), "v".into())],
+            result: Value::Null,
+        };
         assert_eq!(got.unwrap(), want);
         let cases = [
             (json!({"kind": "AdmissionReview"}), "webhook response was absent"),

@@ -1,0 +1,167 @@
+//! Which plugins run, and what `--admission-control-config-file` says to those that take a configuration.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use serde_yaml::Value;
+
+use super::{Mutate, PLUGINS, Validate, known, pod_security};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigurationError {
+    #[error("cannot read the admission configuration {path}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the admission configuration {path} cannot be understood")]
+    Parse { path: PathBuf, source: serde_yaml::Error },
+    #[error("{path}: {kind} of {api_version} is not an AdmissionConfiguration of apiserver.config.k8s.io/v1")]
+    Kind { path: PathBuf, api_version: String, kind: String },
+    #[error("{path}: there is no plugin {plugin:?}")]
+    Unknown { path: PathBuf, plugin: String },
+    #[error("{path}: the plugin {plugin} is named twice")]
+    Twice { path: PathBuf, plugin: String },
+    #[error("{path}: the plugin {plugin} takes no configuration")]
+    Unconfigurable { path: PathBuf, plugin: String },
+    #[error("the configuration of PodSecurity in {path} is wrong")]
+    PodSecurity { path: PathBuf, source: pod_security::ConfigError },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct File {
+    api_version: String,
+    kind: String,
+    #[serde(default)]
+    plugins: Vec<Plugin>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Plugin {
+    name: String,
+    #[serde(default)]
+    path: String,
+    #[serde(default)]
+    configuration: Value,
+}
+
+/// What admission goes by.
+#[derive(Debug, Clone)]
+pub struct Configuration {
+    pub(super) mutating: Vec<Mutate>,
+    pub(super) validating: Vec<Validate>,
+    /// Turned off by name.
+    off: Vec<String>,
+    pub pod_security: pod_security::Config,
+}
+
+impl Default for Configuration {
+    fn default() -> Self {
+        Self::without(Vec::new())
+    }
+}
+
+impl Configuration {
+    /// All plugins but these.
+    pub fn without(off: Vec<String>) -> Self {
+        let on = || PLUGINS.iter().filter(|p| !off.iter().any(|o| o == p.name));
+        Self {
+            mutating: on().filter_map(|p| p.mutate).collect(),
+            validating: on().filter_map(|p| p.validate).collect(),
+            off,
+            pod_security: pod_security::Config::default(),
+        }
+    }
+
+    pub fn is_on(&self, plugin: &str) -> bool {
+        !self.off.iter().any(|o| o == plugin)
+    }
+
+    /// Reads an `AdmissionConfiguration`; paths in it are relative to the file.
+    pub fn load(mut self, path: &Path) -> Result<Self, ConfigurationError> {
+        let file: File = parse(path)?;
+        if !(file.kind == "AdmissionConfiguration"
+            && matches!(file.api_version.as_str(), "apiserver.config.k8s.io/v1" | "apiserver.k8s.io/v1alpha1"))
+        {
+            return Err(ConfigurationError::Kind { path: path.into(), api_version: file.api_version, kind: file.kind });
+        }
+        let mut seen: Vec<String> = Vec::new();
+        for p in file.plugins {
+            let (path, plugin) = (path.to_owned(), p.name.clone());
+            if !known(&plugin) {
+                return Err(ConfigurationError::Unknown { path, plugin });
+            }
+            if seen.contains(&plugin) {
+                return Err(ConfigurationError::Twice { path, plugin });
+            }
+            seen.push(plugin.clone());
+            let value = match (&p.configuration, p.path.as_str()) {
+                (Value::Null, "") => continue,
+                (Value::Null, named) => parse(&path.parent().unwrap_or(Path::new("")).join(named))?,
+                _ => p.configuration,
+            };
+            if plugin != "PodSecurity" {
+                return Err(ConfigurationError::Unconfigurable { path, plugin });
+            }
+            self.pod_security = pod_security::Config::parse(value).map_err(|source| ConfigurationError::PodSecurity { path, source })?;
+        }
+        Ok(self)
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConfigurationError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigurationError::Read { path: path.into(), source })?;
+    serde_yaml::from_str(&text).map_err(|source| ConfigurationError::Parse { path: path.into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Configuration, String> {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(
+            dir.path().join("ps.yaml"),
+            "apiVersion: pod-security.admission.config.k8s.io/v1\nkind: PodSecurityConfiguration\ndefaults: {enforce: baseline}\n",
+        )
+        .unwrap();
+        let path = dir.path().join("a.yaml");
+        fs::write(&path, format!("apiVersion: apiserver.config.k8s.io/v1\nkind: AdmissionConfiguration\n{text}")).unwrap();
+        Configuration::default().load(&path).map_err(|e| {
+            let source = std::error::Error::source(&e).map(ToString::to_string);
+            format!("{e}: {}", source.unwrap_or_default())
+        })
+    }
+
+    #[test]
+    fn plugins_are_configured_in_place_or_in_a_file_beside() {
+        let inline = "plugins: [{name: PodSecurity, configuration: {apiVersion: pod-security.admission.config.k8s.io/v1, kind: PodSecurityConfiguration, defaults: {enforce: baseline}}}]";
+        let a = load(inline).unwrap();
+        assert_eq!(a.pod_security, load("plugins: [{name: PodSecurity, path: ps.yaml}]").unwrap().pod_security);
+        assert_eq!(a.pod_security.defaults.enforce.to_string(), "baseline:latest");
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_refused() {
+        for (text, named) in [
+            ("plugins: [{name: Nonsense}]", "Nonsense"),
+            ("plugins: [{name: PodSecurity}, {name: PodSecurity}]", "twice"),
+            ("plugins: [{name: Priority, configuration: {a: b}}]", "Priority"),
+            ("plugins: [{name: PodSecurity, path: missing.yaml}]", "missing.yaml"),
+            ("plugins: [{name: PodSecurity, configuration: {kind: x, apiVersion: y}}]", "\"y\""),
+            ("pluggins: []", "pluggins"),
+        ] {
+            let e = load(text).unwrap_err();
+            assert!(e.contains(named), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_plugin_that_is_off_is_not_asked() {
+        let (all, less) = (Configuration::default(), Configuration::without(vec!["PodSecurity".into()]));
+        assert_eq!(all.validating.len(), less.validating.len() + 1);
+        assert!(!less.is_on("PodSecurity") && less.is_on("ResourceQuota"));
+    }
+}
