@@ -21,7 +21,8 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 pub use flags::Flags;
-use policy::{Level, Policy, Ruling, Stage};
+pub use policy::Level;
+use policy::{Policy, Ruling, Stage};
 
 use crate::{
     authn::User,
