@@ -73,7 +73,12 @@ impl Issuers {
 pub enum Authorizers {
     File(PathBuf),
     /// By `--authorization-mode`, with what its webhook needs.
-    Flags { modes: Vec<String>, webhook: Option<(PathBuf, String)>, allowed_ttl: Duration, refused_ttl: Duration },
+    Flags {
+        modes: Vec<String>,
+        webhook: Option<(PathBuf, String)>,
+        allowed_ttl: Duration,
+        refused_ttl: Duration,
+    },
 }
 
 impl Authorizers {
@@ -252,7 +257,10 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         authn,
         encryption,
         aggregator: Aggregator::new(c.proxy_client.clone(), c.aggregator_routing)?,
-        authz: Authorizer::new(c.authorizers.read().context("--authorization-config or --authorization-webhook-config-file")?, Arc::clone(&objects)),
+        authz: Authorizer::new(
+            c.authorizers.read().context("--authorization-config or --authorization-webhook-config-file")?,
+            Arc::clone(&objects),
+        ),
         webhooks: Webhooks::new(Arc::clone(&objects)),
         mutating: Configured::new(webhooks::MUTATING),
         validating: Configured::new(webhooks::VALIDATING),

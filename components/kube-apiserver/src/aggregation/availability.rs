@@ -197,7 +197,13 @@ pub async fn run(server: Arc<Server>) {
             }
         };
         let any = !server.aggregator.services.load().remotes.is_empty();
-        let period = if !any { Duration::from_secs(600) } else if well { PERIOD } else { PAUSE * 5 };
+        let period = if !any {
+            Duration::from_secs(600)
+        } else if well {
+            PERIOD
+        } else {
+            PAUSE * 5
+        };
         tokio::select! {
             _ = api_services.changed() => {}
             _ = services.changed(), if any => {}
@@ -227,10 +233,15 @@ mod tests {
     #[test]
     fn the_first_thing_that_is_missing_is_named() {
         let spec = Spec { namespace: "n".into(), name: "s".into(), port: 443, ca_bundle: Vec::new(), insecure: false };
-        let service = |kind: &str, port: i64| doc("", "Service", json!({"spec": {"type": kind, "ports": [{"name": "https", "port": port}]}}));
+        let service =
+            |kind: &str, port: i64| doc("", "Service", json!({"spec": {"type": kind, "ports": [{"name": "https", "port": port}]}}));
         let slice = |port: &str, ready: Value| {
-            doc("discovery.k8s.io", "EndpointSlice", json!({"ports": [{"name": port, "port": 8443}],
-                "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": ready}}]}))
+            doc(
+                "discovery.k8s.io",
+                "EndpointSlice",
+                json!({"ports": [{"name": port, "port": 8443}],
+                "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": ready}}]}),
+            )
         };
         let reason = |s: Option<&Doc>, slices: &[Doc]| judge(s, slices, &spec).err().map(|c| c.reason);
         let good = service("ClusterIP", 443);

@@ -136,8 +136,7 @@ impl Pool {
             let tls = tls.map_err(|e| format!("tls: failed to verify certificate or handshake: {e}"))?;
             http1::handshake(TokioIo::new(tls)).await.map_err(|e| e.to_string())
         };
-        let (sender, connection) =
-            tokio::time::timeout(CONNECT, work).await.map_err(|_| format!("dial tcp {to}: i/o timeout"))??;
+        let (sender, connection) = tokio::time::timeout(CONNECT, work).await.map_err(|_| format!("dial tcp {to}: i/o timeout"))??;
         tokio::spawn(async move {
             if let Err(e) = connection.with_upgrades().await {
                 tracing::debug!(error = %e, "a connection to an extension server ended");
@@ -169,11 +168,7 @@ pub async fn send(remote: &Remote, to: &Address, mut request: Request<Body>) -> 
 
 /// The address behind an APIService's service.
 pub fn resolve(objects: &Objects, spec: &Spec, routing: bool) -> Result<Address, String> {
-    let (host, port) = if routing {
-        endpoint(objects, spec)?
-    } else {
-        webhook::resolve(objects, &spec.namespace, &spec.name, spec.port)?
-    };
+    let (host, port) = if routing { endpoint(objects, spec)? } else { webhook::resolve(objects, &spec.namespace, &spec.name, spec.port)? };
     Ok(Address { host, port })
 }
 

@@ -88,7 +88,17 @@ const ANONYMOUS_PATHS: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
 
 impl Authenticator {
     pub fn new(tokens: Arc<TokenIssuer>, objects: Arc<Objects>) -> Self {
-        Self { request_header: None, x509: None, tokens, bootstrap_tokens: false, anonymous: false, issuers: ArcSwap::default(), webhook: None, objects, seen: Mutex::default() }
+        Self {
+            request_header: None,
+            x509: None,
+            tokens,
+            bootstrap_tokens: false,
+            anonymous: false,
+            issuers: ArcSwap::default(),
+            webhook: None,
+            objects,
+            seen: Mutex::default(),
+        }
     }
 
     /// `peer`: the certificates of the TLS connection.

@@ -35,13 +35,15 @@ fn verdict(status: &Value, audiences: &[String]) -> Verdict {
     }
     // A webhook that says nothing of audiences answers for this server.
     let theirs = strings(&status["audiences"]);
-    let meant: Vec<String> = if theirs.is_empty() { audiences.to_vec() } else { audiences.iter().filter(|a| theirs.contains(a)).cloned().collect() };
+    let meant: Vec<String> =
+        if theirs.is_empty() { audiences.to_vec() } else { audiences.iter().filter(|a| theirs.contains(a)).cloned().collect() };
     if meant.is_empty() {
         return Err(Rejected("another audience".into()));
     }
     let user = &status["user"];
     let text = |f: &str| user[f].as_str().unwrap_or("").to_owned();
-    let mut extra: Vec<(String, Vec<String>)> = user["extra"].as_object().into_iter().flatten().map(|(k, v)| (k.clone(), strings(v))).collect();
+    let mut extra: Vec<(String, Vec<String>)> =
+        user["extra"].as_object().into_iter().flatten().map(|(k, v)| (k.clone(), strings(v))).collect();
     extra.sort();
     Ok((User { name: text("username"), uid: text("uid"), groups: strings(&user["groups"]), extra }, meant))
 }

@@ -139,7 +139,10 @@ fn parse(text: &str) -> Result<Vec<Mode>, ConfigError> {
     let file: File = serde_yaml::from_str(text)?;
     let known = ["v1", "v1beta1", "v1alpha1"].iter().any(|v| file.api_version == format!("apiserver.config.k8s.io/{v}"));
     if !known || file.kind != "AuthorizationConfiguration" {
-        return Err(invalid("kind", format!("{} {} is not apiserver.config.k8s.io/v1 AuthorizationConfiguration", file.api_version, file.kind)));
+        return Err(invalid(
+            "kind",
+            format!("{} {} is not apiserver.config.k8s.io/v1 AuthorizationConfiguration", file.api_version, file.kind),
+        ));
     }
     if file.authorizers.is_empty() {
         return Err(invalid("authorizers", "at least one authorizer is required"));

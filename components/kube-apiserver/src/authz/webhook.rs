@@ -163,7 +163,13 @@ mod tests {
     #[test]
     fn conditions_see_the_review() {
         let user = User { name: "jane".into(), groups: vec!["dev".into()], ..User::default() };
-        let get = Attributes { verb: "get".into(), is_resource: true, namespace: "kube-system".into(), resource: "pods".into(), ..Attributes::default() };
+        let get = Attributes {
+            verb: "get".into(),
+            is_resource: true,
+            namespace: "kube-system".into(),
+            resource: "pods".into(),
+            ..Attributes::default()
+        };
         let path = Attributes { verb: "get".into(), path: "/healthz".into(), ..Attributes::default() };
         let holds = |source: &str, a: &Attributes| all_hold(&[condition(source).unwrap()], &spec(&user, a));
         let in_system = "has(request.resourceAttributes) && request.resourceAttributes.namespace == 'kube-system'";

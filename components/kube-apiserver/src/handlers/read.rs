@@ -441,11 +441,7 @@ impl Iterator for ListWriter {
 }
 
 fn json_head(res: &Resource, s: &Selection, kind: &str) -> String {
-    format!(
-        "{{\"kind\":{kind:?},\"apiVersion\":{:?},\"metadata\":{},\"items\":[",
-        res.api_version(),
-        meta_of(s, res.custom.is_some())
-    )
+    format!("{{\"kind\":{kind:?},\"apiVersion\":{:?},\"metadata\":{},\"items\":[", res.api_version(), meta_of(s, res.custom.is_some()))
 }
 
 fn stream_json(ctx: &Ctx, res: &Arc<Resource>, s: Selection, kind: &str, keep: Option<Keep>) -> Answer {

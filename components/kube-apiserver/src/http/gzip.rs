@@ -118,7 +118,16 @@ pub struct Pieces<I, K> {
 
 impl<I: Iterator<Item = Bytes>, K: FnOnce(Arc<Tail>)> Pieces<I, K> {
     pub fn new(head: Bytes, pieces: I, limit: usize, keep: K) -> Self {
-        Self { head: Some(head), pieces, tail: Some(Deflater::new()), sum: Hasher::new(), len: 0, kept: Vec::new(), limit, keep: Some(keep) }
+        Self {
+            head: Some(head),
+            pieces,
+            tail: Some(Deflater::new()),
+            sum: Hasher::new(),
+            len: 0,
+            kept: Vec::new(),
+            limit,
+            keep: Some(keep),
+        }
     }
 
     fn note(&mut self, out: &[u8]) {

@@ -167,7 +167,9 @@ impl Protocols {
         let newest_only = match min_version {
             None | Some("VersionTLS10" | "VersionTLS11" | "VersionTLS12") => false,
             Some("VersionTLS13") => true,
-            Some(other) => return Err(format!("--tls-min-version: {other:?} is not one of VersionTLS10, VersionTLS11, VersionTLS12, VersionTLS13")),
+            Some(other) => {
+                return Err(format!("--tls-min-version: {other:?} is not one of VersionTLS10, VersionTLS11, VersionTLS12, VersionTLS13"));
+            }
         };
         if let Some(bad) = suites.iter().find(|s| !s.starts_with("TLS_")) {
             return Err(format!("--tls-cipher-suites: {bad:?} is no name of a suite"));

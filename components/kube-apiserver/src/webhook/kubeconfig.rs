@@ -137,7 +137,9 @@ impl Configured {
         };
         let token = match (&user.token, &user.token_file) {
             (Some(t), _) => Some(t.clone()),
-            (None, Some(f)) => Some(std::fs::read_to_string(base.join(f)).map_err(|e| format!("{f} cannot be read: {e}"))?.trim().to_owned()),
+            (None, Some(f)) => {
+                Some(std::fs::read_to_string(base.join(f)).map_err(|e| format!("{f} cannot be read: {e}"))?.trim().to_owned())
+            }
             (None, None) => None,
         };
         let mut target = of_url(&cluster.server).map_err(|e| format!("server {:?}: {e}", cluster.server))?;

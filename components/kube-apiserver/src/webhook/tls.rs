@@ -33,10 +33,7 @@ pub fn config(bundle: &[u8]) -> Result<ClientConfig, String> {
 }
 
 /// A configuration for connections, with a certificate of our own where the other side wants to know us.
-pub fn tls_config(
-    trust: Trust<'_>,
-    own: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
-) -> Result<ClientConfig, String> {
+pub fn tls_config(trust: Trust<'_>, own: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
         Trust::Bundle(pem) => Arc::new(bundle(pem, &provider)?),

@@ -66,7 +66,8 @@ fn described(path: &str) -> Option<(&'static str, Value)> {
             ("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", v)
         }
         VERSION => {
-            let v = json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "wardle.example.com/v1", "resources": [resource]});
+            let v =
+                json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "wardle.example.com/v1", "resources": [resource]});
             ("application/json", v)
         }
         "/openapi/v2" => {
@@ -78,13 +79,16 @@ fn described(path: &str) -> Option<(&'static str, Value)> {
             let url = format!("/openapi/v3{VERSION}?hash=ABC");
             ("application/json", json!({"paths": {VERSION.trim_start_matches('/'): {"serverRelativeURL": url}}}))
         }
-        "/openapi/v3/apis/wardle.example.com/v1" => ("application/json", json!({"openapi": "3.0.0", "info": {"title": "theirs", "version": "1"}})),
+        "/openapi/v3/apis/wardle.example.com/v1" => {
+            ("application/json", json!({"openapi": "3.0.0", "info": {"title": "theirs", "version": "1"}}))
+        }
         _ => return None,
     })
 }
 
 fn flunder(name: &str) -> Value {
-    let meta = json!({"name": name, "namespace": "default", "uid": name, "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z"});
+    let meta =
+        json!({"name": name, "namespace": "default", "uid": name, "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z"});
     json!({"apiVersion": "wardle.example.com/v1", "kind": "Flunder", "metadata": meta})
 }
 
@@ -144,7 +148,8 @@ impl Extension {
                         log.lock().unwrap().push(Seen { path, headers: request.headers().clone() });
                         async move { Ok::<_, std::convert::Infallible>(serve(request).await) }
                     });
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+                    let _ =
+                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
                 });
             }
         });

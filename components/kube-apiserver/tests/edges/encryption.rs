@@ -41,10 +41,8 @@ async fn values_are_sealed_and_move_to_the_first_key() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("encryption.yaml");
     configure(&file, &format!("[{{secretbox: {{keys: [{}]}}}}, {{identity: {{}}}}]", key("one", 2)));
-    let flags = vec![
-        format!("--encryption-provider-config={}", file.display()),
-        "--encryption-provider-config-automatic-reload=true".into(),
-    ];
+    let flags =
+        vec![format!("--encryption-provider-config={}", file.display()), "--encryption-provider-config-automatic-reload=true".into()];
     let cluster = start(&dir, flags).await;
     let client = client(&cluster, "admin").await;
     let etcd = Etcd::connect([cluster.etcd_url.as_str()], None).await.unwrap();

@@ -144,10 +144,7 @@ async fn tokens_of_a_configured_issuer_name_users() {
     };
     let good = one.sign("1", &issuer.claims("jane"));
     let user = who(&client, &good).await.expect("the token is good");
-    assert_eq!(
-        user,
-        json!({"username": "jane", "groups": ["oidc:dev", "system:authenticated"], "extra": {"example.com/tenant": ["t1"]}})
-    );
+    assert_eq!(user, json!({"username": "jane", "groups": ["oidc:dev", "system:authenticated"], "extra": {"example.com/tenant": ["t1"]}}));
     for (what, bad) in [
         ("another audience", with("aud", json!("other"))),
         ("over", with("exp", json!(1_000_000))),

@@ -35,9 +35,13 @@ impl Hook {
                     let service = service_fn(move |request: Request<Incoming>| {
                         let (log, answer) = (Arc::clone(&log), Arc::clone(&answer));
                         async move {
-                            assert_eq!((request.uri().path(), &request.headers()["authorization"]), ("/review", &"Bearer secret".parse().unwrap()));
+                            assert_eq!(
+                                (request.uri().path(), &request.headers()["authorization"]),
+                                ("/review", &"Bearer secret".parse().unwrap())
+                            );
                             let review: Value = serde_json::from_slice(&request.into_body().collect().await?.to_bytes()).unwrap();
-                            let text = json!({"apiVersion": review["apiVersion"], "kind": review["kind"], "status": answer(&review["spec"])});
+                            let text =
+                                json!({"apiVersion": review["apiVersion"], "kind": review["kind"], "status": answer(&review["spec"])});
                             log.lock().unwrap().push(review);
                             Ok::<_, hyper::Error>(Response::new(http_body_util::Full::new(Bytes::from(text.to_string()))))
                         }

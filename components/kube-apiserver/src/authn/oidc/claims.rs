@@ -258,9 +258,11 @@ mod tests {
 
     #[test]
     fn expressions_that_cannot_be_are_refused_when_they_are_read() {
-        for (mappings, named) in
-            [("username: {expression: 'claims.'}", "username"), ("username: {expression: '1'}", "username"), ("username: {expression: nothing}", "undeclared")]
-        {
+        for (mappings, named) in [
+            ("username: {expression: 'claims.'}", "username"),
+            ("username: {expression: '1'}", "username"),
+            ("username: {expression: nothing}", "undeclared"),
+        ] {
             let text = format!(
                 "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n- issuer: {{url: 'https://i.io', audiences: [a]}}\n  claimMappings: {{{mappings}}}\n"
             );

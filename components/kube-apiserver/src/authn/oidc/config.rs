@@ -158,7 +158,10 @@ pub fn parse(text: &str, own_issuers: &[String]) -> Result<Settings, ConfigError
     let file: File = serde_yaml::from_str(text)?;
     let known = ["v1", "v1beta1", "v1alpha1"].iter().any(|v| file.api_version == format!("apiserver.config.k8s.io/{v}"));
     if !known || file.kind != "AuthenticationConfiguration" {
-        return Err(invalid("kind", format!("{} {} is not apiserver.config.k8s.io/v1 AuthenticationConfiguration", file.api_version, file.kind)));
+        return Err(invalid(
+            "kind",
+            format!("{} {} is not apiserver.config.k8s.io/v1 AuthenticationConfiguration", file.api_version, file.kind),
+        ));
     }
     if file.jwt.len() > 64 {
         return Err(invalid("jwt", "there may be 64 authenticators at most"));
@@ -342,7 +345,9 @@ mod tests {
     fn a_configuration_is_read() {
         let more = "  claimValidationRules: [{claim: hd, requiredValue: example.com}, {expression: 'claims.x == 1', message: m}]\n\
                     anonymous: {enabled: true, conditions: [{path: /livez}]}\n";
-        let s = parse(&one(ISSUER, "username: {expression: claims.sub}, extra: [{key: example.com/t, valueExpression: claims.t}]", more), &[]).unwrap();
+        let s =
+            parse(&one(ISSUER, "username: {expression: claims.sub}, extra: [{key: example.com/t, valueExpression: claims.t}]", more), &[])
+                .unwrap();
         assert_eq!((s.jwt[0].claim_validation_rules.len(), s.jwt[0].claim_mappings.extra.len()), (2, 1));
         assert_eq!(s.anonymous, Some(Anonymous { enabled: true, conditions: vec![Condition { path: "/livez".into() }] }));
     }

@@ -13,7 +13,10 @@ pub fn known(algorithm: &str) -> bool {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Public {
-    Rsa { n: Vec<u8>, e: Vec<u8> },
+    Rsa {
+        n: Vec<u8>,
+        e: Vec<u8>,
+    },
     /// The curve and the uncompressed point.
     Ec(Curve, Vec<u8>),
 }

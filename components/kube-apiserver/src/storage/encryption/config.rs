@@ -85,7 +85,10 @@ pub type Which = (String, String);
 pub fn parse(text: &str) -> Result<HashMap<Which, Chain>, ConfigError> {
     let file: File = serde_yaml::from_str(text)?;
     if file.api_version != "apiserver.config.k8s.io/v1" || file.kind != "EncryptionConfiguration" {
-        return Err(invalid("kind", format!("{} {} is not apiserver.config.k8s.io/v1 EncryptionConfiguration", file.api_version, file.kind)));
+        return Err(invalid(
+            "kind",
+            format!("{} {} is not apiserver.config.k8s.io/v1 EncryptionConfiguration", file.api_version, file.kind),
+        ));
     }
     if file.resources.is_empty() {
         return Err(invalid("resources", "at least one entry is required"));

@@ -162,7 +162,9 @@ mod tests {
     fn keys_rotate_by_their_order() {
         let key = "/registry/secrets/a/b";
         let one = |name: &str, secret: &str| format!("{{name: {name}, secret: {secret}}}");
-        let with = |keys: &str| encryption(&format!("- resources: [secrets]\n  providers: [{{secretbox: {{keys: [{keys}]}}}}, {{identity: {{}}}}]\n"));
+        let with = |keys: &str| {
+            encryption(&format!("- resources: [secrets]\n  providers: [{{secretbox: {{keys: [{keys}]}}}}, {{identity: {{}}}}]\n"))
+        };
         let old = with(&one("old", OLD));
         let both = with(&format!("{}, {}", one("new", NEW), one("old", OLD)));
         let new = with(&one("new", NEW));
@@ -178,7 +180,10 @@ mod tests {
         assert_eq!(new.open(key, plain.clone()).unwrap(), plain);
         assert!(new.is_stale(key, &plain));
         // With identity first, values are opened and written as they are.
-        let off = encryption(&format!("- resources: [secrets]\n  providers: [{{identity: {{}}}}, {{secretbox: {{keys: [{}]}}}}]\n", one("old", OLD)));
+        let off = encryption(&format!(
+            "- resources: [secrets]\n  providers: [{{identity: {{}}}}, {{secretbox: {{keys: [{}]}}}}]\n",
+            one("old", OLD)
+        ));
         assert_eq!(off.open(key, sealed.clone()).unwrap(), plain);
         assert_eq!((off.seal(key, plain.clone()).unwrap(), off.is_stale(key, &sealed)), (plain, true));
     }
