@@ -42,6 +42,7 @@ async fn step(server: &Arc<Server>) -> Result<(), ApiError> {
     let stored = server.objects.list(PREFIX, "");
     let there: Vec<(String, bool)> = stored.iter().map(|s| (s.name().to_owned(), s.label(LABEL) == Some("true"))).collect();
     let dynamic = server.registry.dynamic();
+    let res = server.registry.stored("apiregistration.k8s.io", "apiservices").cloned().ok_or_else(ApiError::no_resource)?;
     let plan = plan(dynamic.groups(), server.registry.builtin_groups(), &there);
     for (group, version) in plan.create {
         let v = json!({
@@ -49,7 +50,7 @@ async fn step(server: &Arc<Server>) -> Result<(), ApiError> {
             "spec": {"group": group, "version": version, "groupPriorityMinimum": 1000, "versionPriority": 100},
             "status": {"conditions": [super::availability::Condition::local().to_value()]},
         });
-        bootstrap::create(server, "apiregistration.k8s.io", "apiservices", v).await?;
+        bootstrap::create(server, &res, v).await?;
     }
     for s in stored.iter().filter(|s| plan.delete.iter().any(|n| n == s.name())) {
         match server.etcd.delete(&format!("{}{PREFIX}/{}", server.root, s.key), s.rev).await {

@@ -144,15 +144,6 @@ fn push(
     Ok(())
 }
 
-/// Creates an object unless there is one of that name.
-pub async fn create(server: &Server, group: &str, plural: &str, v: Value) -> Result<(), ApiError> {
-    let (key, value) = object(server, &*resource(server, group, plural)?, v)?;
-    match server.etcd.create(&key, value, 0).await {
-        Ok(_) | Err(StoreError::Exists { .. }) => Ok(()),
-        Err(e) => Err(e.into()),
-    }
-}
-
 /// Creates or replaces an object when what `same` looks at differs.
 async fn ensure(server: &Server, res: &Resource, v: Value, same: &[&str]) -> Result<(), ApiError> {
     let m = &v["metadata"];

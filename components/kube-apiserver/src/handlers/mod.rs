@@ -32,7 +32,7 @@ pub use options::{DeleteOptions, Propagation, Validation, WriteOptions};
 
 use crate::{
     aggregation,
-    audit::{Level, Record},
+    audit::Record,
     authn::User,
     custom::conversion,
     http::{
@@ -137,7 +137,7 @@ impl Ctx {
 
     /// Whether the answer may be compressed: the client takes it, and no audit reads it.
     pub fn takes_gzip(&self) -> bool {
-        gzip::accepted(&self.headers) && self.audit.as_ref().is_none_or(|r| r.level() != Level::RequestResponse)
+        gzip::accepted(&self.headers) && !self.audit.as_ref().is_some_and(|r| r.reads_answers())
     }
 
     fn finish(&self, mut a: Answer) -> Answer {
