@@ -7,7 +7,9 @@ use clap::Args;
 
 use super::{Config, log};
 
+// Without a group of its own, which would have the name of the one that this is a part of.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub struct Flags {
     /// What is audited; without it nothing is.
     #[arg(long)]
@@ -90,5 +92,61 @@ impl Flags {
             wait: Duration::from_secs(wait.unsigned_abs()),
         });
         Ok(Some(Config { policy, log }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        audit: Flags,
+    }
+
+    fn config(args: &[&str]) -> anyhow::Result<Option<Config>> {
+        let line = Line::try_parse_from(std::iter::once(&"x").chain(args))?;
+        line.audit.into_config(|s| s.trim_end_matches('s').parse().context("no duration"))
+    }
+
+    #[test]
+    fn without_a_policy_nothing_is_audited() {
+        assert!(config(&[]).unwrap().is_none());
+        assert!(config(&["--audit-log-path=/x"]).unwrap().is_none());
+        assert!(config(&["--audit-policy-file=p"]).unwrap().unwrap().log.is_none());
+    }
+
+    #[test]
+    fn the_log_is_configured_as_upstreams() {
+        let c = config(&[
+            "--audit-policy-file=p",
+            "--audit-log-path=-",
+            "--audit-log-maxage=2",
+            "--audit-log-maxsize=5",
+            "--audit-log-mode=batch",
+            "--audit-log-batch-max-wait=3s",
+            "--audit-log-format=legacy",
+        ]);
+        let log = c.unwrap().unwrap().log.unwrap();
+        assert_eq!((log.max_age, log.max_bytes, log.wait), (Duration::from_secs(172_800), 5 << 20, Duration::from_secs(3)));
+        assert_eq!((log.mode, log.format, log.buffer, log.batch), (log::Mode::Batch, log::Format::Legacy, 10_000, 1));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for flag in [
+            "--audit-log-format=xml",
+            "--audit-log-mode=never",
+            "--audit-log-batch-max-size=0",
+            "--audit-log-version=audit.k8s.io/v1beta1",
+            "--audit-log-batch-max-wait=x",
+            "--audit-log-batch-max-size=20000",
+        ] {
+            let e = format!("{:#}", config(&[flag]).err().unwrap());
+            assert!(e.contains(flag.split_once('=').unwrap().0), "{e}");
+        }
     }
 }

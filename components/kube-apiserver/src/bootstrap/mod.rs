@@ -4,11 +4,11 @@
 pub mod rbac;
 mod trust;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use k8s_schema::Doc;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use crate::{handlers::write, http::ApiError, kinds, registry::Resource, server::Server, services, storage::StoreError};
 
@@ -31,7 +31,10 @@ const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-nod
 
 /// The objects of a part of the data.
 pub fn items(set: &str) -> Vec<Value> {
-    match data()[set]["items"].take() {
+    // Only that part is made into values.
+    let parts: BTreeMap<&str, &RawValue> = serde_json::from_str(DATA).unwrap_or_default();
+    let mut part: Value = parts.get(set).and_then(|p| serde_json::from_str(p.get()).ok()).unwrap_or_default();
+    match part["items"].take() {
         Value::Array(items) => items,
         _ => Vec::new(),
     }

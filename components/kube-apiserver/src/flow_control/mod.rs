@@ -270,7 +270,7 @@ impl Gate {
         info: &RequestInfo,
         limit: Option<&str>,
         mark: &mut Marks,
-    ) -> Result<Pass, Answer> {
+    ) -> Result<Pass, Box<Answer>> {
         // A watch is work until it has begun.
         if info.is_long_running() && info.verb != "watch" {
             return Ok(Pass::None);
@@ -287,10 +287,10 @@ impl Gate {
 }
 
 /// As upstream's: no Status, but plain text.
-fn refusal() -> Answer {
+fn refusal() -> Box<Answer> {
     let mut a = body::text(429, "Too many requests, please try again later.\n");
     a.headers_mut().insert("retry-after", HeaderValue::from_static("1"));
-    a
+    Box::new(a)
 }
 
 /// The seats of a request: one, or as many as a list has to look at objects.

@@ -202,11 +202,8 @@ pub async fn defaults(server: &Server) -> Result<(), ApiError> {
                 _ => {}
             }
         }
-        for v in bootstrap::items(plural) {
-            let name = v["metadata"]["name"].as_str().unwrap_or("");
-            if !there.iter().any(|s| s.name() == name) {
-                bootstrap::create(server, res, v).await?;
-            }
+        for w in wanted.iter().filter(|w| !there.iter().any(|s| s.name() == w.meta().name())) {
+            bootstrap::create(server, res, w.to_value()).await?;
         }
     }
     Ok(())

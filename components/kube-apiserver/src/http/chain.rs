@@ -33,7 +33,7 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
     let started = std::time::Instant::now();
     let _running = match server.drain.enter(req.uri().path()) {
         Ok(running) => running,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let id = audit::id_of(req.headers());
     let record = OnceLock::new();
@@ -129,7 +129,7 @@ async fn run(
     // Its seats are free when this function returns.
     let _pass = match pass {
         Ok(pass) => pass,
-        Err(refusal) => return Ok(refusal),
+        Err(refusal) => return Ok(*refusal),
     };
     let attributes = Attributes {
         verb: info.verb.clone(),

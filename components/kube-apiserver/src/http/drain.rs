@@ -46,13 +46,13 @@ impl Drain {
     }
 
     /// Counts a request, or refuses it because the server is going. Health and metrics are told to the end.
-    pub fn enter(&self, path: &str) -> Result<Running<'_>, Answer> {
+    pub fn enter(&self, path: &str) -> Result<Running<'_>, Box<Answer>> {
         let told = ["/healthz", "/livez", "/readyz", "/metrics"].iter().any(|p| path.starts_with(p));
         if self.config.send_retry_after && self.over.is_cancelled() && !told {
             let mut a = body::text(429, "The apiserver is shutting down, please try again later.\n");
             a.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
             a.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            return Err(a);
+            return Err(Box::new(a));
         }
         self.running.fetch_add(1, Ordering::AcqRel);
         Ok(Running(self))
