@@ -47,11 +47,11 @@ async fn values_are_sealed_and_move_to_the_first_key() {
     let client = client(&cluster, "admin").await;
     let etcd = Etcd::connect([cluster.etcd_url.as_str()], None).await.unwrap();
 
-    let secret = |name: &str| json!({"metadata": {"name": name}, "stringData": {"password": "hunter2"}});
+    let secret = |name: &str| json!({"metadata": {"name": name}, "data": {"password": STANDARD.encode("hunter2")}});
     done(&client, Method::POST, SECRETS, secret("a")).await;
     let sealed = raw(&etcd, "secrets/default/a").await;
     starts(&sealed, "k8s:enc:secretbox:v1:one:");
-    assert!(!sealed.windows(7).any(|w| w == b"hunter2"));
+    assert!(!sealed.windows(7).any(|w| w == b"hunter2") && !sealed.windows(8).any(|w| w == b"password"));
     let read = done(&client, Method::GET, &format!("{SECRETS}/a"), Value::Null).await;
     assert_eq!(read["data"]["password"], STANDARD.encode("hunter2"));
     let list = done(&client, Method::GET, &format!("{SECRETS}?resourceVersion=0"), Value::Null).await;

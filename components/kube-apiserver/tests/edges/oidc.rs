@@ -162,7 +162,10 @@ async fn tokens_of_a_configured_issuer_name_users() {
     assert_eq!([get(&client, "/livez", &[]).await.code, get(&client, "/version", &[]).await.code], [200, 401]);
     // What was found is authorized as anybody else.
     let admin = super::client(&cluster, "admin").await;
-    let binding = json!({"metadata": {"name": "dev"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+    let rules = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"]}]);
+    let role = json!({"metadata": {"name": "maps"}, "rules": rules});
+    done(&admin, Method::POST, "/apis/rbac.authorization.k8s.io/v1/clusterroles", role).await;
+    let binding = json!({"metadata": {"name": "dev"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "maps"},
         "subjects": [{"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "oidc:dev"}]});
     done(&admin, Method::POST, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding).await;
     let bearer = format!("Bearer {good}");

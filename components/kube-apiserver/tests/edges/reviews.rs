@@ -125,7 +125,10 @@ async fn webhooks_know_tokens_and_judge_requests() {
     assert!(judge.asked().is_empty(), "the answer is remembered");
 
     // What RBAC allows is allowed where the webhook has no opinion, and not where it says no.
-    let binding = json!({"metadata": {"name": "jane"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+    let rules = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"]}]);
+    let role = json!({"metadata": {"name": "maps"}, "rules": rules});
+    done(&admin, Method::POST, "/apis/rbac.authorization.k8s.io/v1/clusterroles", role).await;
+    let binding = json!({"metadata": {"name": "jane"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "maps"},
         "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "jane"}]});
     done(&admin, Method::POST, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding).await;
     until("the binding", async || (code(&format!("{MAPS}/other")).await == 200).then_some(())).await;
