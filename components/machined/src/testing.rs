@@ -97,7 +97,13 @@ pub fn machine(root: &Path, loaded: Loaded) -> Arc<Machine> {
     Arc::new(Machine {
         mode: Mode::Running,
         release: Release::default(),
-        boot: BootInfo { source: BootSource::Disk, device: String::new(), root: root_image(2, 0).1, slot: Some(Slot::A) },
+        boot: BootInfo {
+            source: BootSource::Disk,
+            device: String::new(),
+            root: root_image(2, 0).1,
+            slot: Some(Slot::A),
+            trial_seconds: None,
+        },
         boot_id: String::new(),
         name_seed: "seed".into(),
         init: InitHandle::new(paths.init_socket()),
