@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use host::loader_variables::{LoaderVariables, VariableError};
 use slots::gate::{Decision, Gate};
 use slots::loader::{DEFAULT, ONE_SHOT};
 use slots::record::{self, AtBoot, State, Upgrade};
@@ -70,15 +69,9 @@ fn start_always(layout: &Layout, slot: node_ipc::init::Slot) -> Result<(), Upgra
         layout.boot.set_default(slot).map_err(failed)?;
         tracing::info!(slot = slot.label(), "started from now on");
     }
-    forget_choices()?;
-    Ok(())
-}
-
-/// What would win over the default.
-fn forget_choices() -> Result<(), VariableError> {
-    let variables = LoaderVariables::default();
-    variables.remove(ONE_SHOT)?;
-    variables.remove(DEFAULT)
+    // What would win over the default.
+    layout.variables.remove(ONE_SHOT)?;
+    Ok(layout.variables.remove(DEFAULT)?)
 }
 
 /// Watches until the system that runs is known to be good, and pods come back.

@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
+use host::loader_variables::{self, LoaderVariables};
 use machine_config::layout::Partition;
 use node_ipc::init::Slot;
 use slots::loader::other;
@@ -30,6 +31,8 @@ pub struct Layout {
     pub idle: SystemPartition,
     /// The boot partition.
     pub boot: BootPartition,
+    /// What the firmware tells the boot loader.
+    pub variables: LoaderVariables,
     meta: PathBuf,
 }
 
@@ -46,7 +49,8 @@ impl Layout {
         let release = &machine.release;
         let running = System { version: release.version.clone(), kubernetes: release.kubernetes.clone(), root: machine.boot.root };
         let boot = BootPartition { node: esp.node, size: esp.size };
-        Ok(Layout { own, running, idle, boot, meta: meta.node, disk })
+        let variables = LoaderVariables::at(&machine.paths.at(loader_variables::DIRECTORY));
+        Ok(Layout { own, running, idle, boot, variables, meta: meta.node, disk })
     }
 
     /// The slot that does not run.

@@ -17,6 +17,8 @@ mod judge;
 mod layout;
 mod start;
 mod table;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use judge::{at_boot, watch};

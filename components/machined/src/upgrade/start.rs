@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use host::loader_variables::LoaderVariables;
 use machine_api::limits;
 use slots::gate::{DEADLINE, LONGEST, SHORTEST};
 use slots::loader::{DEFAULT, ONE_SHOT, entry, other};
@@ -117,7 +116,7 @@ async fn arm(
     }
     upgrade.state = State::Trying;
     layout.change(|meta| record::set_upgrade(meta, upgrade))?;
-    let variables = LoaderVariables::default();
+    let variables = &layout.variables;
     // Somebody in front of the loader's menu may have chosen a default, which would win over the loader's file.
     variables.remove(DEFAULT)?;
     layout.boot.set_default(layout.own).map_err(|error| UpgradeError::Boot("keep the default", error))?;
@@ -154,7 +153,7 @@ pub fn roll_back(machine: &Machine, who: &str) -> Result<String, UpgradeError> {
     let layout = Layout::of(machine)?;
     let meta = layout.read()?;
     let last = record::upgrade(&meta);
-    let variables = LoaderVariables::default();
+    let variables = &layout.variables;
     // A trial is over as soon as the machine restarts: the default never left the old slot.
     if let Some(mut trial) = last.clone().filter(|upgrade| upgrade.state == State::Trying) {
         variables.remove(ONE_SHOT)?;
