@@ -329,6 +329,37 @@ async fn validating_webhooks_judge_what_their_rules_and_selectors_name() {
     assert_eq!((&asked["object"]["kind"], &asked["object"]["command"]), (&json!("PodExecOptions"), &json!(["ls"])));
 }
 
+/// Policies, too, see the Scale that the request is about and not the object behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_judge_what_a_scale_would_become() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_cluster, client) = serve(&dir).await;
+    let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
+        "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template}});
+    done(&client, Method::POST, "/apis/apps/v1/namespaces/default/deployments", deployment).await;
+
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let policy = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": "few"},
+        "spec": {"matchConstraints": {"resourceRules": [
+                {"operations": ["UPDATE"], "apiGroups": ["apps"], "apiVersions": ["v1"], "resources": ["deployments/scale"]}]},
+            "validations": [{"expression": "object.kind == 'Scale' && object.spec.replicas <= oldObject.spec.replicas + 2",
+                "messageExpression": "'no more than ' + string(oldObject.spec.replicas + 2)"}]}});
+    done(&client, Method::POST, &format!("{group}/validatingadmissionpolicies"), policy).await;
+    let binding = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding", "metadata": {"name": "few"},
+        "spec": {"policyName": "few", "validationActions": ["Deny"]}});
+    done(&client, Method::POST, &format!("{group}/validatingadmissionpolicybindings"), binding).await;
+    settle(&client).await;
+
+    let scale = "/apis/apps/v1/namespaces/default/deployments/d/scale";
+    let to = |n: u32| json!({"spec": {"replicas": n}});
+    let a = send(&client, Method::PATCH, scale, "application/merge-patch+json", to(4)).await;
+    let why = "deployments.apps \"d\" is forbidden: ValidatingAdmissionPolicy 'few' with binding 'few' denied request: no more than 3";
+    assert_eq!((a.code, &a.body["message"]), (422, &json!(why)));
+    let a = send(&client, Method::PATCH, scale, "application/merge-patch+json", to(3)).await;
+    assert_eq!((a.code, &a.body["spec"]["replicas"]), (200, &json!(3)));
+}
+
 /// No webhook is asked about webhooks.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_that_refuses_everything_can_be_taken_away() {

@@ -8,7 +8,21 @@ use crate::value::{EvalError, Ext, Result, Value};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Named(&'static str);
 
-const NAMES: [&str; 13] = [
+/// The formats' names, each with the function `format.<name>()` that gives it.
+macro_rules! formats {
+    ($($name:literal),* $(,)?) => {
+        const NAMES: &[&str] = &[$($name),*];
+
+        fn constant(function: &str) -> Option<Function> {
+            match function {
+                $(concat!("format.", $name) => Some(|_| Ok(Value::Ext(Ext::Format(Named($name))))),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+formats!(
     "dns1123Label",
     "dns1123Subdomain",
     "dns1035Label",
@@ -22,7 +36,7 @@ const NAMES: [&str; 13] = [
     "byte",
     "date",
     "datetime",
-];
+);
 
 const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
 const SUBDOMAIN: &str = r"a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
@@ -30,38 +44,14 @@ const LABEL1035: &str = "a DNS-1035 label must consist of lower case alphanumeri
 const VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
 const NAME: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
 
-macro_rules! named {
-    ($name:expr, $($known:literal),*) => {
-        match $name {
-            $(concat!("format.", $known) => Some((|_| Ok(Value::Ext(Ext::Format(Named($known))))) as Function),)*
-            _ => None,
-        }
-    };
-}
-
 pub fn lookup(name: &str) -> Option<Function> {
     match name {
         "format.named" => Some(|a| {
             let name = a.first().ok_or(NONE)?.str()?;
-            Ok(Value::Optional(NAMES.into_iter().find(|n| *n == name).map(|n| std::sync::Arc::new(Value::Ext(Ext::Format(Named(n)))))))
+            Ok(Value::Optional(NAMES.iter().find(|n| **n == name).map(|n| std::sync::Arc::new(Value::Ext(Ext::Format(Named(n)))))))
         }),
         "validate" => Some(validate),
-        other => named!(
-            other,
-            "dns1123Label",
-            "dns1123Subdomain",
-            "dns1035Label",
-            "qualifiedName",
-            "dns1123LabelPrefix",
-            "dns1123SubdomainPrefix",
-            "dns1035LabelPrefix",
-            "labelValue",
-            "uri",
-            "uuid",
-            "byte",
-            "date",
-            "datetime"
-        ),
+        other => constant(other),
     }
 }
 
