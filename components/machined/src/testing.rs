@@ -89,13 +89,8 @@ impl Disks for NoDisks {
 
 /// A running machine whose root is this directory, with a config in force and nobody behind its sockets.
 pub fn machine(root: &Path, loaded: Loaded) -> Arc<Machine> {
-    let boot = BootInfo {
-        source: BootSource::Disk,
-        device: String::new(),
-        root: root_image(2, 0).1,
-        slot: Some(Slot::A),
-        trial_seconds: None,
-    };
+    let boot =
+        BootInfo { source: BootSource::Disk, device: String::new(), root: root_image(2, 0).1, slot: Some(Slot::A), trial_seconds: None };
     machine_on(root, loaded, boot, Release::default(), Box::new(NoDisks))
 }
 

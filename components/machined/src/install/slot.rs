@@ -54,6 +54,9 @@ pub fn copy_from(
     loop {
         progress(Progress { stage: "write the system", done, total, detail: partition.label.to_owned() });
         let count = image.read(&mut buffer).map_err(|source| InstallError::Read { path: from.to_owned(), source })?;
+        if count == 0 && done < total {
+            return Err(InstallError::Read { path: from.to_owned(), source: std::io::ErrorKind::UnexpectedEof.into() });
+        }
         if count == 0 {
             return Ok(());
         }

@@ -134,7 +134,7 @@ async fn prove(machine: &Machine, layout: &Layout, mut upgrade: Upgrade) {
 }
 
 /// The new system is good. META first: a power cut before the loader knows is a way back with a reason, and one behind it is no loss.
-async fn commit(machine: &Machine, layout: &Layout, upgrade: &mut Upgrade) -> Result<(), UpgradeError> {
+pub async fn commit(machine: &Machine, layout: &Layout, upgrade: &mut Upgrade) -> Result<(), UpgradeError> {
     upgrade.state = State::Good;
     upgrade.reason.clear();
     upgrade.ended_unix = unix_seconds();

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use node_ipc::init::{BootInfo, BootSource, Slot};
@@ -104,8 +104,7 @@ impl Fixture {
         let config = machine_config::Config::parse("test", &text).unwrap();
         let boot =
             BootInfo { source: BootSource::Disk, device: "/dev/vda2".into(), root: system.root, slot: Some(slot), trial_seconds: None };
-        let release =
-            Release { version: system.version.clone(), kubernetes: system.kubernetes.clone(), ..Release::default() };
+        let release = Release { version: system.version.clone(), kubernetes: system.kubernetes.clone(), ..Release::default() };
         let disks = Box::new(FileDisk(self.dir.path().to_owned()));
         crate::testing::machine_on(&self.dir.path().join("root"), Loaded { text, config }, boot, release, disks)
     }
@@ -208,9 +207,12 @@ async fn what_is_damaged_or_cut_off_never_becomes_a_slot_that_can_be_started() {
     let mut other_kernel = fixture.file.clone();
     let last = other_kernel.iter().rposition(|byte| *byte == 4).unwrap();
     other_kernel[last] ^= 1;
-    for (file, expected) in
-        [(&damaged[..], "ROOT-B on"), (&other_kernel, "it should be"), (&fixture.file[..600_000], "the upgrade file"), (b"", "nothing")]
-    {
+    for (file, expected) in [
+        (&damaged[..], "ROOT-B on"),
+        (&other_kernel[..], "it should be"),
+        (&fixture.file[..600_000], "the upgrade file"),
+        (&b""[..], "nothing"),
+    ] {
         let error = crate::api::chain(&fixture.upgrade(&old, Options::default(), file).await.unwrap_err());
         assert!(error.contains(expected), "{error}: {expected}");
         let layout = Layout::of(&old).unwrap();
