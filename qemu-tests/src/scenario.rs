@@ -103,14 +103,6 @@ impl Context {
         Ok(cluster)
     }
 
-    /// A single machine that was installed from the ISO and is a whole cluster.
-    pub fn single_machine_cluster(&self) -> Result<RunningCluster, Error> {
-        let spec = ClusterSpec { workers: 0, ..ClusterSpec::small() };
-        let cluster = Cluster::open(&self.dir.join("cluster"), &self.run.join("cluster"), &self.programs, &spec).map(RunningCluster)?;
-        cluster.up(&self.image.iso, &[], self.accelerator, self)?;
-        Ok(cluster)
-    }
-
     /// A running two-machine cluster with the example's image, started from a saved one, which is made first when this image has none.
     pub fn ready_cluster(&self) -> Result<RunningCluster, Error> {
         let base = self.saved.join(&self.image.root_uuid);
