@@ -76,7 +76,12 @@ impl KubeletClient {
             .address_types
             .iter()
             .find_map(|t| addresses.iter().find(|a| a.get("type").str() == t).map(|a| a.get("address").str().to_owned()))
-            .ok_or_else(|| format!("no preferred addresses found; known addresses: {}", addresses.to_value()))?;
+            .ok_or_else(|| {
+                format!(
+                    "no preferred addresses found; known addresses: {}",
+                    if addresses.exists() { addresses.to_value() } else { serde_json::json!([]) }
+                )
+            })?;
         let port = node.at("status.daemonEndpoints.kubeletEndpoint.Port").as_i64().and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0);
         Ok(Target { host, port: port.unwrap_or(DEFAULT_PORT), tls: true, kubelet: true })
     }

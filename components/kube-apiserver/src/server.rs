@@ -215,9 +215,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         }
         server.objects.reflector.barrier().await.context("waiting for the bootstrap objects to arrive")?;
-        if let Err(e) = bootstrap::rbac::aggregate(&server).await {
-            tracing::warn!(error = %e, "cluster roles cannot be aggregated yet");
-        }
         server.ready.store(true, Ordering::Release);
         tracing::info!(milliseconds = started.elapsed().as_millis() as u64, port = config.port, "ready");
         upkeep = Some(tokio::spawn(bootstrap::keep(Arc::clone(&server))));

@@ -137,6 +137,8 @@ struct Normalizer {
     credential: Regex,
     age: Regex,
     time: Regex,
+    /// The server's own address.
+    server: Regex,
 }
 
 impl Normalizer {
@@ -145,7 +147,8 @@ impl Normalizer {
             uid: Regex::new(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b").unwrap(),
             // The hash of the client certificate, which is another one here.
             credential: Regex::new(r"X509SHA256=[0-9a-f]{64}").unwrap(),
-            age: Regex::new(r"^\d+s$").unwrap(),
+            age: Regex::new(r"^\d+[sd]$").unwrap(),
+            server: Regex::new(r"\b127\.0\.0\.1:\d{5}\b").unwrap(),
             time: Regex::new(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z").unwrap(),
         }
     }
@@ -174,7 +177,7 @@ impl Normalizer {
                     } else {
                         self.apply(x, asked, env)
                     };
-                    out.insert(k.clone(), new);
+                    out.insert(k.clone(), if k == "managedFields" { ordered(new) } else { new });
                 }
                 Value::Object(out)
             }
@@ -186,12 +189,21 @@ impl Normalizer {
                 }
                 let s = self.uid.replace_all(&s, "<uid>").into_owned();
                 let s = self.credential.replace_all(&s, "X509SHA256=<hash>").into_owned();
-                let s = if self.age.is_match(&s) { "<age>".to_owned() } else { s };
+                let s = self.server.replace_all(&s, "<server>").into_owned();
+                let s = if !s.is_empty() && self.age.is_match(&s) { "<age>".to_owned() } else { s };
                 self.time.replace_all(&s, "<time>").into_owned().into()
             }
             v => v.clone(),
         }
     }
+}
+
+/// Managers come in the order of the seconds of their writes, which is another one on a slower machine.
+fn ordered(managers: Value) -> Value {
+    let Value::Array(mut list) = managers else { return managers };
+    let text = |m: &Value, field: &str| m[field].as_str().unwrap_or("").to_owned();
+    list.sort_by_key(|m| ["operation", "manager", "apiVersion", "subresource"].map(|field| text(m, field)));
+    list.into()
 }
 
 fn differences(a: &Value, b: &Value, path: &str, out: &mut Vec<String>) {

@@ -8,6 +8,7 @@
 //! What is absent reads as Go's zero value where the field is no pointer; an absent pointer, list or map is nil.
 //! Removing leaves garbage in the arena until the document is encoded or [`Doc::compact`]ed; it is bounded by what was written.
 
+mod empty;
 mod equal;
 mod meta;
 mod path;

@@ -189,7 +189,8 @@ impl<'t> Cursor<'t> {
                 value_due = false;
                 match c {
                     b'{' | b'[' => {
-                        if stack.len() >= 10_000 {
+                        // Within one more, at least.
+                        if stack.len() >= 9_999 {
                             return Err(Stop::Syntax);
                         }
                         stack.push(c == b'{');

@@ -56,6 +56,15 @@ impl Attributes<'_> {
     fn is(&self, group: &str, plural: &str) -> bool {
         self.res.group == group && self.res.plural == plural && self.subresource.is_empty()
     }
+
+    /// The object's name as a refusal gives it: of the path, else its own, else what it is to begin with.
+    fn shown_name<'b>(&'b self, object: &'b Doc) -> &'b str {
+        let m = object.meta();
+        [self.ctx.info.name.as_str(), m.name(), object.at("metadata.generateName").str()]
+            .into_iter()
+            .find(|n| !n.is_empty())
+            .unwrap_or("Unknown")
+    }
 }
 
 type Mutate = fn(&Attributes<'_>, &mut Doc, Option<&Doc>) -> Result<(), ApiError>;
@@ -75,7 +84,7 @@ static PLUGINS: &[Plugin] = &[
     Plugin { name: "ServiceAccount", mutate: Some(service_account::admit), validate: None },
     Plugin { name: "NodeRestriction", mutate: Some(node_restriction::admit), validate: Some(node_restriction::delete) },
     Plugin { name: "TaintNodesByCondition", mutate: Some(small::taint_nodes), validate: None },
-    Plugin { name: "Priority", mutate: Some(priority::admit), validate: None },
+    Plugin { name: "Priority", mutate: Some(priority::admit), validate: Some(priority::delete) },
     Plugin { name: "DefaultTolerationSeconds", mutate: Some(small::default_tolerations), validate: None },
     Plugin { name: "DefaultStorageClass", mutate: Some(small::default_storage_class), validate: None },
     Plugin { name: "StorageObjectInUseProtection", mutate: Some(small::in_use_protection), validate: None },
@@ -83,6 +92,7 @@ static PLUGINS: &[Plugin] = &[
     Plugin { name: "RuntimeClass", mutate: Some(runtime_class::admit), validate: None },
     Plugin { name: "CertificateApproval", mutate: None, validate: Some(small::certificate_approval) },
     Plugin { name: "CertificateSubjectRestriction", mutate: None, validate: Some(small::certificate_subject) },
+    Plugin { name: "DefaultIngressClass", mutate: Some(small::default_ingress_class), validate: None },
     Plugin { name: "RBACEscalation", mutate: None, validate: Some(escalation::check) },
 ];
 
@@ -96,7 +106,6 @@ const UPSTREAM: &[&str] = &[
     "PodGroupProtection",
     "CertificateSigning",
     "ClusterTrustBundleAttest",
-    "DefaultIngressClass",
     "PodTopologyLabels",
     "NodeDeclaredFeatureValidator",
     "PodResizeValidator",
@@ -150,6 +159,7 @@ pub async fn delete(a: &Attributes<'_>, old: &Doc) -> Result<(), ApiError> {
 
 /// What is posted to a subresource and is not stored there (a binding, an eviction, a request of a token), or asked of a connection.
 pub async fn posted(a: &Attributes<'_>, doc: &mut Doc) -> Result<(), ApiError> {
+    node_restriction::posted(a, doc)?;
     let mut rounds = webhooks::Rounds::default();
     policy::mutate(a, doc, None, false).await?;
     webhooks::mutate(a, Some(&mut *doc), None, &mut rounds).await?;

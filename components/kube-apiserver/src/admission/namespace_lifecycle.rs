@@ -7,7 +7,7 @@ use crate::http::{ApiError, Group};
 
 const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
 
-pub fn admit(a: &Attributes<'_>, _: &mut Doc, _: Option<&Doc>) -> Result<(), ApiError> {
+pub fn admit(a: &Attributes<'_>, new: &mut Doc, _: Option<&Doc>) -> Result<(), ApiError> {
     if a.operation != Operation::Create || !a.res.namespaced {
         return Ok(());
     }
@@ -22,7 +22,7 @@ pub fn admit(a: &Attributes<'_>, _: &mut Doc, _: Option<&Doc>) -> Result<(), Api
     if doc.at("status.phase").str() == "Terminating" {
         let (group, plural) = (&a.res.group, &a.res.plural);
         let why = format!("unable to create new content in namespace {ns} because it is being terminated");
-        return Err(ApiError::forbidden(Group(group, plural), &a.ctx.info.name, why).with_cause(
+        return Err(ApiError::forbidden(Group(group, plural), a.shown_name(new), why).with_cause(
             "NamespaceTerminating",
             format!("namespace {ns} is being terminated"),
             "metadata.namespace",

@@ -68,3 +68,14 @@ pub fn admit(a: &Attributes<'_>, pod: &mut Doc, old: Option<&Doc>) -> Result<(),
     }
     pod.set("spec.preemptionPolicy", policy).map_err(internal)
 }
+
+/// The system's own classes stay.
+pub fn delete(a: &Attributes<'_>, _: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
+    let Some(old) = old.filter(|_| a.operation == Operation::Delete && a.is("scheduling.k8s.io", "priorityclasses")) else { return Ok(()) };
+    let name = old.meta().name();
+    if matches!(name, "system-cluster-critical" | "system-node-critical") {
+        let why = "this is a system priority class and cannot be deleted";
+        return Err(ApiError::forbidden(Group(&a.res.group, &a.res.plural), name, why));
+    }
+    Ok(())
+}

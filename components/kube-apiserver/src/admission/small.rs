@@ -64,6 +64,30 @@ pub fn default_storage_class(a: &Attributes<'_>, claim: &mut Doc, _: Option<&Doc
     }
 }
 
+/// An ingress that names no class gets the newest of those that are the default.
+pub fn default_ingress_class(a: &Attributes<'_>, ingress: &mut Doc, _: Option<&Doc>) -> Result<(), ApiError> {
+    if a.operation != Operation::Create || !a.is("networking.k8s.io", "ingresses") {
+        return Ok(());
+    }
+    if ingress.at("spec.ingressClassName").exists() || ingress.at("metadata.annotations").get("kubernetes.io/ingress.class").exists() {
+        return Ok(());
+    }
+    let objects = &a.ctx.server.objects;
+    let newest = objects
+        .list("ingressclasses", "")
+        .iter()
+        .filter_map(|s| objects.doc(s))
+        .filter(|d| d.at("metadata.annotations").get("ingressclass.kubernetes.io/is-default-class").str() == "true")
+        .min_by_key(|d| {
+            let m = d.meta();
+            (std::cmp::Reverse(m.creation_timestamp()), m.name().to_owned())
+        });
+    match newest {
+        Some(d) => ingress.set("spec.ingressClassName", d.meta().name()).map_err(ApiError::internal),
+        None => Ok(()),
+    }
+}
+
 /// A claim grows only where its class says that volumes can.
 pub fn claim_resize(a: &Attributes<'_>, new: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
     let (Some(new), Some(old), Operation::Update, true) = (new, old, a.operation, a.is("", "persistentvolumeclaims")) else {

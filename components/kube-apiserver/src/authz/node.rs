@@ -30,7 +30,7 @@ impl NodeAuthorizer {
     pub fn authorize(&self, user: &User, a: &Attributes) -> Decision {
         let no = |why: &str| Decision::NoOpinion(why.to_owned());
         let Some(node) = node_of(user) else {
-            return no(if user.in_group(NODES) || user.name.starts_with(PREFIX) { "unknown node" } else { "" });
+            return no("");
         };
         if a.is_resource {
             match (a.group.as_str(), a.resource.as_str()) {
@@ -58,6 +58,7 @@ impl NodeAuthorizer {
                     };
                 }
                 ("coordination.k8s.io", "leases") => return lease(node, a),
+                ("resource.k8s.io", "resourceslices") => return self.slice(node, a),
                 ("storage.k8s.io", "csinodes") => {
                     return if !matches!(a.verb.as_str(), "get" | "create" | "update" | "patch" | "delete") || !a.subresource.is_empty() {
                         no("can only get, create, update, patch, or delete a CSINode")
@@ -83,7 +84,7 @@ impl NodeAuthorizer {
                         return no("can only list/watch pods with spec.nodeName field selector");
                     }
                     if a.verb == "get" && !a.name.is_empty() && !self.is_bound(node, a) {
-                        return no("no relationship found between node and this object").replace(node, &a.name);
+                        return unrelated(node);
                     }
                 }
                 _ => {}
@@ -125,11 +126,7 @@ impl NodeAuthorizer {
             .filter(|p| p.field("spec.nodeName") == Some(node))
             .filter_map(|p| self.objects.doc(p))
             .any(|p| uses(&p, &a.name));
-        if related {
-            Decision::Allow(String::new())
-        } else {
-            Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"))
-        }
+        if related { Decision::Allow(String::new()) } else { unrelated(node) }
     }
 
     fn persistent_volume(&self, node: &str, a: &Attributes) -> Decision {
@@ -137,7 +134,7 @@ impl NodeAuthorizer {
             return Decision::NoOpinion("can only get individual resources of this type".into());
         }
         let Some(pv) = self.objects.get("persistentvolumes", &a.name) else {
-            return Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"));
+            return unrelated(node);
         };
         let claim = pv.at("spec.claimRef");
         let of_claim =
@@ -145,17 +142,41 @@ impl NodeAuthorizer {
         self.related(node, &of_claim, uses_claim)
     }
 
+    /// What drivers on this node publish; whose node a new slice names is looked at when it is admitted.
+    fn slice(&self, node: &str, a: &Attributes) -> Decision {
+        let no = |why: &str| Decision::NoOpinion(why.to_owned());
+        if !a.subresource.is_empty() {
+            return no("cannot authorize ResourceSlice subresources");
+        }
+        match a.verb.as_str() {
+            "create" => Decision::Allow(String::new()),
+            "get" | "update" | "patch" | "delete" => {
+                let own = self.objects.get("resourceslices", &a.name).is_some_and(|s| s.at("spec.nodeName").str() == node);
+                if own { Decision::Allow(String::new()) } else { unrelated(node) }
+            }
+            "watch" | "list" | "deletecollection" if a.field_selector.split(',').any(|r| r == format!("spec.nodeName={node}")) => {
+                Decision::Allow(String::new())
+            }
+            "watch" | "list" | "deletecollection" => {
+                no("can only list/watch/deletecollection resourceslices with spec.nodeName field selector")
+            }
+            _ => no(
+                "only the following verbs are allowed for a ResourceSlice: get, watch, list, create, update, patch, delete, deletecollection",
+            ),
+        }
+    }
+
     fn attachment(&self, node: &str, a: &Attributes) -> Decision {
         if a.verb != "get" {
             return Decision::NoOpinion("can only get individual resources of this type".into());
         }
         let own = self.objects.get("volumeattachments", &a.name).is_some_and(|v| v.at("spec.nodeName").str() == node);
-        if own {
-            Decision::Allow(String::new())
-        } else {
-            Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"))
-        }
+        if own { Decision::Allow(String::new()) } else { unrelated(node) }
     }
+}
+
+fn unrelated(node: &str) -> Decision {
+    Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"))
 }
 
 impl Decision {

@@ -41,6 +41,12 @@ fn object(server: &Server, res: &Resource, mut v: Value) -> Result<(String, Byte
     let ty = res.type_id.ok_or_else(|| ApiError::internal(format!("no type {}", res.kind)))?;
     let mut doc = Doc::from_value(&server.objects.schema, ty, &v).map_err(ApiError::internal)?.doc;
     kinds::defaults::apply(res, &mut doc);
+    let mut empty = Doc::new(&server.objects.schema, doc.type_id());
+    empty.set_type_meta(&res.api_version(), &res.kind);
+    kinds::meta::track(res, &mut doc, &empty, "kube-apiserver", "", kinds::strategy_of(res).reset_on_create());
+    if res.plural == "namespaces" {
+        (kinds::strategy_of(res).prepare_create)(&mut doc);
+    }
     let key = res.key(doc.at("metadata.namespace").str(), doc.at("metadata.name").str());
     Ok((format!("{}{}/{key}", server.root, res.prefix), write::to_storage(&server.objects.schema, res, &doc)?))
 }
@@ -51,18 +57,18 @@ fn resource(server: &Server, group: &str, plural: &str) -> Result<Arc<Resource>,
 
 /// Writes everything that is missing. Needs the caches to be loaded.
 pub async fn write_all(server: &Server) -> Result<(), ApiError> {
-    let mut missing = Vec::new();
+    let (mut missing, mut changed) = (Vec::new(), Vec::new());
     let namespaces = resource(server, "", "namespaces")?;
     for name in NAMESPACES {
-        let v = json!({"metadata": {"name": name}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
-        push(server, &namespaces, v, &mut missing)?;
+        let v = json!({"metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}}});
+        push(server, &namespaces, v, &mut missing, &mut changed)?;
     }
     let mut data = data();
     for (set, group, plural) in SETS {
         let res = resource(server, group, plural)?;
         let Value::Array(items) = data[*set]["items"].take() else { continue };
         for v in items {
-            push(server, &res, v, &mut missing)?;
+            push(server, &res, v, &mut missing, &mut changed)?;
         }
     }
     // Upstream leaves the approval of serving certificates to others; here the certificate controller gives them, for a machine's own
@@ -72,28 +78,50 @@ pub async fn write_all(server: &Server) -> Result<(), ApiError> {
         "subjects": [
             {"kind": "ServiceAccount", "namespace": "kube-system", "name": "certificate-controller"},
             {"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "system:kube-controller-manager"}]});
-    push(server, &*resource(server, "rbac.authorization.k8s.io", "clusterrolebindings")?, approver, &mut missing)?;
+    push(server, &*resource(server, "rbac.authorization.k8s.io", "clusterrolebindings")?, approver, &mut missing, &mut changed)?;
     let cidrs: Vec<String> = server.service_ranges.iter().map(ToString::to_string).collect();
     let ready = json!([{"type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready", "lastTransitionTime": write::now()}]);
     let v = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}, "status": {"conditions": ready}});
-    push(server, &*resource(server, "networking.k8s.io", "servicecidrs")?, v, &mut missing)?;
+    push(server, &*resource(server, "networking.k8s.io", "servicecidrs")?, v, &mut missing, &mut changed)?;
     let tracking = json!({"metadata": {"name": "kube-apiserver-legacy-service-account-token-tracking", "namespace": "kube-system"},
         "data": {"since": write::now()[..10]}});
-    push(server, &*resource(server, "", "configmaps")?, tracking, &mut missing)?;
+    push(server, &*resource(server, "", "configmaps")?, tracking, &mut missing, &mut changed)?;
     let n = missing.len();
     let written = server.etcd.create_many(missing).await?;
+    for (key, rev, value) in changed {
+        match server.etcd.update(&key, rev, value, 0).await {
+            // Someone else changed it: the next start looks again.
+            Ok(_) | Err(StoreError::Changed { .. }) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
     if n > 0 {
         tracing::info!(objects = written, "wrote bootstrap objects");
     }
     Ok(())
 }
 
-fn push(server: &Server, res: &Resource, v: Value, missing: &mut Vec<(String, Bytes)>) -> Result<(), ApiError> {
+/// Notes what has to be written so that an object is there with all that it needs.
+fn push(
+    server: &Server,
+    res: &Resource,
+    v: Value,
+    missing: &mut Vec<(String, Bytes)>,
+    changed: &mut Vec<(String, i64, Bytes)>,
+) -> Result<(), ApiError> {
     let m = &v["metadata"];
     let key = res.key(m["namespace"].as_str().unwrap_or(""), m["name"].as_str().unwrap_or(""));
-    let there = server.objects.reflector.cache(&res.prefix).is_some_and(|c| c.get(&key).is_some());
-    if !there {
+    let there = server.objects.reflector.cache(&res.prefix).and_then(|c| c.get(&key));
+    let Some(stored) = there else {
         missing.push(object(server, res, v)?);
+        return Ok(());
+    };
+    if res.group == "rbac.authorization.k8s.io"
+        && let Some(new) = server.objects.doc(&stored).and_then(|old| rbac::reconciled(&old, &v))
+    {
+        tracing::info!(resource = res.plural, name = key, "a bootstrap role or binding lacks something; it is added");
+        let full = format!("{}{}/{key}", server.root, res.prefix);
+        changed.push((full, stored.rev, write::to_storage(&server.objects.schema, res, &new)?));
     }
     Ok(())
 }
@@ -210,9 +238,6 @@ pub async fn keep(server: Arc<Server>) {
         };
         report("the kubernetes Service", kubernetes_service(&server).await);
         report("the authentication ConfigMap", authentication_config(&server).await);
-        if round.is_multiple_of(6) {
-            report("aggregated cluster roles", rbac::aggregate(&server).await);
-        }
         if round.is_multiple_of(18) {
             report("service addresses and ports", services::repair(&server).await);
         }

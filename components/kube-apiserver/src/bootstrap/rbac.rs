@@ -1,69 +1,81 @@
-//! The bootstrap roles: their rules for those who need them before they are stored, and the gathering of aggregated roles.
+//! The bootstrap roles: their rules for those who need them before they are stored.
 
-use k8s_schema::selector::LabelSelector;
+use k8s_schema::Doc;
 use serde_json::Value;
 
-use crate::{authz::rbac::Rule, handlers::write, http::ApiError, server::Server, storage::StoreError};
+use crate::authz::rbac::{Rule, uncovered};
+
+/// People who change a bootstrap role and mean to keep it so say this.
+const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
+
+/// A stored bootstrap role or binding with what it lacks: rules that those it has do not cover, subjects, labels. What was added to
+/// it stays. None: nothing is lacking, or it is not to be changed.
+pub fn reconciled(stored: &Doc, wanted: &Value) -> Option<Doc> {
+    if stored.at("metadata.annotations").get(AUTO_UPDATE).str() == "false" {
+        return None;
+    }
+    let mut new = stored.clone();
+    let mut change = false;
+    let list = |field: &str| wanted[field].as_array().cloned().unwrap_or_default();
+    // The rules of aggregated roles are the controller manager's.
+    if wanted.get("aggregationRule").is_none() {
+        let owned: Vec<Rule> = stored.at("rules").iter().map(Rule::from_ref).collect();
+        for rule in list("rules") {
+            if !uncovered(&owned, &[rule_of(&rule)]).is_empty() {
+                new.push("rules", rule).ok()?;
+                change = true;
+            }
+        }
+    }
+    let subjects: Vec<Value> = stored.at("subjects").iter().map(|s| s.to_value()).collect();
+    let same =
+        |a: &Value, b: &Value| ["kind", "namespace", "name"].iter().all(|f| a[f].as_str().unwrap_or("") == b[f].as_str().unwrap_or(""));
+    for subject in list("subjects") {
+        if !subjects.iter().any(|s| same(s, &subject)) {
+            new.push("subjects", subject).ok()?;
+            change = true;
+        }
+    }
+    for kind in ["labels", "annotations"] {
+        for (k, v) in wanted["metadata"][kind].as_object().into_iter().flatten() {
+            let path = format!("metadata.{kind}[{k}]");
+            if !stored.at(&path).exists() {
+                new.set(&path, v.clone()).ok()?;
+                change = true;
+            }
+        }
+    }
+    change.then_some(new)
+}
+
+fn rule_of(r: &Value) -> Rule {
+    let strings = |field: &str| r[field].as_array().into_iter().flatten().filter_map(|s| s.as_str().map(str::to_owned)).collect();
+    Rule {
+        verbs: strings("verbs"),
+        groups: strings("apiGroups"),
+        resources: strings("resources"),
+        names: strings("resourceNames"),
+        urls: strings("nonResourceURLs"),
+    }
+}
 
 /// The rules of a bootstrap cluster role.
 pub fn rules_of(name: &str) -> Vec<Rule> {
     let data = super::data();
-    let strings = |v: &Value| v.as_array().into_iter().flatten().filter_map(|s| s.as_str().map(str::to_owned)).collect::<Vec<_>>();
     data["clusterroles"]["items"]
         .as_array()
         .into_iter()
         .flatten()
         .filter(|r| r["metadata"]["name"] == name)
         .flat_map(|r| r["rules"].as_array().into_iter().flatten())
-        .map(|r| Rule {
-            verbs: strings(&r["verbs"]),
-            groups: strings(&r["apiGroups"]),
-            resources: strings(&r["resources"]),
-            names: strings(&r["resourceNames"]),
-            urls: strings(&r["nonResourceURLs"]),
-        })
+        .map(rule_of)
         .collect()
-}
-
-/// Gathers the rules of aggregated cluster roles from the roles they select. The controller manager does this too; until it runs,
-/// `admin`, `edit` and `view` would be empty.
-pub async fn aggregate(server: &Server) -> Result<(), ApiError> {
-    let objects = &server.objects;
-    let res = super::resource(server, "rbac.authorization.k8s.io", "clusterroles")?;
-    let all: Vec<_> = objects.list(&res.prefix, "").into_iter().filter_map(|s| objects.doc(&s).map(|d| (s, d))).collect();
-    for (stored, role) in &all {
-        let selectors: Vec<LabelSelector> =
-            role.at("aggregationRule.clusterRoleSelectors").iter().filter_map(|s| LabelSelector::from_ref(s).ok()).collect();
-        if selectors.is_empty() {
-            continue;
-        }
-        let mut rules: Vec<Value> = Vec::new();
-        for s in &selectors {
-            for (other, d) in all.iter().filter(|(o, _)| o.key != stored.key && s.matches(|k| o.label(k))) {
-                let _ = other;
-                for r in d.at("rules").iter().map(|r| r.to_value()) {
-                    if !rules.contains(&r) {
-                        rules.push(r);
-                    }
-                }
-            }
-        }
-        let mut new = role.clone();
-        new.set("rules", Value::from(rules)).map_err(ApiError::internal)?;
-        if new.at("rules").semantic_eq(role.at("rules")) {
-            continue;
-        }
-        let key = format!("{}{}/{}", server.root, res.prefix, stored.key);
-        match server.etcd.update(&key, stored.rev, write::to_storage(&objects.schema, &res, &new)?, 0).await {
-            Ok(_) | Err(StoreError::Changed { .. }) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::authz::Attributes;
 
@@ -71,6 +83,34 @@ mod tests {
         let a =
             Attributes { verb: verb.into(), is_resource: true, group: group.into(), resource: resource.into(), ..Attributes::default() };
         rules_of(role).iter().any(|r| r.allows(&a))
+    }
+
+    #[test]
+    fn what_a_role_lacks_is_added_and_nothing_taken_away() {
+        let schema = k8s_schema::Schema::builtin();
+        let ty = schema.kind("rbac.authorization.k8s.io", "v1", "ClusterRole").unwrap();
+        let role = |rules: Value, annotations: Value| {
+            let v = json!({"metadata": {"name": "r", "annotations": annotations, "labels": {"a": "b"}}, "rules": rules});
+            Doc::from_value(&schema, ty, &v).unwrap().doc
+        };
+        let rule = |verbs: &[&str]| json!({"verbs": verbs, "apiGroups": [""], "resources": ["pods"]});
+        let wanted = json!({"metadata": {"name": "r", "labels": {"a": "b"}}, "rules": [rule(&["get", "list"])]});
+        for (what, stored, after) in [
+            ("all there", role(json!([rule(&["list", "get"])]), json!({})), None),
+            ("more there", role(json!([rule(&["*"])]), json!({})), None),
+            ("split", role(json!([rule(&["get"]), rule(&["list"])]), json!({})), None),
+            ("part missing", role(json!([rule(&["get"])]), json!({})), Some(json!([rule(&["get"]), rule(&["get", "list"])]))),
+            ("nothing there", role(json!(null), json!({})), Some(json!([rule(&["get", "list"])]))),
+            ("kept so", role(json!(null), json!({AUTO_UPDATE: "false"})), None),
+        ] {
+            let new = reconciled(&stored, &wanted);
+            let rules = new.map(|d| d.at("rules").iter().map(|r| r.to_value()).collect::<Value>());
+            let same = |a: &Value, b: &Value| a.as_array().map(Vec::len) == b.as_array().map(Vec::len);
+            assert!(
+                rules.as_ref().zip(after.as_ref()).map_or(rules.is_none() == after.is_none(), |(a, b)| same(a, b)),
+                "{what}: {rules:?}"
+            );
+        }
     }
 
     #[test]

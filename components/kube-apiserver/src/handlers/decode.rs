@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use k8s_schema::{Doc, TypeId, peek_type_meta};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Ctx, Validation};
@@ -40,9 +41,28 @@ fn quoted(body: &[u8]) -> String {
     s
 }
 
+/// Whether some mapping takes over another one.
+fn merges(v: &Value) -> bool {
+    match v {
+        Value::Object(m) => m.contains_key("<<") || m.values().any(merges),
+        Value::Array(a) => a.iter().any(merges),
+        _ => false,
+    }
+}
+
 /// YAML bodies become JSON; both then go one way.
 pub fn yaml_to_json(body: &[u8]) -> Result<Bytes, String> {
-    let v: Value = serde_yaml::from_slice(body).map_err(|e| e.to_string())?;
+    // Of several documents the first one counts, and of a key that comes twice the last value.
+    let first = || serde_yaml::Deserializer::from_slice(body).next();
+    let Some(document) = first() else { return Ok(Bytes::from_static(b"null")) };
+    let mut v = Value::deserialize(document).map_err(|e| e.to_string())?;
+    if merges(&v)
+        && let Some(document) = first()
+    {
+        let mut merged = serde_yaml::Value::deserialize(document).map_err(|e| e.to_string())?;
+        merged.apply_merge().map_err(|e| e.to_string())?;
+        v = serde_json::to_value(merged).map_err(|e| e.to_string())?;
+    }
     serde_json::to_vec(&v).map(Bytes::from).map_err(|e| e.to_string())
 }
 
@@ -81,6 +101,9 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
         return objects::decode(ctx, &body, custom, validation, unrecognized);
     }
     let meta = peek_type_meta(&body).map_err(|e| unrecognized_json(want, &e.to_string(), &body))?;
+    if meta.api_version.split('/').count() > 2 {
+        return Err(unrecognized(format!("unexpected GroupVersion string: {}", meta.api_version)));
+    }
     check_type(ctx, &meta.api_version, &meta.kind, want)?;
     let decoded = Doc::from_json(schema, want.ty, body).map_err(|e| unhandled(e.to_string()))?;
     if !decoded.strict.is_empty() {
@@ -96,6 +119,12 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
     // What the path says counts when the body says nothing.
     doc.set_type_meta(&want.api_version(), want.kind);
     Ok(doc)
+}
+
+/// Whether a body is of the kind that the endpoint takes.
+pub fn check_kind(ctx: &Ctx, body: &[u8], want: Expected<'_>) -> Result<(), ApiError> {
+    let meta = peek_type_meta(body).map_err(|e| unrecognized_json(want, &e.to_string(), body))?;
+    check_type(ctx, &meta.api_version, &meta.kind, want)
 }
 
 fn unrecognized_json(want: Expected<'_>, why: &str, body: &[u8]) -> ApiError {

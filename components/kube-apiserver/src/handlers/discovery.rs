@@ -161,7 +161,7 @@ fn aggregated(ctx: &Ctx, groups: &[(String, Vec<String>)], wanted: Wanted) -> Re
 }
 
 pub fn version(ctx: &Ctx) -> Result<Answer, ApiError> {
-    let wanted = ctx.wanted(Offers::Plain, false).unwrap_or(Wanted::JSON);
+    let wanted = ctx.wanted(Offers::Json, false)?;
     let (major, minor) = KUBERNETES.trim_start_matches('v').split_once('.').unwrap_or(("1", "0"));
     let minor = minor.split('.').next().unwrap_or("0");
     let v = json!({

@@ -186,8 +186,10 @@ pub fn encode_doc(ctx: &Ctx, code: u16, res: &Resource, doc: &Doc, wanted: Wante
         }
         (As::Object | As::Discovery, _) => encode_value(code, &doc.to_value(), wanted),
         (As::Table, _) => {
-            let include = table::Include::parse(ctx.query.get("includeObject"));
-            encode_value(code, &table::of_objects(res, std::slice::from_ref(doc), include, &table::list_meta(doc)), wanted)
+            // What was done is done, whatever the client wants to see of it.
+            let include = table::Include::parse(ctx.query.get("includeObject")).unwrap_or(table::Include::Metadata);
+            let table = table::of_objects(res, std::slice::from_ref(doc), include, &table::list_meta(doc));
+            encode_value(code, &table::versioned(table, wanted), wanted)
         }
         (As::PartialMetadata, _) => encode_value(code, &table::partial(doc), wanted),
         (As::PartialMetadataList, _) => encode_value(code, &table::partial(doc), wanted),

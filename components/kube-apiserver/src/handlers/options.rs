@@ -163,8 +163,9 @@ impl WriteOptions {
             errors.push(FieldError::too_long("fieldManager", &manager, 128));
         }
         for (i, c) in manager.char_indices() {
-            if c.is_control() || (!c.is_ascii() && !c.is_alphanumeric()) {
-                errors.push(FieldError::invalid("fieldManager", &manager, format!("invalid character {c:?} (at position {i})")));
+            if c.is_control() {
+                let why = format!("invalid character U+{:04X} (at position {i})", u32::from(c));
+                errors.push(FieldError::invalid("fieldManager", &manager, why));
                 break;
             }
         }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     custom::{self, objects},
-    http::{Answer, ApiError, Group, Media, Offers},
+    http::{Answer, ApiError, Group, Offers},
     kinds::{self, meta},
     registry::Resource,
     validation::{ErrorList, FieldError},
@@ -93,7 +93,7 @@ pub fn patched(ctx: &Ctx, old: &Doc, kind: PatchKind, body: &[u8], validation: V
 fn error(ctx: &Ctx, e: PatchError) -> ApiError {
     match e {
         PatchError::BadRequest(m) => ApiError::bad_request(m),
-        PatchError::TooLarge(m) => ApiError::too_large(m),
+        PatchError::TooLarge(m) => ApiError::too_large(format!("Request entity too large: {m}")),
         PatchError::Internal(m) => ApiError::new(500, "", m),
         PatchError::Unprocessable(m) => {
             tracing::debug!(reason = m, "a patch cannot be applied");
@@ -133,6 +133,10 @@ async fn merge(ctx: &Arc<Ctx>, res: &Arc<Resource>, kind: PatchKind, body: &Byte
 
 fn check_identity(ctx: &Ctx, new: &Doc, old: &Doc) -> Result<(), ApiError> {
     let name = new.at("metadata.name").str();
+    if name.is_empty() {
+        let why = "was undeterminable: name must be provided";
+        return Err(ApiError::bad_request(format!("the name of the object ({} based on URL) {why}", ctx.info.name)));
+    }
     if name != ctx.info.name {
         return Err(ApiError::bad_request(format!(
             "the name of the object ({name}) does not match the name on the URL ({})",
@@ -148,10 +152,13 @@ fn check_identity(ctx: &Ctx, new: &Doc, old: &Doc) -> Result<(), ApiError> {
 async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &WriteOptions) -> Result<(u16, Doc), ApiError> {
     let want: Expected<'_> = write::expected(ctx, res)?;
     let json = decode::yaml_to_json(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
-    // A custom resource is checked against its types by merging.
     let mut applied = match want.custom {
         Some(_) => custom::to_doc(&serde_json::from_slice(&json).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?),
-        None => decode::decode_as(ctx, json.clone(), Media::Json, want, options.validation)?,
+        // Types are checked by merging.
+        None => {
+            decode::check_kind(ctx, &json, want)?;
+            custom::to_doc(&serde_json::from_slice(&json).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?)
+        }
     };
     if !applied.at("metadata.managedFields").is_empty() {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
@@ -165,10 +172,11 @@ async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &Writ
             ctx.info.name
         )));
     }
-    if res.namespaced {
-        write::set(&mut applied, "metadata.namespace", ctx.info.namespace.as_str())?;
+    let given = applied.at("metadata.namespace").str();
+    if res.namespaced && !given.is_empty() && given != ctx.info.namespace {
+        return Err(ApiError::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
     }
-    let config = applied_value(&applied, &json, res.custom.is_none())?;
+    let config = applied_value(&applied, &json)?;
     let sub = ctx.info.subresource.clone();
     let strategy = kinds::strategy_of(res);
     let force = options.force.unwrap_or(false);
@@ -206,18 +214,13 @@ async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &Writ
 
 /// The configuration as the client sent it, with the identity that the path gives. What it does not mention it does not manage, so the
 /// decoded document, which knows defaults of its type, will not do.
-fn applied_value(applied: &Doc, json: &Bytes, namespaced: bool) -> Result<Value, ApiError> {
+fn applied_value(applied: &Doc, json: &Bytes) -> Result<Value, ApiError> {
     let mut v: Value = serde_json::from_slice(json).map_err(ApiError::internal)?;
     if !v["metadata"].is_object() {
         v["metadata"] = Value::Object(serde_json::Map::new());
     }
     v["apiVersion"] = applied.api_version().into();
     v["kind"] = applied.kind().into();
-    for f in ["name", "namespace"].into_iter().filter(|f| namespaced || *f == "name") {
-        let value = applied.at("metadata").get(f).str();
-        if !value.is_empty() {
-            v["metadata"][f] = value.into();
-        }
-    }
+    v["metadata"]["name"] = applied.at("metadata.name").str().into();
     Ok(v)
 }

@@ -71,7 +71,7 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming, e
         ("nodes", "proxy") => {
             let (name, port) = split_name(&ctx.info.name);
             let node = ctx.server.objects.get("minions", name.1).ok_or_else(|| ApiError::not_found(Group("", "nodes"), name.1))?;
-            let mut target = ctx.server.kubelet.of_node(&node).map_err(ApiError::internal)?;
+            let mut target = ctx.server.kubelet.of_node(&node).map_err(|e| ApiError::new(500, "", e))?;
             if let Some(p) = port.and_then(|p| p.parse::<u16>().ok())
                 && p != target.port
             {
@@ -194,7 +194,7 @@ async fn pod_and_container(ctx: &Ctx, res: &Resource) -> Result<(Doc, String), A
 fn kubelet(ctx: &Ctx, pod: &Doc) -> Result<Target, ApiError> {
     let name = pod.at("spec.nodeName").str();
     let node = ctx.server.objects.get("minions", name).ok_or_else(|| ApiError::not_found(Group("", "nodes"), name))?;
-    ctx.server.kubelet.of_node(&node).map_err(ApiError::internal)
+    ctx.server.kubelet.of_node(&node).map_err(|e| ApiError::new(500, "", e))
 }
 
 async fn log(ctx: &Arc<Ctx>, res: &Resource, incoming: Incoming, extensions: Extensions) -> Result<Answer, ApiError> {
@@ -209,9 +209,16 @@ async fn log(ctx: &Arc<Ctx>, res: &Resource, incoming: Incoming, extensions: Ext
         errors.push(FieldError::invalid("limitBytes", n, "must be greater than 0"));
     }
     if since.is_some() && q.get("sinceTime").is_some() {
-        errors.push(FieldError::forbidden("", "at most one of `sinceTime` or `sinceSeconds` may be specified"));
+        errors.push(FieldError::forbidden("[]", "at most one of `sinceTime` or `sinceSeconds` may be specified"));
     } else if let Some(n) = since.filter(|n| *n < 1) {
         errors.push(FieldError::invalid("sinceSeconds", n, "must be greater than 0"));
+    }
+    if let Some(t) = q.get("sinceTime").filter(|t| !t.is_empty() && t.parse::<jiff::Timestamp>().is_err()) {
+        let layout = "2006-01-02T15:04:05Z07:00";
+        return Err(ApiError::bad_request(format!("parsing time {t:?} as {layout:?}: cannot parse {t:?} as \"2006\"")));
+    }
+    if q.get("stream").is_some_and(|s| !s.is_empty()) {
+        errors.push(FieldError::forbidden("stream", "may not be specified"));
     }
     if !errors.is_empty() {
         return Err(ApiError::invalid(Group("", "PodLogOptions"), &ctx.info.name, &errors));
@@ -219,7 +226,9 @@ async fn log(ctx: &Arc<Ctx>, res: &Resource, incoming: Incoming, extensions: Ext
     let (pod, container) = pod_and_container(ctx, res).await?;
     if pod.at("spec.nodeName").str().is_empty() {
         // Without a node there is nothing to read yet.
-        return Ok(crate::http::body::answer(200, "text/plain", Body::Full(bytes::Bytes::new())));
+        let mut nothing = Answer::new(Body::Full(bytes::Bytes::new()));
+        *nothing.status_mut() = StatusCode::NO_CONTENT;
+        return Ok(nothing);
     }
     let target = kubelet(ctx, &pod)?;
     let mut parts = Vec::new();
@@ -228,7 +237,7 @@ async fn log(ctx: &Arc<Ctx>, res: &Resource, incoming: Incoming, extensions: Ext
             parts.push(format!("{flag}=true"));
         }
     }
-    for key in ["tailLines", "limitBytes", "sinceSeconds", "sinceTime", "stream"] {
+    for key in ["tailLines", "limitBytes", "sinceSeconds", "sinceTime"] {
         if let Some(v) = q.get(key).filter(|v| !v.is_empty()) {
             parts.push(format!("{key}={}", encode(v)));
         }
@@ -248,6 +257,9 @@ fn service_endpoint(ctx: &Ctx, name: &str, port: Option<&str>, tls: bool) -> Res
         .objects
         .get("services/specs", &format!("{ns}/{name}"))
         .ok_or_else(|| ApiError::not_found(Group("", "services"), name))?;
+    if !crate::services::has_slices(&ctx.server.objects, ns, name) {
+        return Err(ApiError::not_found(Group("", "services"), name));
+    }
     let ports: Vec<_> = svc.at("spec.ports").iter().collect();
     let wanted = match port {
         None => ports.first(),

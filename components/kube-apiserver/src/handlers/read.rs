@@ -27,10 +27,22 @@ pub fn cache(ctx: &Ctx, res: &Resource) -> Result<Arc<ResourceCache>, ApiError> 
     ctx.server.objects.reflector.cache(&res.prefix).ok_or_else(ApiError::no_resource)
 }
 
+/// The type of an object, or of a list of them, as upstream's code names it.
+fn go_type(res: &Resource, suffix: &str) -> String {
+    if res.custom.is_some() {
+        return format!("*unstructured.Unstructured{suffix}");
+    }
+    let package = match res.group.split('.').next().unwrap_or("") {
+        "" => "core",
+        group => group,
+    };
+    format!("*{package}.{}{suffix}", res.kind)
+}
+
 pub async fn get(ctx: &Ctx, res: &Resource) -> Result<Answer, ApiError> {
     let wanted = ctx.wanted(Offers::Objects, false)?;
-    if wanted.shape == As::PartialMetadataList {
-        return Err(ApiError::not_acceptable(&["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]));
+    if wanted.shape == As::Table {
+        table::Include::parse(ctx.query.get("includeObject"))?;
     }
     let rv = ctx.query.get("resourceVersion").unwrap_or("");
     match parse_rv(rv)? {
@@ -44,6 +56,10 @@ pub async fn get(ctx: &Ctx, res: &Resource) -> Result<Answer, ApiError> {
         .get(&res.key(&ctx.info.namespace, &ctx.info.name))
         .ok_or_else(|| ApiError::not_found(Group(&res.group, &res.plural), &ctx.info.name))?;
     let stored = conversion::one(&ctx.server, res, &stored).await?;
+    if wanted.shape == As::PartialMetadataList {
+        let why = format!("you requested PartialObjectMetadataList, but the requested object is not a list ({})", go_type(res, ""));
+        return Err(ApiError::new(406, "NotAcceptable", why));
+    }
     if wanted == Wanted::JSON {
         let mut body = BytesMut::from(&json_of(&ctx.server, res, &stored)?[..]);
         body.extend_from_slice(b"\n");
@@ -106,7 +122,7 @@ fn decode_token(token: &str) -> Result<(i64, String), ApiError> {
 pub async fn select(ctx: &Ctx, res: &Resource, o: &ListOptions) -> Result<Selection, ApiError> {
     kinds::check_field_selector(res, &o.fields)?;
     let reflector = &ctx.server.objects.reflector;
-    let rv = parse_rv(&o.resource_version)?;
+    let rv = parse_rv(&o.resource_version).map_err(|e| ApiError::bad_request(format!("invalid resource version: {}", e.message)))?;
     let cache = cache(ctx, res)?;
     let (mut at, mut start) = (0, None);
     if !o.token.is_empty() {
@@ -240,6 +256,10 @@ pub async fn list(ctx: &Ctx, res: &Arc<Resource>) -> Result<Answer, ApiError> {
 }
 
 pub async fn encode_list(ctx: &Ctx, res: &Arc<Resource>, mut s: Selection, wanted: Wanted) -> Result<Answer, ApiError> {
+    if wanted.shape == As::PartialMetadata {
+        let why = format!("you requested PartialObjectMetadata, but the requested object is a list ({})", go_type(res, "List"));
+        return Err(ApiError::new(406, "NotAcceptable", why));
+    }
     s.items = conversion::shown(&ctx.server, res, s.items).await?;
     let docs = || s.items.iter().map(|i| load(&ctx.server, res, i)).collect::<Result<Vec<Doc>, _>>();
     let kind = match &res.custom {
@@ -248,8 +268,8 @@ pub async fn encode_list(ctx: &Ctx, res: &Arc<Resource>, mut s: Selection, wante
     };
     match (wanted.shape, wanted.media) {
         (As::Table, _) => {
-            let include = table::Include::parse(ctx.query.get("includeObject"));
-            Ok(encode_value(200, &table::of_objects(res, &docs()?, include, &list_meta(&s)), wanted))
+            let include = table::Include::parse(ctx.query.get("includeObject"))?;
+            Ok(encode_value(200, &table::versioned(table::of_objects(res, &docs()?, include, &list_meta(&s)), wanted), wanted))
         }
         (As::PartialMetadata | As::PartialMetadataList, _) => {
             let items: Vec<Value> = docs()?.iter().map(table::partial).collect();

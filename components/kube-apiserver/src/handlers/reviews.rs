@@ -11,7 +11,7 @@ use crate::{
     authn::User,
     authz::{Attributes, Decision, rbac::Rule},
     http::{Answer, ApiError, Offers, body},
-    kinds::meta,
+    kinds::{meta, reviews},
     registry::Resource,
 };
 
@@ -35,6 +35,8 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -
     match res.plural.as_str() {
         "selfsubjectreviews" => {
             let info = user_info(&ctx.user);
+            // Nothing of the question comes back.
+            doc = empty;
             doc.set("status", json!({"userInfo": info})).map_err(ApiError::internal)?;
             write::set(&mut doc, "metadata.creationTimestamp", write::now())?;
         }
@@ -97,7 +99,7 @@ fn strings(r: Ref<'_>) -> Vec<String> {
 
 fn access_review(ctx: &Ctx, res: &Resource, doc: &mut Doc) -> Result<(), ApiError> {
     let own = res.plural == "selfsubjectaccessreviews";
-    crate::kinds::reviews::validate_access(res, doc, &ctx.info.namespace)?;
+    reviews::validate_access(res, doc, &ctx.info.namespace)?;
     let user = if own {
         ctx.user.clone()
     } else {
@@ -110,6 +112,11 @@ fn access_review(ctx: &Ctx, res: &Resource, doc: &mut Doc) -> Result<(), ApiErro
     };
     let r = doc.at("spec.resourceAttributes");
     let s = |n: &str| r.get(n).str().to_owned();
+    let ignored: Vec<String> = ["fieldSelector", "labelSelector"]
+        .iter()
+        .filter(|which| r.get(which).exists() && reviews::narrowed(r.get(which)).is_none())
+        .map(|which| format!("spec.resourceAttributes.{which} ignored due to parse error"))
+        .collect();
     let attributes = if r.exists() {
         Attributes {
             verb: s("verb"),
@@ -120,18 +127,22 @@ fn access_review(ctx: &Ctx, res: &Resource, doc: &mut Doc) -> Result<(), ApiErro
             subresource: s("subresource"),
             namespace: s("namespace"),
             name: s("name"),
+            field_selector: reviews::narrowed(r.get("fieldSelector")).unwrap_or_default(),
             ..Attributes::default()
         }
     } else {
         let n = doc.at("spec.nonResourceAttributes");
         Attributes { verb: n.get("verb").str().to_owned(), path: n.get("path").str().to_owned(), ..Attributes::default() }
     };
-    let status = match ctx.server.authz.authorize(&user, &attributes) {
+    let mut status = match ctx.server.authz.authorize(&user, &attributes) {
         Decision::Allow(reason) if reason.is_empty() => json!({"allowed": true}),
         Decision::Allow(reason) => json!({"allowed": true, "reason": reason}),
         Decision::NoOpinion(reason) if reason.is_empty() => json!({"allowed": false}),
         Decision::NoOpinion(reason) => json!({"allowed": false, "reason": reason}),
     };
+    if !ignored.is_empty() {
+        status["evaluationError"] = ignored.join(", ").into();
+    }
     doc.set("status", status).map_err(ApiError::internal)
 }
 

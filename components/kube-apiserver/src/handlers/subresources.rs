@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::Extensions;
 use hyper::body::Incoming;
 use jiff::Timestamp;
-use k8s_schema::{Doc, selector::LabelSelector};
+use k8s_schema::{Doc, Ref, selector::LabelSelector};
 use serde_json::{Value, json};
 
 use super::{
@@ -148,9 +148,15 @@ async fn evict(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -> Resul
     let wanted = ctx.wanted(Offers::Objects, false)?;
     let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
     let body = body::read(incoming, &ctx.headers).await?;
-    let mut eviction = decode::decode(ctx, body, expected(ctx, "policy", "v1", "Eviction")?, options.validation)?;
-    let name = eviction.at("metadata.name").str();
-    if !name.is_empty() && name != ctx.info.name {
+    // The former version says the same.
+    let former = k8s_schema::peek_type_meta(&body).is_ok_and(|t| t.api_version == "policy/v1beta1");
+    let version = if former { "v1beta1" } else { "v1" };
+    let mut eviction = decode::decode(ctx, body, expected(ctx, "policy", version, "Eviction")?, options.validation)?;
+    let given = eviction.at("metadata.namespace").str();
+    if !given.is_empty() && given != ctx.info.namespace {
+        return Err(ApiError::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+    }
+    if eviction.at("metadata.name").str() != ctx.info.name {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
     }
     posted(ctx, res, "eviction", options.dry_run, &mut eviction).await?;
@@ -234,6 +240,14 @@ async fn ask_budgets(ctx: &Arc<Ctx>, pod: &Doc, dry_run: bool) -> Result<(), Api
     new.set("status.disruptionsAllowed", allowed - 1).map_err(ApiError::internal)?;
     let pod_name = pod.at("metadata.name").str();
     write::set(&mut new, &format!("status.disruptedPods[{pod_name}]"), write::now())?;
+    if allowed == 1 {
+        let same = |c: &Ref<'_>| c.get("type").str() == "DisruptionAllowed";
+        let mut conditions: Vec<Value> = budget.at("status.conditions").iter().filter(|c| !same(c)).map(|c| c.to_value()).collect();
+        conditions.push(json!({"type": "DisruptionAllowed", "status": "False", "reason": "InsufficientPods", "message": "",
+            "observedGeneration": observed, "lastTransitionTime": write::now()}));
+        new.set("status.conditions", Value::from(conditions)).map_err(ApiError::internal)?;
+    }
+    meta::track(&pdbs, &mut new, budget, "kube-apiserver", "status", &["spec"]);
     let value = write::to_storage(&ctx.server.objects.schema, &pdbs, &new)?;
     let key = format!("{}{}/{ns}/{name}", ctx.server.root, pdbs.prefix);
     match ctx.server.etcd.update(&key, stored.rev, value, 0).await {

@@ -4,7 +4,11 @@ use k8s_schema::Doc;
 use serde_json::{Value, json};
 
 use super::tables;
-use crate::{custom, registry::Resource};
+use crate::{
+    custom,
+    http::{ApiError, Wanted},
+    registry::Resource,
+};
 
 /// What of each object a table carries along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,13 +19,24 @@ pub enum Include {
 }
 
 impl Include {
-    pub fn parse(v: Option<&str>) -> Self {
-        match v {
-            Some("Object") => Self::Object,
-            Some("None") => Self::None,
-            _ => Self::Metadata,
+    pub fn parse(v: Option<&str>) -> Result<Self, ApiError> {
+        match v.unwrap_or("") {
+            "" | "Metadata" => Ok(Self::Metadata),
+            "Object" => Ok(Self::Object),
+            "None" => Ok(Self::None),
+            other => Err(ApiError::bad_request(format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: {other:?}: must be 'Metadata', 'Object', 'None', or empty"
+            ))),
         }
     }
+}
+
+/// A table under the version that was asked for.
+pub fn versioned(mut table: Value, wanted: Wanted) -> Value {
+    if wanted.beta {
+        table["apiVersion"] = "meta.k8s.io/v1beta1".into();
+    }
+    table
 }
 
 /// The metadata of a table of one object.

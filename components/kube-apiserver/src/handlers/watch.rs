@@ -50,6 +50,7 @@ struct Watcher {
     deadline: Instant,
     next_bookmark: Instant,
     sent_columns: bool,
+    include: table::Include,
     over: bool,
     heads: tokio::sync::watch::Receiver<u64>,
 }
@@ -59,6 +60,7 @@ pub async fn watch(ctx: &Arc<Ctx>, res: &Arc<Resource>) -> Result<Answer, ApiErr
     if wanted.media == Media::Yaml {
         return Err(ApiError::not_acceptable(&["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"]));
     }
+    let include = table::Include::parse(ctx.query.get("includeObject"))?;
     let mut options = ListOptions::parse(&ctx.query, true, &ctx.info.name)?;
     if !ctx.info.name.is_empty() && ctx.info.parts >= 2 {
         let mut text = options.fields.to_string();
@@ -123,6 +125,7 @@ pub async fn watch(ctx: &Arc<Ctx>, res: &Arc<Resource>) -> Result<Answer, ApiErr
         next_bookmark: now
             + Some(Duration::from_secs(seconds).saturating_sub(BEFORE_END)).filter(|d| !d.is_zero()).unwrap_or(BOOKMARK).min(BOOKMARK),
         sent_columns: false,
+        include,
         over: false,
         heads,
         options,
@@ -220,8 +223,8 @@ impl Watcher {
             }
             (As::Object | As::Discovery, _) => json_of(server, &self.res, stored).map(|j| frame_of(kind, &j)),
             (As::Table, _) => load(server, &self.res, stored).map(|d| {
-                let include = table::Include::parse(self.ctx.query.get("includeObject"));
-                let mut v = table::of_objects(&self.res, std::slice::from_ref(&d), include, &table::list_meta(&d));
+                let table = table::of_objects(&self.res, std::slice::from_ref(&d), self.include, &table::list_meta(&d));
+                let mut v = table::versioned(table, self.wanted);
                 if self.sent_columns {
                     v["columnDefinitions"] = Value::Null;
                 }

@@ -63,11 +63,16 @@ pub fn to_storage(schema: &k8s_schema::Schema, res: &Resource, doc: &Doc) -> Res
     Ok(encode(res, kinds::convert::to_storage(schema, doc.clone(), res).map_err(ApiError::internal)?))
 }
 
+/// Whether the objects of a resource are kept in protobuf.
+fn as_protobuf(res: &Resource) -> bool {
+    res.custom.is_none() && !matches!(res.group.as_str(), "apiextensions.k8s.io" | "apiregistration.k8s.io")
+}
+
 /// The bytes of a document that is in its storage version.
 pub fn encode(res: &Resource, mut doc: Doc) -> Bytes {
     doc.remove("metadata.resourceVersion");
     doc.remove("metadata.selfLink");
-    if res.custom.is_some() || matches!(res.group.as_str(), "apiextensions.k8s.io" | "apiregistration.k8s.io") {
+    if !as_protobuf(res) {
         let mut json = doc.to_json();
         json.push(b'\n');
         return json.into();
@@ -209,6 +214,10 @@ async fn store_new(
     };
     let stored = stored_form(&ctx.server, res, doc).await?;
     let mut seen = doc.clone();
+    // Its writer sees what is kept of it.
+    if as_protobuf(res) {
+        seen.forget_empty();
+    }
     if let Some(custom) = &res.custom {
         conversion::settle(&ctx.server, custom, &mut seen, &stored).await?;
     }
@@ -236,7 +245,7 @@ pub async fn update(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<
     let options = WriteOptions::parse(&ctx.query, "UpdateOptions", false)?;
     let mut new = decode::decode(ctx, body, expected(ctx, res)?, options.validation)?;
     check_namespace(ctx, res, &mut new)?;
-    check_name(ctx, &mut new)?;
+    check_name(ctx, &new)?;
     kinds::defaults::apply(res, &mut new);
     meta::dedup_owners(&mut new, &mut |w| ctx.warn(w));
     let manager = ctx.manager(&options.manager);
@@ -259,10 +268,11 @@ pub async fn update(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<
     Ok(encode_doc(ctx, code, res, &doc, wanted))
 }
 
-fn check_name(ctx: &Ctx, new: &mut Doc) -> Result<(), ApiError> {
+fn check_name(ctx: &Ctx, new: &Doc) -> Result<(), ApiError> {
     let name = new.at("metadata.name").str().to_owned();
     if name.is_empty() {
-        set(new, "metadata.name", ctx.info.name.as_str())
+        let why = "was undeterminable: name must be provided";
+        Err(ApiError::bad_request(format!("the name of the object ({} based on URL) {why}", ctx.info.name)))
     } else if name != ctx.info.name {
         Err(ApiError::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({})", ctx.info.name)))
     } else {
@@ -336,17 +346,21 @@ async fn attempt(
             e.push(FieldError::invalid_raw("metadata.resourceVersion", "0", "must be specified for an update"));
             return Err(ApiError::invalid(plural, name, &e));
         }
+    } else if rv.parse::<u64>().is_err() {
+        return Err(ApiError::new(500, "", format!("strconv.ParseUint: parsing {rv:?}: invalid syntax")));
     } else if rv.parse::<i64>() != Ok(stored.rev) {
         return Err(ApiError::modified(plural, name));
     }
     let (new_uid, old_uid) = (new.at("metadata.uid").str().to_owned(), old.at("metadata.uid").str().to_owned());
-    if !new_uid.is_empty() && new_uid != old_uid && !(res.custom.is_some() && ctx.info.verb == "patch") {
+    // A patch that changes it fails as a change of what is immutable.
+    if !new_uid.is_empty() && new_uid != old_uid && ctx.info.verb != "patch" {
         return Err(ApiError::conflict(
             plural,
             name,
             format!(
-                "StorageError: invalid object, Code: 4, Key: {}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {new_uid}, UID in object meta: {old_uid}",
-                etcd_key(ctx, res, name)
+                "StorageError: invalid object, Code: 4, Key: /{}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {new_uid}, UID in object meta: {old_uid}",
+                res.prefix,
+                res.key(&ctx.info.namespace, name)
             ),
         ));
     }
@@ -371,6 +385,7 @@ async fn attempt(
             new.copy_from(kept, old.at(kept)).map_err(ApiError::internal)?;
         }
     }
+    new.remove("metadata.selfLink");
     let action = Action::of(sub);
     strategy.prepare_update(action, &mut new, old);
     let mut claimed = crate::services::claim_for_update(ctx, res, &mut new, old, dry_run).await?;
@@ -397,6 +412,9 @@ async fn attempt(
             && new.at("metadata.deletionGracePeriodSeconds").as_i64().unwrap_or(0) == 0
             && (res.plural != "namespaces" || new.at("spec.finalizers").is_empty());
         k8s_schema::apply::ignore_times(old, &mut new);
+        if as_protobuf(res) {
+            new.forget_empty();
+        }
         let form = stored_form(&ctx.server, res, &new).await?;
         if let Some(custom) = &res.custom {
             conversion::settle(&ctx.server, custom, &mut new, &form).await?;

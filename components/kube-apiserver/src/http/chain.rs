@@ -55,7 +55,7 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
 
 /// An error in the encoding the client takes, JSON when that is none of ours.
 pub fn error_answer(e: &ApiError, headers: &http::HeaderMap) -> Answer {
-    let accepts = negotiate::wanted(headers, false, negotiate::Offers::Objects, false).map_or(Media::Json, |w| w.media);
+    let accepts = negotiate::wanted(headers, false, negotiate::Offers::Plain, false).map_or(Media::Json, |w| w.media);
     let wanted = Wanted { media: accepts, ..Wanted::JSON };
     let mut a = handlers::encode_value(e.code, &e.to_value(), wanted);
     for (k, v) in &e.headers {

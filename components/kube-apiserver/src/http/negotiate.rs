@@ -38,10 +38,12 @@ pub struct Wanted {
     pub shape: As,
     /// `pretty=1`: indented JSON.
     pub pretty: bool,
+    /// A table is to call itself by its former version.
+    pub beta: bool,
 }
 
 impl Wanted {
-    pub const JSON: Self = Self { media: Media::Json, shape: As::Object, pretty: false };
+    pub const JSON: Self = Self { media: Media::Json, shape: As::Object, pretty: false, beta: false };
 }
 
 /// What an endpoint can turn its answer into.
@@ -53,6 +55,8 @@ pub enum Offers {
     Discovery,
     /// Only the plain object.
     Plain,
+    /// That in JSON only.
+    Json,
 }
 
 const ALL: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
@@ -65,7 +69,7 @@ const WATCHED: &[&str] = &[
 ];
 
 struct Clause<'a> {
-    media: String,
+    media: &'a str,
     params: Vec<(&'a str, &'a str)>,
     q: f32,
 }
@@ -75,7 +79,7 @@ fn clauses(accept: &str) -> Vec<Clause<'_>> {
         .split(',')
         .filter_map(|c| {
             let mut parts = c.split(';').map(str::trim);
-            let media = parts.next()?.to_ascii_lowercase();
+            let media = parts.next()?;
             if media.is_empty() {
                 return None;
             }
@@ -90,8 +94,12 @@ fn clauses(accept: &str) -> Vec<Clause<'_>> {
 }
 
 /// The text of a 406 by the layer that routes requests, which knows content types only.
-fn router_refusal(list: bool) -> ApiError {
-    let all = if list { WATCHED } else { ALL };
+fn router_refusal(list: bool, offers: Offers) -> ApiError {
+    let all = match offers {
+        Offers::Json => &ALL[..1],
+        _ if list => WATCHED,
+        _ => ALL,
+    };
     let mut e = ApiError::new(406, "NotAcceptable", format!("406: Not Acceptable\n\nAvailable representations: {}", all.join(", ")));
     e.details = Some(Box::default());
     e
@@ -103,12 +111,13 @@ pub fn wanted(headers: &HeaderMap, pretty: bool, offers: Offers, list: bool) -> 
     let agent = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("");
     let pretty = pretty || ["curl", "Wget", "Mozilla/5.0"].iter().any(|p| agent.starts_with(p));
     if accept.trim().is_empty() {
-        return Ok(Wanted { media: Media::Json, shape: As::Object, pretty });
+        return Ok(Wanted { media: Media::Json, shape: As::Object, pretty, beta: false });
     }
     let mut routed = false;
     for c in clauses(accept) {
-        let media = match c.media.as_str() {
+        let media = match c.media {
             "application/json" | "*/*" => Media::Json,
+            _ if offers == Offers::Json => continue,
             "application/yaml" => Media::Yaml,
             "application/vnd.kubernetes.protobuf" => Media::Protobuf,
             "application/*" => {
@@ -122,7 +131,10 @@ pub fn wanted(headers: &HeaderMap, pretty: bool, offers: Offers, list: bool) -> 
         let pretty = pretty || param("pretty") == Some("1");
         let shape = match (param("as"), param("g"), param("v")) {
             (None, ..) => As::Object,
-            (Some("Table"), Some("meta.k8s.io"), Some("v1" | "v1beta1")) if offers == Offers::Objects => As::Table,
+            // The fields of tables have no numbers.
+            (Some("Table"), Some("meta.k8s.io"), Some("v1" | "v1beta1")) if offers == Offers::Objects && media != Media::Protobuf => {
+                As::Table
+            }
             (Some("PartialObjectMetadata"), Some("meta.k8s.io"), Some("v1" | "v1beta1")) if offers == Offers::Objects => {
                 As::PartialMetadata
             }
@@ -132,9 +144,9 @@ pub fn wanted(headers: &HeaderMap, pretty: bool, offers: Offers, list: bool) -> 
             (Some("APIGroupDiscoveryList"), Some("apidiscovery.k8s.io"), Some("v2")) if offers == Offers::Discovery => As::Discovery,
             _ => continue,
         };
-        return Ok(Wanted { media, shape, pretty });
+        return Ok(Wanted { media, shape, pretty, beta: param("v") == Some("v1beta1") });
     }
-    Err(if routed { ApiError::not_acceptable(ALL) } else { router_refusal(list) })
+    Err(if routed { ApiError::not_acceptable(ALL) } else { router_refusal(list, offers) })
 }
 
 /// What cannot be answered in any form that was asked for.

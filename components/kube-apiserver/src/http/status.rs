@@ -127,7 +127,11 @@ impl ApiError {
         let mut e = Self::new(
             422,
             "Invalid",
-            if g.1.is_empty() { format!(" {name:?} is invalid: {shown}") } else { format!("{g} {name:?} is invalid: {shown}") },
+            if g.0.is_empty() && g.1.is_empty() {
+                format!(" {name:?} is invalid: {shown}")
+            } else {
+                format!("{g} {name:?} is invalid: {shown}")
+            },
         )
         .about(g, name);
         if let Some(d) = &mut e.details {

@@ -24,7 +24,7 @@ fn config_map(d: &Doc, e: &mut ErrorList) {
         total += v.bytes().len();
     }
     if total > MAX_DATA {
-        e.push(FieldError::too_long("", "", MAX_DATA));
+        e.push(FieldError::too_long("[]", "", MAX_DATA));
     }
 }
 

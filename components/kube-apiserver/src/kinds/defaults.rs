@@ -48,7 +48,7 @@ pub fn apply(res: &Resource, doc: &mut Doc) {
                 Ok(())
             }
         }
-        ("autoscaling", "HorizontalPodAutoscaler") => autoscaler(doc.root_mut()),
+        ("autoscaling", "HorizontalPodAutoscaler") => autoscaler(doc.root_mut(), &res.version),
         ("storage.k8s.io", "StorageClass") => {
             both(set(&mut doc.root_mut(), "reclaimPolicy", "Delete"), || set(&mut doc.root_mut(), "volumeBindingMode", "Immediate"))
         }
@@ -102,6 +102,7 @@ fn pod(mut m: Mut<'_>) -> Done {
             Ok::<_, EditError>(())
         })?;
     }
+    pod_requests(&mut m)?;
     set(&mut m, "spec.enableServiceLinks", true)?;
     if m.get("spec.hostNetwork").bool() {
         host_ports(&mut m, "spec")?;
@@ -109,8 +110,29 @@ fn pod(mut m: Mut<'_>) -> Done {
     pod_spec(m.at_mut("spec")?)
 }
 
+/// A pod that says something of its resources as a whole asks for what its containers do together, or else for its limits.
+fn pod_requests(m: &mut Mut<'_>) -> Done {
+    let own = m.get("spec.resources");
+    if own.get("limits").is_empty() && own.get("requests").is_empty() {
+        return Ok(());
+    }
+    let sum = super::pod_resources::aggregated(m.get("spec"));
+    let mut wanted: Vec<(String, Value)> = sum.into_iter().map(|(k, q)| (k, q.to_string().into())).collect();
+    wanted.extend(own.get("limits").entries().map(|(k, v)| (k.to_owned(), v.to_value())));
+    wanted.retain(|(k, _)| super::pod_resources::of_pods(k));
+    for (k, v) in wanted {
+        m.set_default(&format!("spec.resources.requests[{k}]"), v)?;
+    }
+    Ok(())
+}
+
 /// A node's first range of pods is told twice; the old field counts when the two differ.
 fn node(mut m: Mut<'_>) -> Done {
+    // What nobody keeps back can be given out.
+    if !m.get("status.allocatable").exists() && m.get("status.capacity").exists() {
+        let capacity = m.get("status.capacity").to_value();
+        m.set("status.allocatable", capacity)?;
+    }
     let first = m.get("spec.podCIDR").str().to_owned();
     let listed = m.get("spec.podCIDRs").iter().next().map(|c| c.str().to_owned());
     match listed {
@@ -457,8 +479,12 @@ fn network_policy(mut m: Mut<'_>) -> Done {
     Ok(())
 }
 
-fn autoscaler(mut m: Mut<'_>) -> Done {
+fn autoscaler(mut m: Mut<'_>, version: &str) -> Done {
     set(&mut m, "spec.minReplicas", 1)?;
+    // The first version keeps other metrics in an annotation.
+    if version == "v1" && !m.get("metadata.annotations[autoscaling.alpha.kubernetes.io/metrics]").exists() {
+        return set(&mut m, "spec.targetCPUUtilizationPercentage", 80);
+    }
     if m.read().ty().field("spec").is_some() && m.get("spec").ty().field("metrics").is_some() && m.get("spec.metrics").is_empty() {
         let cpu = json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]);
         m.set("spec.metrics", cpu)?;

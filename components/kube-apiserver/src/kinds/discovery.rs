@@ -14,18 +14,33 @@ pub const ENDPOINT_SLICE: Strategy = Strategy {
     generation: true,
     prepare_create: |d| {
         // Topology of the old API has no place here; what a client may not send is dropped.
-        d.remove("status");
+        let dropped = d.for_each("endpoints", |mut ep| {
+            ep.remove("deprecatedTopology");
+            Ok::<_, std::convert::Infallible>(())
+        });
+        let Ok(()) = dropped;
+    },
+    labels_count: true,
+    warnings: |d, _| match d.at("addressType").str() {
+        "FQDN" => vec!["spec.addressType: FQDN endpoints are deprecated".into()],
+        _ => Vec::new(),
     },
     validate_create: slice,
     validate_update: |_, n, o, e| {
-        slice(n, e);
+        // What an address has to look like follows from the type that it cannot change.
+        let same = n.at("addressType").semantic_eq(o.at("addressType"));
         immutable(n, o, "addressType", e);
+        if same {
+            slice(n, e);
+        }
     },
     ..PLAIN
 };
 pub const LEASE: Strategy = Strategy {
     create_on_update: true,
     unconditional_update: false,
+    prepare_create: coordination,
+    prepare_update: |_, n, _| coordination(n),
     validate_create: lease,
     validate_update: |_: Action, n, _, e| lease(n, e),
     ..PLAIN
@@ -119,6 +134,12 @@ fn endpoint(ep: k8s_schema::Ref<'_>, path: &str, e: &mut ErrorList) {
             e.all_invalid(&at, *z, names::label_value(z));
         }
     }
+}
+
+/// Fields of coordinated leader election, which is off by default: what says them is not stored.
+fn coordination(d: &mut Doc) {
+    d.remove("spec.strategy");
+    d.remove("spec.preferredHolder");
 }
 
 fn lease(d: &Doc, e: &mut ErrorList) {

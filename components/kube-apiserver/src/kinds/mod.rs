@@ -20,6 +20,7 @@ mod namespace;
 mod networking;
 mod node;
 mod pod;
+mod pod_metadata;
 mod pod_resources;
 mod pod_settings;
 mod pod_spec;
@@ -83,8 +84,14 @@ pub struct Strategy {
     pub status: bool,
     /// `metadata.generation` counts changes of the spec.
     pub generation: bool,
+    /// `metadata.generation` is one and stays.
+    pub first_generation: bool,
     /// It counts changes of the annotations too.
     pub annotations_count: bool,
+    /// It counts changes of the labels too.
+    pub labels_count: bool,
+    /// The status is nobody's who creates or updates the object, though a create may set it.
+    pub unmanaged_status: bool,
     /// Nothing but metadata comes to be managed by who creates or updates it.
     pub unmanaged_spec: bool,
     pub prepare_create: fn(&mut Doc),
@@ -110,7 +117,10 @@ pub const PLAIN: Strategy = Strategy {
     name: names::subdomain_name,
     status: false,
     generation: false,
+    first_generation: false,
     annotations_count: false,
+    labels_count: false,
+    unmanaged_status: false,
     unmanaged_spec: false,
     prepare_create: |_| {},
     prepare_update: |_, _, _| {},
@@ -225,7 +235,7 @@ fn same_spec(a: &Doc, b: &Doc, status: bool) -> bool {
 
 impl Strategy {
     pub fn set_first_generation(&self, doc: &mut Doc) {
-        if self.generation {
+        if self.generation || self.first_generation {
             // A number in a field of every kind: this cannot fail.
             let _ = doc.set("metadata.generation", 1i64);
         }
@@ -235,7 +245,7 @@ impl Strategy {
     pub fn reset_on_create(&self) -> &'static [&'static str] {
         if self.unmanaged_spec {
             &["spec", "status"]
-        } else if self.status {
+        } else if self.status || self.unmanaged_status {
             &["status"]
         } else {
             &[]
@@ -243,7 +253,7 @@ impl Strategy {
     }
 
     pub fn reset_on_update(&self, subresource: &str) -> &'static [&'static str] {
-        match (Action::of(subresource), self.status) {
+        match (Action::of(subresource), self.status || self.unmanaged_status) {
             (Action::Main, _) if self.unmanaged_spec => &["spec", "status"],
             (Action::Main, true) => &["status"],
             (Action::Status, _) if self.custom => &["spec", "metadata"],
@@ -283,7 +293,8 @@ impl Strategy {
             _ => {}
         }
         (self.prepare_update)(action, new, old);
-        let noted = self.annotations_count && !new.at("metadata.annotations").semantic_eq(old.at("metadata.annotations"));
+        let differ = |path: &str| !new.at(path).semantic_eq(old.at(path));
+        let noted = (self.annotations_count && differ("metadata.annotations")) || (self.labels_count && differ("metadata.labels"));
         if self.generation && action != Action::Status && (noted || !same_spec(new, old, self.custom && !self.status)) {
             // A number in a field of every kind: this cannot fail.
             let _ = new.set("metadata.generation", old.at("metadata.generation").int() + 1);

@@ -4,19 +4,45 @@ use k8s_schema::Doc;
 use serde_json::json;
 
 use super::{Action, PLAIN, Strategy, restore};
-use crate::validation::{ErrorList, names};
+use crate::validation::{ErrorList, FieldError, index, names};
 
 pub const NAMESPACE: Strategy = Strategy {
     name: names::label_name,
-    status: false,
+    unmanaged_status: true,
     prepare_create,
     prepare_update,
-    validate_create: |_, _| {},
-    validate_update: |_, _, _, _: &mut ErrorList| {},
+    validate_create: |d, e| finalizers(d, e, false),
+    validate_update,
     // It goes when its own finalizers are gone, which is the namespace controller's work.
     delete_instead: Some(|d| !d.at("spec.finalizers").is_empty() || !d.at("metadata.finalizers").is_empty()),
     ..PLAIN
 };
+
+/// Upstream says which of them is wrong only where they are all that is written.
+fn finalizers(d: &Doc, e: &mut ErrorList, indexed: bool) {
+    let path = "spec.finalizers";
+    for (i, f) in d.at(path).iter().map(|f| f.str()).enumerate() {
+        let at = if indexed { index(path, i) } else { path.to_owned() };
+        e.all_invalid(&at, f, names::qualified_name(f));
+        if !f.contains('/') && !matches!(f, "orphan" | "foregroundDeletion" | "kubernetes") {
+            e.push(FieldError::invalid(at, f, "name is neither a standard finalizer name nor is it fully qualified"));
+        }
+    }
+}
+
+fn validate_update(action: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
+    let phase = new.at("status.phase").str();
+    match action {
+        Action::Finalize => finalizers(new, e, true),
+        Action::Status if !old.at("metadata.deletionTimestamp").exists() && phase != "Active" => {
+            e.push(FieldError::invalid("status.Phase", phase, "may only be 'Active' if `deletionTimestamp` is empty"));
+        }
+        Action::Status if old.at("metadata.deletionTimestamp").exists() && phase != "Terminating" => {
+            e.push(FieldError::invalid("status.Phase", phase, "may only be 'Terminating' if `deletionTimestamp` is not empty"));
+        }
+        _ => {}
+    }
+}
 
 fn prepare_create(d: &mut Doc) {
     let mut finalizers: Vec<String> = d.at("spec.finalizers").iter().map(|f| f.str().to_owned()).collect();
@@ -34,19 +60,7 @@ fn prepare_create(d: &mut Doc) {
 
 fn prepare_update(action: Action, new: &mut Doc, old: &Doc) {
     match action {
-        Action::Finalize => {
-            let finalizers = new.at("spec.finalizers").to_value();
-            let mut kept = old.clone();
-            if finalizers.is_null() {
-                kept.remove("spec.finalizers");
-            } else {
-                // The same field of the same type: this cannot fail.
-                let _ = kept.set("spec.finalizers", finalizers);
-            }
-            let rv = new.at("metadata.resourceVersion").str().to_owned();
-            let _ = kept.set("metadata.resourceVersion", rv);
-            *new = kept;
-        }
+        Action::Finalize => restore(new, old, "status"),
         Action::Main => {
             restore(new, old, "spec.finalizers");
             restore(new, old, "status");

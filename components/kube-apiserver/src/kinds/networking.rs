@@ -25,10 +25,10 @@ pub const INGRESS: Strategy = Strategy {
         }
         ingress(d, e);
     },
-    validate_update: |action, d, _, e| {
-        if action == Action::Main {
-            ingress(d, e);
-        }
+    validate_update: |action, d, _, e| match action {
+        Action::Main => ingress(d, e),
+        Action::Status => super::service_rules::status(d, e),
+        _ => {}
     },
     ..SPEC_AND_STATUS
 };

@@ -6,7 +6,21 @@ use serde_json::json;
 use super::{Action, PLAIN, Strategy};
 use crate::validation::{ErrorList, FieldError, child, index, names};
 
-pub const NODE: Strategy = Strategy { prepare_update, validate_create: validate, validate_update, ..PLAIN };
+pub const NODE: Strategy = Strategy {
+    unmanaged_status: true,
+    prepare_create: |d| {
+        // Configuration by API objects is gone; what a client still sends is dropped.
+        d.remove("spec.configSource");
+    },
+    prepare_update,
+    validate_create: validate,
+    validate_update,
+    warnings: |d, _| match d.at("spec.externalID").str() {
+        "" => Vec::new(),
+        _ => vec!["spec.externalID: this field is deprecated, and is unused by Kubernetes".into()],
+    },
+    ..PLAIN
+};
 
 fn prepare_update(action: Action, new: &mut Doc, old: &Doc) {
     if action == Action::Main {
@@ -40,6 +54,12 @@ fn validate(d: &Doc, e: &mut ErrorList) {
     let mut wrong = ErrorList::new();
     taints(d, "spec.taints", &mut wrong);
     wrong.iter().for_each(|t| e.push(t.moved("spec.taints", "metadata.taints")));
+    let avoid = d.at("metadata.annotations").get("scheduler.alpha.kubernetes.io/preferAvoidPods").str();
+    if !avoid.is_empty()
+        && let Err(why) = k8s_schema::json::syntax::check(avoid.as_bytes())
+    {
+        e.push(FieldError::invalid("metadata.annotations.AvoidPods", "scheduler.alpha.kubernetes.io/preferAvoidPods", why));
+    }
     let cidrs: Vec<&str> = d.at("spec.podCIDRs").iter().map(|c| c.str()).collect();
     for (i, c) in cidrs.iter().enumerate() {
         if c.parse::<ipnet::IpNet>().is_err() {

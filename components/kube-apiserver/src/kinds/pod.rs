@@ -3,13 +3,15 @@
 use k8s_schema::Doc;
 use serde_json::{Value, json};
 
-use super::{Action, SPEC_AND_STATUS, Strategy, pod_spec, restore, warnings};
+use super::{Action, SPEC_AND_STATUS, Strategy, pod_metadata, pod_resources, pod_spec, restore, warnings};
 use crate::validation::{ErrorList, FieldError};
 
 pub const POD: Strategy = Strategy {
     prepare_create,
     prepare_update,
     validate_create: |d, e| {
+        pod_metadata::validate(d, e);
+        pod_resources::validate_pod(d.at("spec"), "spec", e);
         pod_spec::validate(d.at("spec"), d.at("metadata"), "spec", e);
         if !d.at("spec.ephemeralContainers").is_empty() {
             e.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
@@ -61,8 +63,42 @@ fn drop_disabled(d: &mut Doc) {
     let _ = done;
 }
 
+/// Keys whose values a pod shares with the pods it looks for become part of its selectors.
+fn merge_label_keys(d: &mut Doc) {
+    let labels: Vec<(String, String)> = d.at("metadata.labels").entries().map(|(k, v)| (k.to_owned(), v.str().to_owned())).collect();
+    let mut places = Vec::new();
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let of = d.at("spec.affinity").get(kind);
+        let path = format!("spec.affinity.{kind}");
+        let (required, preferred) = ("requiredDuringSchedulingIgnoredDuringExecution", "preferredDuringSchedulingIgnoredDuringExecution");
+        places.extend((0..of.get(required).len()).map(|i| format!("{path}.{required}[{i}]")));
+        places.extend((0..of.get(preferred).len()).map(|i| format!("{path}.{preferred}[{i}].podAffinityTerm")));
+    }
+    places.extend((0..d.at("spec.topologySpreadConstraints").len()).map(|i| format!("spec.topologySpreadConstraints[{i}]")));
+    for place in places {
+        let term = d.at(&place);
+        if !term.get("labelSelector").exists() {
+            continue;
+        }
+        let mut wanted = Vec::new();
+        for (keys, operator) in [("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn")] {
+            for k in term.get(keys).strings() {
+                if let Some((_, v)) = labels.iter().find(|(l, _)| l == k) {
+                    wanted.push(json!({"key": k, "operator": operator, "values": [v]}));
+                }
+            }
+        }
+        for w in wanted {
+            // A field of every selector: this cannot fail.
+            let _ = d.push(&format!("{place}.labelSelector.matchExpressions"), w);
+        }
+    }
+}
+
 fn prepare_create(d: &mut Doc) {
     drop_disabled(d);
+    merge_label_keys(d);
+    pod_metadata::adopt_app_armor(d);
     let class = qos(d);
     // Constant paths of the type: these cannot fail.
     let _ = d.set("status", json!({"phase": "Pending", "qosClass": class}));

@@ -1,8 +1,10 @@
 //! What containers ask for and may use at most.
 
+use std::collections::BTreeMap;
+
 use k8s_schema::{Quantity, Ref};
 
-use crate::validation::{ErrorList, FieldError, child, key, names};
+use crate::validation::{ErrorList, FieldError, child, index, key, names};
 
 const STANDARD: &[&str] = &["cpu", "memory", "ephemeral-storage"];
 /// Names without a domain that mean something, though not to a container.
@@ -32,6 +34,9 @@ fn resource_name(name: &str, path: &str, e: &mut ErrorList) {
     let wrong = names::qualified_name(name);
     if !wrong.is_empty() {
         e.all_invalid(path, name, wrong);
+        if name.contains('/') {
+            e.push(FieldError::invalid(path, name, "doesn't follow extended resource name standard"));
+        }
         return;
     }
     if name.contains('/') {
@@ -107,6 +112,95 @@ pub fn validate(r: Ref<'_>, path: &str, e: &mut ErrorList) {
     }
     if huge && !usual {
         e.push(FieldError::forbidden(path, "HugePages require cpu or memory"));
+    }
+}
+
+/// What a pod as a whole may ask for.
+pub fn of_pods(name: &str) -> bool {
+    matches!(name, "cpu" | "memory") || is_huge(name)
+}
+
+/// What the containers of a pod ask for together: those that run side by side, or an init container beside what started before it.
+pub fn aggregated(spec: Ref<'_>) -> BTreeMap<String, Quantity> {
+    fn add(sum: &mut BTreeMap<String, Quantity>, of: Ref<'_>) {
+        for (name, q) in of.entries().filter_map(|(k, v)| Some((k, v.quantity()?))) {
+            match sum.get_mut(name) {
+                Some(s) => s.add(&q),
+                None => drop(sum.insert(name.to_owned(), q)),
+            }
+        }
+    }
+    fn raise(most: &mut BTreeMap<String, Quantity>, to: BTreeMap<String, Quantity>) {
+        for (name, q) in to {
+            if most.get(&name).is_none_or(|m| *m < q) {
+                most.insert(name, q);
+            }
+        }
+    }
+    let (mut sidecars, mut most) = (BTreeMap::new(), BTreeMap::new());
+    for c in spec.get("initContainers").iter() {
+        let requests = c.at("resources.requests");
+        if c.get("restartPolicy").str() == "Always" {
+            add(&mut sidecars, requests);
+            continue;
+        }
+        let mut now = sidecars.clone();
+        add(&mut now, requests);
+        raise(&mut most, now);
+    }
+    for c in spec.get("containers").iter() {
+        add(&mut sidecars, c.at("resources.requests"));
+    }
+    raise(&mut most, sidecars);
+    most
+}
+
+/// The resources of a pod as a whole, which bound those of its containers.
+pub fn validate_pod(spec: Ref<'_>, path: &str, e: &mut ErrorList) {
+    let (own, path) = (spec.get("resources"), child(path, "resources"));
+    if !own.exists() {
+        return;
+    }
+    let claims = own.get("claims");
+    if !claims.is_empty() {
+        e.push(FieldError::forbidden(child(&path, "claims"), "claims may not be set for Resources at pod-level"));
+        let known: Vec<&str> = spec.get("resourceClaims").iter().map(|c| c.get("name").str()).collect();
+        for (i, name) in claims.iter().map(|c| c.get("name").str()).enumerate().filter(|(_, n)| !known.contains(n)) {
+            let list = if known.is_empty() { " which is empty".to_owned() } else { format!(": {}", known.join(", ")) };
+            let why = format!("must be one of the names in pod.spec.resourceClaims{list}");
+            e.push(FieldError::not_found_of(index(&child(&path, "claims"), i), name, why));
+        }
+    }
+    let before = e.len();
+    for list in ["limits", "requests"] {
+        for (name, _) in sorted(own.get(list)).into_iter().filter(|(n, _)| !of_pods(n)) {
+            e.push(FieldError::not_supported(key(&child(&path, list), name), name, &["cpu", "hugepages-", "memory"]));
+        }
+    }
+    if e.len() == before {
+        validate(own, &path, e);
+    }
+    let sum = aggregated(spec);
+    for (name, q) in sorted(own.get("requests")).into_iter().filter(|(n, _)| of_pods(n)) {
+        if let (Some(all), Some(mine)) = (sum.get(name), q.quantity())
+            && mine < *all
+        {
+            let why = format!("must be greater than or equal to aggregate container requests of {all}");
+            e.push(FieldError::invalid(key(&child(&path, "requests"), name), q.str(), why));
+        }
+    }
+    for list in ["containers", "initContainers"] {
+        for (i, c) in spec.get(list).iter().enumerate() {
+            for (name, limit) in sorted(c.at("resources.limits")) {
+                let most = own.get("limits").get(name);
+                if let (Some(a), Some(b)) = (limit.quantity(), most.quantity())
+                    && a > b
+                {
+                    let at = format!("{path}.{list}[{i}][{name}].limits");
+                    e.push(FieldError::invalid(at, limit.str(), format!("must be less than or equal to pod limits of {}", most.str())));
+                }
+            }
+        }
     }
 }
 

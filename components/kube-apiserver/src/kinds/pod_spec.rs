@@ -85,7 +85,8 @@ pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
             e.all_invalid(&index(&child(&p, "hostnames"), j), h.str(), names::dns1123_subdomain(h.str()));
         }
     }
-    let mut spreads: Vec<(&str, &str)> = Vec::new();
+    let spreads: Vec<(&str, &str)> =
+        s.get("topologySpreadConstraints").iter().map(|t| (t.get("topologyKey").str(), t.get("whenUnsatisfiable").str())).collect();
     for (i, t) in s.get("topologySpreadConstraints").iter().enumerate() {
         let p = index(&child(path, "topologySpreadConstraints"), i);
         let skew = t.get("maxSkew").int();
@@ -101,11 +102,10 @@ pub fn validate(s: Ref<'_>, _meta: Ref<'_>, path: &str, e: &mut ErrorList) {
         }
         spread(t, w, &p, e);
         let id = (t.get("topologyKey").str(), w);
-        if spreads.contains(&id) {
+        if spreads[i + 1..].contains(&id) {
             let at = child(&p, "{topologyKey, whenUnsatisfiable}");
             e.push(FieldError::duplicate(at, format!("{{{}, {}}}", id.0, id.1)));
         }
-        spreads.push(id);
     }
     affinity(s.get("affinity"), &child(path, "affinity"), e);
     pod_settings::validate(s, path, e);
@@ -361,7 +361,7 @@ fn env(list: Ref<'_>, path: &str, e: &mut ErrorList) {
     }
 }
 
-fn tolerations(list: Ref<'_>, path: &str, e: &mut ErrorList) {
+pub fn tolerations(list: Ref<'_>, path: &str, e: &mut ErrorList) {
     for (i, t) in list.iter().enumerate() {
         let p = index(path, i);
         let (k, op, value, effect) = (t.get("key").str(), t.get("operator").str(), t.get("value").str(), t.get("effect").str());
@@ -389,6 +389,8 @@ fn tolerations(list: Ref<'_>, path: &str, e: &mut ErrorList) {
                 e.push(FieldError::invalid(child(&p, "operator"), value, "value must be empty when `operator` is 'Exists'"));
             }
             "Exists" => {}
+            // Operators of a feature that is off by default, which upstream names only when they are tried.
+            "Lt" | "Gt" => e.push(FieldError::not_supported(child(&p, "operator"), op, &["Equal", "Exists", "Lt", "Gt"])),
             other => e.push(FieldError::not_supported(child(&p, "operator"), other, &["Equal", "Exists"])),
         }
         if !matches!(effect, "" | "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
@@ -476,5 +478,27 @@ fn node_term(t: Ref<'_>, p: &str, e: &mut ErrorList) {
         }
         let k = x.get("key").str();
         e.all_invalid(&child(&q, "key"), k, names::qualified_name(k));
+        for (j, v) in x.get("values").strings().enumerate() {
+            e.all_invalid(&index(&child(&q, "values"), j), v, names::label_value(v));
+        }
+    }
+    for (i, x) in t.get("matchFields").iter().enumerate() {
+        let q = index(&child(p, "matchFields"), i);
+        let (values, k) = (x.get("values"), x.get("key").str());
+        match x.get("operator").str() {
+            "In" | "NotIn" if values.len() != 1 => {
+                let why = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
+                e.push(FieldError::required(child(&q, "values"), why));
+            }
+            "In" | "NotIn" => {}
+            other => e.push(FieldError::invalid(child(&q, "operator"), other, "not a valid selector operator")),
+        }
+        if k != "metadata.name" {
+            e.push(FieldError::invalid(child(&q, "key"), k, "not a valid field selector key"));
+        } else {
+            for (j, v) in values.strings().enumerate() {
+                e.all_invalid(&index(&child(&q, "values"), j), v, names::dns1123_subdomain(v));
+            }
+        }
     }
 }

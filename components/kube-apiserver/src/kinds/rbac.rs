@@ -134,6 +134,9 @@ fn binding_update(_: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {
         cluster_role_binding(new, e)
     }
     if !new.at("roleRef").semantic_eq(old.at("roleRef")) {
-        e.push(FieldError::invalid("roleRef", new.at("roleRef").to_value(), "cannot change roleRef"));
+        let of = |f: &str| new.at("roleRef").get(f).str();
+        // By the names it has in upstream's code.
+        let shown = serde_json::json!({"APIGroup": of("apiGroup"), "Kind": of("kind"), "Name": of("name")});
+        e.push(FieldError::invalid("roleRef", shown, "cannot change roleRef"));
     }
 }

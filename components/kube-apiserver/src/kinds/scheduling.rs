@@ -8,7 +8,7 @@ use crate::validation::{ErrorList, FieldError, names};
 const HIGHEST_USER: i64 = 1_000_000_000;
 
 pub const PRIORITY_CLASS: Strategy =
-    Strategy { generation: true, validate_create: priority_class, validate_update: priority_update, ..PLAIN };
+    Strategy { first_generation: true, validate_create: priority_class, validate_update: priority_update, ..PLAIN };
 pub const RUNTIME_CLASS: Strategy =
     Strategy { unconditional_update: false, validate_create: runtime_class, validate_update: runtime_update, ..PLAIN };
 
@@ -24,7 +24,9 @@ fn priority_class(d: &Doc, e: &mut ErrorList) {
         e.push(FieldError::forbidden("value", format!("maximum allowed value of a user defined priority is {HIGHEST_USER}")));
     }
     let policy = d.at("preemptionPolicy").str();
-    if !matches!(policy, "" | "Never" | "PreemptLowerPriority") {
+    if policy.is_empty() {
+        e.push(FieldError::required("preemptionPolicy", ""));
+    } else if !matches!(policy, "" | "Never" | "PreemptLowerPriority") {
         e.push(FieldError::not_supported("preemptionPolicy", policy, &["PreemptLowerPriority", "Never"]));
     }
 }
@@ -63,6 +65,15 @@ fn runtime_class(d: &Doc, e: &mut ErrorList) {
         }
     }
     crate::validation::values::labels(d.at("scheduling.nodeSelector"), "scheduling.nodeSelector", e);
+    let path = "scheduling.tolerations";
+    super::pod_spec::tolerations(d.at(path), path, e);
+    let all: Vec<_> = d.at(path).iter().collect();
+    for (i, t) in all.iter().enumerate().filter(|(i, t)| all[..*i].iter().any(|o| o.semantic_eq(**t))) {
+        let text = |f: &str| t.get(f).str();
+        let shown = serde_json::json!({"Key": text("key"), "Operator": text("operator"), "Value": text("value"), "Effect": text("effect"),
+            "TolerationSeconds": t.get("tolerationSeconds").as_i64()});
+        e.push(FieldError::duplicate(crate::validation::index(path, i), shown));
+    }
 }
 
 fn runtime_update(_: Action, new: &Doc, old: &Doc, e: &mut ErrorList) {

@@ -11,6 +11,10 @@ pub const SERVICE: Strategy = Strategy {
     prepare_create: |d| {
         // A constant that fits the type: this cannot fail.
         let _ = d.set("status", serde_json::json!({"loadBalancer": {}}));
+        // It has no endpoints that a policy could choose among.
+        if d.at("spec.type").str() == "ExternalName" {
+            d.remove("spec.internalTrafficPolicy");
+        }
     },
     prepare_update: |action, new, old| {
         if action == Action::Main {
@@ -21,6 +25,7 @@ pub const SERVICE: Strategy = Strategy {
     validate_update,
     warnings: warnings::service,
     returns_deleted: true,
+    create_on_update: true,
     ..PLAIN
 };
 
@@ -67,6 +72,8 @@ fn drop_unused(new: &mut Doc, old: &Doc) {
                 new.remove(f);
             }
         }
+        // A constant that fits the type: this cannot fail.
+        let _ = new.set("status.loadBalancer", serde_json::json!({}));
     }
 }
 

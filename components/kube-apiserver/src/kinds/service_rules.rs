@@ -113,7 +113,9 @@ pub fn status(d: &Doc, e: &mut ErrorList) {
         let path = index("status.loadBalancer.ingress", i);
         let (ip, mode, host) = (x.get("ip").str(), x.get("ipMode"), x.get("hostname").str());
         if !ip.is_empty() && ip.parse::<IpAddr>().is_err() {
-            e.push(FieldError::invalid(child(&path, "ip"), ip, BAD_IP));
+            let octets: Vec<&str> = ip.split('.').collect();
+            let padded = octets.len() == 4 && octets.iter().all(|o| o.parse::<u8>().is_ok());
+            e.push(FieldError::invalid(child(&path, "ip"), ip, if padded { "must not have leading 0s" } else { BAD_IP }));
         }
         if let Some(m) = mode.as_str() {
             if ip.is_empty() {

@@ -98,13 +98,23 @@ pub const POD_TEMPLATE: Strategy = Strategy {
     ..PLAIN
 };
 pub const CONTROLLER_REVISION: Strategy = Strategy {
-    validate_create: |d, e| values::non_negative(d.at("revision").int(), "revision", e),
+    validate_create: revision,
     validate_update: |_, n, o, e| {
-        values::non_negative(n.at("revision").int(), "revision", e);
+        revision(n, e);
         immutable(n, o, "data", e);
     },
     ..PLAIN
 };
+
+fn revision(d: &Doc, e: &mut ErrorList) {
+    let data = d.at("data");
+    if !data.exists() || data.raw() == b"null" {
+        e.push(FieldError::required("data", "data is mandatory"));
+    } else if !data.to_value().is_object() {
+        e.push(FieldError::required("data", "data must be a valid JSON object"));
+    }
+    values::non_negative(d.at("revision").int(), "revision", e);
+}
 
 /// A field whose feature is off by default: what says it is not stored.
 const MAX_UNAVAILABLE: &str = "spec.updateStrategy.rollingUpdate.maxUnavailable";

@@ -387,6 +387,14 @@ fn families(server: &Server, doc: &mut Doc) -> Result<(), ApiError> {
             return Err(invalid(doc, FieldError::invalid(format!("spec.ipFamilies[{i}]"), f.as_str(), "not configured on this cluster")));
         }
     }
+    // The endpoints of a headless Service without a selector are its owner's, of whatever family.
+    let unselected = doc.at("spec.clusterIP").str() == "None" && doc.at("spec.selector").is_empty();
+    if unselected && list.len() < 2 && matches!(policy.as_str(), "RequireDualStack" | "") && (list.is_empty() || !policy.is_empty()) {
+        let first = list.first().cloned().or_else(|| available.first().map(|f| (*f).to_owned())).unwrap_or_default();
+        let other = if first == "IPv4" { "IPv6" } else { "IPv4" };
+        doc.set("spec.ipFamilyPolicy", "RequireDualStack").map_err(internal)?;
+        return doc.set("spec.ipFamilies", json!([first, other])).map_err(internal);
+    }
     if list.is_empty() {
         list.extend(available.first().map(|f| (*f).to_owned()));
     }
@@ -462,7 +470,25 @@ async fn ports(ctx: &Ctx, doc: &mut Doc, old: Option<&Doc>, kind: &str, dry_run:
     let etp = doc.at("spec.externalTrafficPolicy").str() == "Local";
     if kind == "LoadBalancer" && etp {
         let was = old.map_or(0, |o| o.at("spec.healthCheckNodePort").int());
-        if doc.at("spec.healthCheckNodePort").int() == 0 {
+        let asked = doc.at("spec.healthCheckNodePort").int();
+        if asked != 0 && asked != was {
+            let number = u16::try_from(asked).ok().filter(|p| server.node_ports.contains(*p));
+            let failed = |why: &str| ApiError::internal(format!("failed to allocate requested HealthCheck NodePort {asked}: {why}"));
+            let Some(number) = number else {
+                let why = format!("provided port is not in the valid range. The range of valid ports is {}", server.node_ports);
+                return Err(failed(&why));
+            };
+            let taken = match dry_run {
+                true => server.node_ports.is_taken(server, number).await?,
+                false => server.node_ports.take(server, Some(number)).await?.is_none_or(|p| p != number),
+            };
+            if taken {
+                return Err(failed("provided port is already allocated"));
+            }
+            if !dry_run {
+                claim.ports.push(number);
+            }
+        } else if asked == 0 {
             let n = if was != 0 {
                 was
             } else {
@@ -527,6 +553,11 @@ pub async fn repair(server: &Server) -> Result<(), ApiError> {
         }
     }
     server.node_ports.repair(server, &ports).await
+}
+
+/// Whether anything is known about what is behind a service.
+pub fn has_slices(objects: &crate::objects::Objects, namespace: &str, service: &str) -> bool {
+    objects.list("endpointslices", &format!("{namespace}/")).iter().any(|s| s.label("kubernetes.io/service-name") == Some(service))
 }
 
 /// Some ready endpoint of a service.

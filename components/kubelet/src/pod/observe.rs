@@ -86,10 +86,10 @@ impl PodRuntime {
         self.sandbox().filter(|s| s.ready).map_or(&[], |s| &s.ips)
     }
 
-    /// Whether anything may still be running.
+    /// Whether anything may still be running. A container that was only created is not, whatever it may become while its sandbox is
+    /// ready: after a power cut the runtime knows no better of containers that had just been started.
     pub fn is_running(&self) -> bool {
-        self.sandboxes.iter().any(|s| s.ready)
-            || self.containers.iter().any(|c| matches!(c.state, RunState::Running | RunState::Unknown | RunState::Created))
+        self.sandboxes.iter().any(|s| s.ready) || self.containers.iter().any(|c| matches!(c.state, RunState::Running | RunState::Unknown))
     }
 }
 
@@ -236,4 +236,28 @@ fn termination_message(status: &v1::ContainerStatus, path: &str, fall_back_to_lo
 /// Seconds of a CRI time stamp, `None` for "never".
 pub fn time_of(nanos: i64) -> Option<Time> {
     (nanos > 0).then(|| from_nanos(nanos))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_still_run() {
+        let runtime = |ready, state| PodRuntime {
+            sandboxes: vec![Sandbox { ready, ..Default::default() }],
+            containers: vec![ContainerObs { state, ..Default::default() }],
+        };
+        for (ready, state, running) in [
+            (true, RunState::Exited, true),
+            (true, RunState::Created, true),
+            (false, RunState::Running, true),
+            (false, RunState::Unknown, true),
+            // Stopping it changes nothing, and nothing starts it any more.
+            (false, RunState::Created, false),
+            (false, RunState::Exited, false),
+        ] {
+            assert_eq!(runtime(ready, state).is_running(), running, "{ready} {state:?}");
+        }
+    }
 }

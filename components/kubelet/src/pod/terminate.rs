@@ -70,7 +70,7 @@ pub async fn run_hook(
 /// sandboxes.
 pub async fn kill_pod(shared: &Shared, pod: &Pod, runtime: &PodRuntime, grace: i64, message: &str) -> Result<(), CriError> {
     let started = Instant::now();
-    let alive = |c: &&ContainerObs| matches!(c.state, RunState::Running | RunState::Unknown | RunState::Created);
+    let alive = |c: &&ContainerObs| matches!(c.state, RunState::Running | RunState::Unknown);
     let is_sidecar = |c: &ContainerObs| pod.spec.init_containers.iter().any(|i| i.is_sidecar() && i.name == c.name);
     let main: Vec<&ContainerObs> = runtime.containers.iter().filter(alive).filter(|c| !is_sidecar(c)).collect();
     let results = join_all(main.into_iter().map(|c| kill_container(shared, pod, c, grace, message))).await;

@@ -291,6 +291,7 @@ impl Worker {
     /// Ends everything of the pod, however often that has to be tried.
     async fn terminate(&mut self, desired: &mut watch::Receiver<Desired>) {
         self.waiting.clear();
+        let mut killed = false;
         loop {
             let current = desired.borrow_and_update().clone();
             let pod = &current.pod;
@@ -308,6 +309,11 @@ impl Worker {
                 }
                 break;
             }
+            if std::mem::take(&mut killed) {
+                // The runtime said that all was stopped, and some of it runs all the same: nothing that asking at once would mend.
+                tracing::warn!(pod = %pod.full_name(), "a pod that was stopped still runs; it is stopped again");
+                tokio::time::sleep(RETRY).await;
+            }
             if pod.metadata.deletion_timestamp.is_some() {
                 self.update_probes(pod, &runtime);
                 self.publish(pod, &runtime, false);
@@ -319,9 +325,12 @@ impl Worker {
                 // A second deletion may shorten the grace period.
                 () = shorter_grace(desired, grace) => continue,
             };
-            if let Err(error) = result {
-                tracing::warn!(pod = %pod.full_name(), error = %error, "end a pod");
-                tokio::time::sleep(RETRY).await;
+            match result {
+                Ok(()) => killed = true,
+                Err(error) => {
+                    tracing::warn!(pod = %pod.full_name(), error = %error, "end a pod");
+                    tokio::time::sleep(RETRY).await;
+                }
             }
         }
         self.probes = Probes::new(ProbeResults::default(), self.wake.clone());

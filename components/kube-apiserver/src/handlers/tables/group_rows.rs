@@ -112,7 +112,7 @@ pub(super) fn cron_job(d: &Doc) -> Vec<Value> {
         age(d),
         json!(containers(t, "name")),
         json!(containers(t, "image")),
-        json!(selector(j.get("selector"))),
+        if j.get("selector").exists() { json!(selector(j.get("selector"))) } else { json!("<none>") },
     ]
 }
 

@@ -108,7 +108,7 @@ static ROWS: &[(&str, &str, RowFn)] = &[
         let p = d.at("spec.parentRef");
         let parts: Vec<&str> =
             ["group", "resource", "namespace", "name"].iter().map(|f| p.get(f).str()).filter(|s| !s.is_empty()).collect();
-        vec![name(d), json!(parts.join("/"))]
+        vec![name(d), json!(parts.join("/")), age(d)]
     }),
     ("networking.k8s.io", "ServiceCIDR", |d| vec![name(d), json!(strings(d.at("spec.cidrs")).join(",")), age(d)]),
     ("rbac.authorization.k8s.io", "Role", |d| vec![name(d), text(d.at("metadata.creationTimestamp"))]),
@@ -194,6 +194,17 @@ static ROWS: &[(&str, &str, RowFn)] = &[
         vec![name(d), json!(service), json!(shown), age(d)]
     }),
     ("apiextensions.k8s.io", "CustomResourceDefinition", |d| vec![name(d), text(d.at("metadata.creationTimestamp"))]),
+    ("storage.k8s.io", "CSIStorageCapacity", |d| vec![name(d), text(d.at("metadata.creationTimestamp"))]),
+    ("resource.k8s.io", "ResourceClaim", |d| {
+        let deleted = d.at("metadata.deletionTimestamp").exists();
+        let states =
+            [("deleted", deleted), ("allocated", d.at("status.allocation").exists()), ("reserved", !d.at("status.reservedFor").is_empty())];
+        let shown: Vec<&str> = states.iter().filter(|(_, is)| *is).map(|(s, _)| *s).collect();
+        vec![name(d), json!(if shown.is_empty() { "pending".to_owned() } else { shown.join(",") }), age(d)]
+    }),
+    ("resource.k8s.io", "ResourceSlice", |d| {
+        vec![name(d), text(d.at("spec.nodeName")), text(d.at("spec.driver")), text(d.at("spec.pool.name")), age(d)]
+    }),
     ("", "LimitRange", |d| vec![name(d), text(d.at("metadata.creationTimestamp"))]),
 ];
 

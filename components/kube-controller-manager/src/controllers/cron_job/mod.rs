@@ -1,11 +1,11 @@
-//! CronJobs: jobs made on a schedule. Schedules are in UTC; a `timeZone` other than UTC is reported and not run.
+//! CronJobs: jobs made on a schedule, on the clocks of their `timeZone` or else in UTC. The zones are part of the program.
 
 mod schedule;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use k8s_client::{
     Action, Change, Client, DeleteOptions, Error, EventType, Informer, ObjectKey, ObjectReference, Propagation, Request, Time, WorkQueue,
     owner_reference,
@@ -58,13 +58,16 @@ fn plan(cron: &CronJob, jobs: &[Arc<Job>], now: Timestamp) -> Plan {
     if cron.metadata.is_deleting() || cron.spec.suspend.unwrap_or(false) {
         return plan;
     }
-    if cron.spec.time_zone.as_deref().is_some_and(|zone| !matches!(zone, "UTC" | "Etc/UTC")) {
-        plan.warning = Some((
-            "UnknownTimeZone",
-            format!("timeZone {:?} is not available: only UTC is", cron.spec.time_zone.as_deref().unwrap_or_default()),
-        ));
-        return plan;
-    }
+    let zone = match cron.spec.time_zone.as_deref() {
+        None => TimeZone::UTC,
+        Some(name) => match TimeZone::get(name) {
+            Ok(zone) => zone,
+            Err(_) => {
+                plan.warning = Some(("UnknownTimeZone", format!("invalid timeZone: {name:?}: unknown time zone {name}")));
+                return plan;
+            }
+        },
+    };
     let schedule: Schedule = match cron.spec.schedule.parse() {
         Ok(schedule) => schedule,
         Err(error) => {
@@ -72,12 +75,14 @@ fn plan(cron: &CronJob, jobs: &[Arc<Job>], now: Timestamp) -> Plan {
             return plan;
         }
     };
-    plan.again =
-        schedule.next(now).and_then(|next| Duration::try_from(next.duration_since(now)).ok()).map(|wait| wait + Duration::from_millis(100));
     let created = cron.metadata.creation_timestamp.map_or(now, |time| time.0);
     let deadline = cron.spec.starting_deadline_seconds.and_then(|seconds| now.checked_sub(jiff::SignedDuration::from_secs(seconds)).ok());
     let earliest = cron.status.last_schedule_time.map_or(created, |time| time.0);
-    let Some(due) = schedule.last(earliest, now) else { return plan };
+    plan.again = schedule
+        .next(earliest, now, &zone)
+        .and_then(|next| Duration::try_from(next.duration_since(now)).ok())
+        .map(|wait| wait + Duration::from_millis(100));
+    let Some(due) = schedule.last(earliest, now, &zone) else { return plan };
     if deadline.is_some_and(|deadline| due < deadline) {
         plan.warning = Some(("MissSchedule", format!("Missed scheduled time to start a job: {due}")));
         return plan;
@@ -286,7 +291,16 @@ mod tests {
             ("forbid", json!({"concurrencyPolicy": "Forbid"}), None, "2026-01-01T00:10:01Z", running.clone(), None, 0),
             ("replace", json!({"concurrencyPolicy": "Replace"}), None, "2026-01-01T00:10:01Z", running, Some("2026-01-01T00:10:00Z"), 1),
             ("bad schedule", json!({"schedule": "often"}), None, "2026-01-01T00:10:01Z", vec![], None, 0),
-            ("other zone", json!({"timeZone": "Europe/Berlin"}), None, "2026-01-01T00:10:01Z", vec![], None, 0),
+            (
+                "other zone",
+                json!({"timeZone": "Asia/Kolkata", "schedule": "40 5 * * *"}),
+                None,
+                "2026-01-01T00:10:01Z",
+                vec![],
+                Some("2026-01-01T00:10:00Z"),
+                0,
+            ),
+            ("unknown zone", json!({"timeZone": "Mars/X"}), None, "2026-01-01T00:10:01Z", vec![], None, 0),
         ] {
             let plan = plan(&cron(spec, last), &jobs, at(now));
             assert_eq!((plan.start, plan.delete.len()), (start.map(at), deleted), "{name}");

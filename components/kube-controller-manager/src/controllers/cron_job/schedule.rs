@@ -1,14 +1,25 @@
-//! Cron schedules: five fields, names, lists, ranges, steps, and `@daily` and its kind. All times are UTC.
+//! Cron schedules: five fields, names, lists, ranges, steps, `@daily` and its kind, and `@every` with a duration.
+//!
+//! Fields are read on the clocks of a time zone. An hour that clocks skip has no times; one that they show twice has them twice.
 
 use std::str::FromStr;
 
-use jiff::civil::{Date, DateTime};
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan as _};
+use jiff::civil::Date;
+use jiff::tz::{AmbiguousOffset, TimeZone};
+use jiff::{SignedDuration, Timestamp};
 
-/// A parsed schedule: one bit per allowed value.
+/// A parsed schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Schedule {
+pub enum Schedule {
+    /// At times of the clock.
+    Clock(Clock),
+    /// Again after so long, from the last time or from the beginning.
+    Every(SignedDuration),
+}
+
+/// One bit per allowed value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clock {
     minutes: u64,
     hours: u64,
     days: u64,
@@ -34,6 +45,9 @@ impl FromStr for Schedule {
 
     fn from_str(text: &str) -> Result<Self, ScheduleError> {
         let bad = |problem: String| ScheduleError { schedule: text.chars().take(128).collect(), problem };
+        if let Some(duration) = text.trim().strip_prefix("@every ") {
+            return go_duration(duration).map(Self::Every).ok_or_else(|| bad(format!("{duration:?} is not a duration")));
+        }
         let expanded = match text.trim() {
             "@yearly" | "@annually" => "0 0 1 1 *",
             "@monthly" => "0 0 1 * *",
@@ -51,15 +65,38 @@ impl FromStr for Schedule {
         let mut weekdays = field(weekday, 0, 7, WEEKDAYS, 0).map_err(&bad)?;
         // Both 0 and 7 are Sunday.
         weekdays = (weekdays | (weekdays >> 7)) & 0x7f;
-        Ok(Self {
+        Ok(Self::Clock(Clock {
             minutes: field(minute, 0, 59, &[], 0).map_err(&bad)?,
             hours: field(hour, 0, 23, &[], 0).map_err(&bad)?,
             days: field(day, 1, 31, &[], 0).map_err(&bad)?,
             months: field(month, 1, 12, MONTHS, 1).map_err(&bad)?,
             weekdays,
             either_day: restricted(day) && restricted(weekday),
-        })
+        }))
     }
+}
+
+/// A duration as Go writes it, such as `1h30m`; in whole seconds, and one at least.
+fn go_duration(text: &str) -> Option<SignedDuration> {
+    let mut seconds = 0.0;
+    let mut rest = text.trim();
+    while !rest.is_empty() {
+        let (number, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.')?);
+        let (unit, after) = after.split_at(after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len()));
+        let scale = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        seconds += number.parse::<f64>().ok()? * scale;
+        rest = after;
+    }
+    // A hundred years are as good as never.
+    (seconds > 0.0 && seconds < 3.2e9).then(|| SignedDuration::from_secs((seconds as i64).max(1)))
 }
 
 fn field(text: &str, least: u32, most: u32, names: &[&str], first_name: u32) -> Result<u64, String> {
@@ -97,6 +134,48 @@ fn has(bits: u64, value: i8) -> bool {
 }
 
 impl Schedule {
+    /// The first time after `after`; nothing within five years means never. `anchor`: what a constant delay counts from.
+    pub fn next(&self, anchor: Timestamp, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        let clock = match self {
+            Self::Clock(clock) => clock,
+            Self::Every(delay) => {
+                let past = after.duration_since(anchor).as_secs().max(0) / delay.as_secs();
+                return anchor.checked_add(delay.checked_mul(i32::try_from(past + 1).ok()?)?).ok();
+            }
+        };
+        let mut date = after.to_zoned(zone.clone()).date();
+        for _ in 0..5 * 366 {
+            if let Some(found) = clock.times(date, zone).filter(|at| *at > after).min() {
+                return Some(found);
+            }
+            date = date.tomorrow().ok()?;
+        }
+        None
+    }
+
+    /// The last time that is not after `now` and is after `earliest`.
+    pub fn last(&self, earliest: Timestamp, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        let clock = match self {
+            Self::Clock(clock) => clock,
+            Self::Every(delay) => {
+                let past = now.duration_since(earliest).as_secs().max(0) / delay.as_secs();
+                let times = i32::try_from(past).ok().filter(|n| *n > 0)?;
+                return earliest.checked_add(delay.checked_mul(times)?).ok();
+            }
+        };
+        let limit = earliest.to_zoned(zone.clone()).date();
+        let mut date = now.to_zoned(zone.clone()).date();
+        while date >= limit {
+            if let Some(found) = clock.times(date, zone).filter(|at| *at <= now).max() {
+                return Some(found).filter(|at| *at > earliest);
+            }
+            date = date.yesterday().ok()?;
+        }
+        None
+    }
+}
+
+impl Clock {
     fn matches_day(&self, date: Date) -> bool {
         if !has(self.months, date.month()) {
             return false;
@@ -106,53 +185,21 @@ impl Schedule {
         if self.either_day { day || weekday } else { day && weekday }
     }
 
-    /// The first time after `after`; nothing within five years means never.
-    pub fn next(&self, after: Timestamp) -> Option<Timestamp> {
-        let start = utc(after).checked_add(1.minute()).ok()?;
-        let mut date = start.date();
-        for offset in 0..5 * 366 {
-            if self.matches_day(date) {
-                let first_hour = if offset == 0 { start.hour() } else { 0 };
-                for hour in (first_hour..24).filter(|hour| has(self.hours, *hour)) {
-                    let first_minute = if offset == 0 && hour == start.hour() { start.minute() } else { 0 };
-                    if let Some(minute) = (first_minute..60).find(|minute| has(self.minutes, *minute)) {
-                        return timestamp(date, hour, minute);
-                    }
-                }
-            }
-            date = date.tomorrow().ok()?;
-        }
-        None
+    /// All times of a day.
+    fn times(&self, date: Date, zone: &TimeZone) -> impl Iterator<Item = Timestamp> {
+        let hours = if self.matches_day(date) { 0..24 } else { 0..0 };
+        hours
+            .filter(|hour| has(self.hours, *hour))
+            .flat_map(move |hour| (0..60).filter(move |minute| has(self.minutes, *minute)).map(move |minute| date.at(hour, minute, 0, 0)))
+            .flat_map(move |at| {
+                let offsets = match zone.to_ambiguous_timestamp(at).offset() {
+                    AmbiguousOffset::Unambiguous { offset } => [Some(offset), None],
+                    AmbiguousOffset::Gap { .. } => [None, None],
+                    AmbiguousOffset::Fold { before, after } => [Some(before), Some(after)],
+                };
+                offsets.into_iter().flatten().filter_map(move |offset| offset.to_timestamp(at).ok())
+            })
     }
-
-    /// The last time that is not after `now` and is after `earliest`.
-    pub fn last(&self, earliest: Timestamp, now: Timestamp) -> Option<Timestamp> {
-        let end = utc(now);
-        let limit = utc(earliest).date();
-        let mut date = end.date();
-        while date >= limit {
-            if self.matches_day(date) {
-                let today = date == end.date();
-                let last_hour = if today { end.hour() } else { 23 };
-                for hour in (0..=last_hour).rev().filter(|hour| has(self.hours, *hour)) {
-                    let last_minute = if today && hour == end.hour() { end.minute() } else { 59 };
-                    if let Some(minute) = (0..=last_minute).rev().find(|minute| has(self.minutes, *minute)) {
-                        return timestamp(date, hour, minute).filter(|at| *at > earliest);
-                    }
-                }
-            }
-            date = date.yesterday().ok()?;
-        }
-        None
-    }
-}
-
-fn utc(at: Timestamp) -> DateTime {
-    at.to_zoned(TimeZone::UTC).datetime()
-}
-
-fn timestamp(date: Date, hour: i8, minute: i8) -> Option<Timestamp> {
-    date.at(hour, minute, 0, 0).to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
 }
 
 #[cfg(test)]
@@ -177,25 +224,72 @@ mod tests {
         ] {
             let parsed: Schedule = schedule.parse().unwrap();
             let at: Timestamp = at.parse().unwrap();
-            assert_eq!(parsed.next(at), Some(next.parse().unwrap()), "{schedule} after {at}");
-            assert_eq!(parsed.last("2000-01-01T00:00:00Z".parse().unwrap(), at), Some(last.parse().unwrap()), "{schedule} before {at}");
+            let long_ago = "2000-01-01T00:00:00Z".parse().unwrap();
+            assert_eq!(parsed.next(long_ago, at, &TimeZone::UTC), Some(next.parse().unwrap()), "{schedule} after {at}");
+            assert_eq!(parsed.last(long_ago, at, &TimeZone::UTC), Some(last.parse().unwrap()), "{schedule} before {at}");
         }
         let never: Schedule = "0 0 31 2 *".parse().unwrap();
-        assert_eq!(never.next("2026-01-01T00:00:00Z".parse().unwrap()), None);
+        let at = "2026-01-01T00:00:00Z".parse().unwrap();
+        assert_eq!(never.next(at, at, &TimeZone::UTC), None);
+    }
+
+    #[test]
+    fn times_are_those_of_the_zone() {
+        let berlin = TimeZone::get("Europe/Berlin").unwrap();
+        for (schedule, from, times) in [
+            ("30 3 * * *", "2026-01-01T00:00:00Z", &["2026-01-01T02:30:00Z", "2026-01-02T02:30:00Z"][..]),
+            ("30 3 * * *", "2026-07-01T00:00:00Z", &["2026-07-01T01:30:00Z"]),
+            // On 2026-03-29 clocks go from two to three, on 2026-10-25 from three back to two.
+            ("30 2 * * *", "2026-03-28T12:00:00Z", &["2026-03-30T00:30:00Z"]),
+            ("30 2 * * *", "2026-10-24T12:00:00Z", &["2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z", "2026-10-26T01:30:00Z"]),
+            ("0 0 1 * *", "2026-01-31T22:59:00Z", &["2026-01-31T23:00:00Z", "2026-02-28T23:00:00Z"]),
+        ] {
+            let schedule: Schedule = schedule.parse().unwrap();
+            let mut at: Timestamp = from.parse().unwrap();
+            for want in times {
+                let want: Timestamp = want.parse().unwrap();
+                assert_eq!(schedule.next(at, at, &berlin), Some(want), "after {at}");
+                assert_eq!(schedule.last(at, want, &berlin), Some(want), "before {want}");
+                at = want;
+            }
+        }
+    }
+
+    #[test]
+    fn a_constant_delay_counts_from_the_last_time() {
+        let every: Schedule = "@every 1h30m".parse().unwrap();
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let from = at("2026-01-01T00:00:10Z");
+        assert_eq!(every.next(from, from, &TimeZone::UTC), Some(at("2026-01-01T01:30:10Z")));
+        assert_eq!(every.next(from, at("2026-01-01T04:00:00Z"), &TimeZone::UTC), Some(at("2026-01-01T04:30:10Z")));
+        assert_eq!(every.last(from, at("2026-01-01T01:30:09Z"), &TimeZone::UTC), None);
+        assert_eq!(every.last(from, at("2026-01-01T04:00:00Z"), &TimeZone::UTC), Some(at("2026-01-01T03:00:10Z")));
     }
 
     #[test]
     fn bad_schedules_are_named() {
-        for text in
-            ["", "* * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "*/0 * * * *", "5-1 * * * *", "x * * * *", "@often", "* * * * 8"]
-        {
+        for text in [
+            "",
+            "* * * *",
+            "60 * * * *",
+            "* 24 * * *",
+            "* * 0 * *",
+            "*/0 * * * *",
+            "5-1 * * * *",
+            "x * * * *",
+            "@often",
+            "* * * * 8",
+            "@every x",
+            "@every 5",
+            "@every -1h",
+        ] {
             assert!(text.parse::<Schedule>().is_err(), "{text:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn parsing_never_panics(text in "[-*/,?@0-9a-z ]{0,24}") {
+        fn parsing_never_panics(text in "(@every )?[-*/,?@.0-9a-zµ ]{0,24}") {
             let _ = text.parse::<Schedule>();
         }
 
@@ -203,9 +297,9 @@ mod tests {
         fn next_and_last_agree(minute in 0..60_u32, hour in 0..24_u32, second in 0..4_000_000_000_i64) {
             let schedule: Schedule = format!("{minute} {hour} * * *").parse().unwrap();
             let at = Timestamp::from_second(second).unwrap();
-            let next = schedule.next(at).unwrap();
+            let next = schedule.next(at, at, &TimeZone::UTC).unwrap();
             prop_assert!(next > at);
-            prop_assert_eq!(schedule.last(at, next), Some(next));
+            prop_assert_eq!(schedule.last(at, next, &TimeZone::UTC), Some(next));
         }
     }
 }
