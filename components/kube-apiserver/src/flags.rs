@@ -7,11 +7,11 @@ use clap::{ArgAction, Parser};
 
 use crate::{
     admission, audit,
-    authz::Mode,
+    authn::{Names, oidc::config as oidc},
     flow_control,
-    http::drain,
+    http::{drain, tls::Protocols},
     kubelet::KubeletConfig,
-    server::{Config, RequestHeader},
+    server::{Authorizers, Config, Issuers, TokenHook},
     services::NodePorts,
     storage::EtcdConfig,
 };
@@ -32,9 +32,31 @@ pub struct Flags {
     /// Audiences of tokens for this server; default: the issuer.
     #[arg(long, value_delimiter = ',')]
     api_audiences: Vec<String>,
-    /// Node and RBAC, in the order in which they are asked.
-    #[arg(long, value_delimiter = ',', default_value = "Node,RBAC")]
+    /// Issuers of tokens, how their claims become users, and who may be anonymous.
+    #[arg(long)]
+    authentication_config: Option<PathBuf>,
+    /// A webhook that knows tokens, in a file of kubeconfig form.
+    #[arg(long)]
+    authentication_token_webhook_config_file: Option<PathBuf>,
+    #[arg(long, default_value = "2m0s")]
+    authentication_token_webhook_cache_ttl: String,
+    #[arg(long, default_value = "v1beta1", value_parser = ["v1", "v1beta1"])]
+    authentication_token_webhook_version: String,
+    /// Who is asked whether a request is allowed, in a file; instead of the mode.
+    #[arg(long, conflicts_with_all = ["authorization_mode", "authorization_webhook_config_file"])]
+    authorization_config: Option<PathBuf>,
+    /// Node, RBAC and Webhook, in the order in which they are asked; default: Node,RBAC.
+    #[arg(long, value_delimiter = ',')]
     authorization_mode: Vec<String>,
+    /// The webhook of mode Webhook, in a file of kubeconfig form.
+    #[arg(long)]
+    authorization_webhook_config_file: Option<PathBuf>,
+    #[arg(long, default_value = "5m0s")]
+    authorization_webhook_cache_authorized_ttl: String,
+    #[arg(long, default_value = "30s")]
+    authorization_webhook_cache_unauthorized_ttl: String,
+    #[arg(long, default_value = "v1beta1", value_parser = ["v1", "v1beta1"])]
+    authorization_webhook_version: String,
     #[arg(long, default_value = "0.0.0.0")]
     bind_address: IpAddr,
     /// Who may authenticate by client certificate.
@@ -47,8 +69,17 @@ pub struct Flags {
     enable_admission_plugins: Vec<String>,
     #[arg(long, value_delimiter = ',')]
     disable_admission_plugins: Vec<String>,
+    /// Requests for extension servers go to endpoints instead of the service's cluster IP.
+    #[arg(long, default_value = "false", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    enable_aggregator_routing: bool,
     #[arg(long, default_value = "false", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
     enable_bootstrap_token_auth: bool,
+    /// Which resources are encrypted in etcd, and with which keys.
+    #[arg(long)]
+    encryption_provider_config: Option<PathBuf>,
+    /// Read that file again when it changes.
+    #[arg(long, default_value = "false", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, requires = "encryption_provider_config")]
+    encryption_provider_config_automatic_reload: bool,
     #[arg(long)]
     etcd_cafile: Option<PathBuf>,
     #[arg(long)]
@@ -70,6 +101,26 @@ pub struct Flags {
     kubelet_client_key: Option<PathBuf>,
     #[arg(long, value_delimiter = ',', default_value = "Hostname,InternalDNS,InternalIP,ExternalDNS,ExternalIP")]
     kubelet_preferred_address_types: Vec<String>,
+    #[arg(long)]
+    oidc_ca_file: Option<PathBuf>,
+    #[arg(long)]
+    oidc_client_id: Option<String>,
+    #[arg(long)]
+    oidc_groups_claim: Option<String>,
+    #[arg(long)]
+    oidc_groups_prefix: Option<String>,
+    /// An issuer of tokens, by its URL.
+    #[arg(long)]
+    oidc_issuer_url: Option<String>,
+    /// `claim=value`, as often as needed.
+    #[arg(long, value_delimiter = ',')]
+    oidc_required_claim: Vec<String>,
+    #[arg(long, value_delimiter = ',', default_value = "RS256")]
+    oidc_signing_algs: Vec<String>,
+    #[arg(long, default_value = "sub")]
+    oidc_username_claim: String,
+    #[arg(long)]
+    oidc_username_prefix: Option<String>,
     #[arg(long)]
     proxy_client_cert_file: Option<PathBuf>,
     #[arg(long)]
@@ -143,7 +194,7 @@ pub struct Flags {
 }
 
 /// A duration as Go writes it, in seconds: `1h0m0s`, `90m`.
-fn go_seconds(s: &str) -> anyhow::Result<i64> {
+pub fn go_seconds(s: &str) -> anyhow::Result<i64> {
     let bad = || anyhow::anyhow!("{s:?} is not a duration such as 1h0m0s");
     let (mut total, mut number) = (0i64, String::new());
     for c in s.chars() {
@@ -167,16 +218,37 @@ fn go_seconds(s: &str) -> anyhow::Result<i64> {
 impl Flags {
     /// Checks what clap cannot.
     pub fn into_config(self) -> anyhow::Result<Config> {
-        let modes = self
-            .authorization_mode
-            .iter()
-            .map(|m| match m.as_str() {
-                "Node" => Ok(Mode::Node),
-                "RBAC" => Ok(Mode::Rbac),
+        let ttl = |flag: &str, text: &str| -> anyhow::Result<Duration> {
+            let seconds = go_seconds(text).with_context(|| flag.to_owned())?;
+            Ok(Duration::from_secs(u64::try_from(seconds).with_context(|| flag.to_owned())?))
+        };
+        let modes = if self.authorization_mode.is_empty() { vec!["Node".to_owned(), "RBAC".to_owned()] } else { self.authorization_mode };
+        for m in &modes {
+            match m.as_str() {
+                "Node" | "RBAC" => {}
+                "Webhook" if self.authorization_webhook_config_file.is_some() => {}
+                "Webhook" => bail!("--authorization-mode: Webhook needs --authorization-webhook-config-file"),
                 "AlwaysAllow" => bail!("--authorization-mode: AlwaysAllow is refused: it would let everybody do everything"),
-                other => bail!("--authorization-mode: {other:?} is not one of Node, RBAC"),
-            })
-            .collect::<anyhow::Result<Vec<_>>>()?;
+                other => bail!("--authorization-mode: {other:?} is not one of Node, RBAC, Webhook"),
+            }
+        }
+        let authorizers = match self.authorization_config {
+            Some(path) => Authorizers::File(path),
+            None => Authorizers::Flags {
+                modes,
+                webhook: self.authorization_webhook_config_file.map(|f| (f, self.authorization_webhook_version)),
+                allowed_ttl: ttl("--authorization-webhook-cache-authorized-ttl", &self.authorization_webhook_cache_authorized_ttl)?,
+                refused_ttl: ttl("--authorization-webhook-cache-unauthorized-ttl", &self.authorization_webhook_cache_unauthorized_ttl)?,
+            },
+        };
+        let token_webhook = match self.authentication_token_webhook_config_file {
+            Some(file) => Some(TokenHook {
+                file,
+                version: self.authentication_token_webhook_version,
+                ttl: ttl("--authentication-token-webhook-cache-ttl", &self.authentication_token_webhook_cache_ttl)?,
+            }),
+            None => None,
+        };
         if self.enable_priority_and_fairness && self.max_requests_inflight.saturating_add(self.max_mutating_requests_inflight) == 0 {
             bail!("--max-requests-inflight and --max-mutating-requests-inflight must not both be 0 with --enable-priority-and-fairness");
         }
@@ -212,15 +284,38 @@ impl Flags {
         let request_header = self.requestheader_client_ca_file.map(|ca| {
             (
                 ca,
-                RequestHeader {
-                    ca_pem: String::new(),
-                    allowed_names: self.requestheader_allowed_names,
-                    username_headers: self.requestheader_username_headers,
-                    group_headers: self.requestheader_group_headers,
-                    extra_prefixes: self.requestheader_extra_headers_prefix,
+                Names {
+                    allowed: self.requestheader_allowed_names,
+                    username: self.requestheader_username_headers,
+                    uid: self.requestheader_uid_headers,
+                    group: self.requestheader_group_headers,
+                    extra_prefix: self.requestheader_extra_headers_prefix,
                 },
             )
         });
+        let oidc = oidc::Flags {
+            issuer_url: self.oidc_issuer_url.unwrap_or_default(),
+            client_id: self.oidc_client_id.unwrap_or_default(),
+            ca_file: self.oidc_ca_file,
+            username_claim: self.oidc_username_claim,
+            username_prefix: self.oidc_username_prefix,
+            groups_claim: self.oidc_groups_claim.unwrap_or_default(),
+            groups_prefix: self.oidc_groups_prefix.unwrap_or_default(),
+            signing_algs: self.oidc_signing_algs,
+            required_claims: self.oidc_required_claim,
+        };
+        let issuers = match (self.authentication_config, oidc.issuer_url.is_empty(), oidc.client_id.is_empty()) {
+            (Some(_), false, _) | (Some(_), _, false) => bail!("--authentication-config and --oidc-* flags exclude each other"),
+            (Some(path), ..) => Issuers::File(path),
+            (None, true, true) => Issuers::None,
+            (None, false, false) => Issuers::Flags(oidc),
+            _ => bail!("--oidc-issuer-url and --oidc-client-id are given together"),
+        };
+        let proxy_client = match (self.proxy_client_cert_file, self.proxy_client_key_file) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => bail!("--proxy-client-cert-file and --proxy-client-key-file are given together"),
+        };
         Ok(Config {
             etcd: EtcdConfig {
                 servers: self.etcd_servers,
@@ -234,11 +329,14 @@ impl Flags {
             advertise,
             tls_cert: self.tls_cert_file,
             tls_key: self.tls_private_key_file,
+            protocols: Protocols::of(self.tls_min_version.as_deref(), &self.tls_cipher_suites).map_err(anyhow::Error::msg)?,
             client_ca: self.client_ca_file,
-            modes,
+            authorizers,
+            token_webhook,
             bootstrap_tokens: self.enable_bootstrap_token_auth,
             anonymous: self.anonymous_auth,
-            issuers: self.service_account_issuer,
+            issuers,
+            token_issuers: self.service_account_issuer,
             api_audiences,
             signing_key: self.service_account_signing_key_file,
             token_keys: self.service_account_key_file,
@@ -252,6 +350,10 @@ impl Flags {
                 address_types: self.kubelet_preferred_address_types,
             },
             request_header,
+            proxy_client,
+            aggregator_routing: self.enable_aggregator_routing,
+            encryption: self.encryption_provider_config,
+            encryption_reload: self.encryption_provider_config_automatic_reload,
             event_ttl: go_seconds(&self.event_ttl).context("--event-ttl")?,
             admission,
             drain: drain::Config {
@@ -305,11 +407,40 @@ mod tests {
     }
 
     #[test]
+    fn what_talos_sets_is_taken() {
+        let c = parse(&[
+            "--anonymous-auth=false",
+            "--api-audiences=https://10.0.0.1:6443",
+            "--authorization-mode=Node,RBAC",
+            "--bind-address=0.0.0.0",
+            "--encryption-provider-config=e",
+            "--profiling=false",
+            "--proxy-client-cert-file=p",
+            "--proxy-client-key-file=k",
+            "--requestheader-allowed-names=front-proxy-client",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-client-ca-file=x",
+            "--tls-cipher-suites=TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+            "--tls-min-version=VersionTLS12",
+        ])
+        .unwrap();
+        assert!(c.proxy_client.is_some() && c.encryption.is_some() && !c.encryption_reload && !c.anonymous);
+        assert!(matches!(&c.authorizers, Authorizers::Flags { modes, .. } if modes == &["Node", "RBAC"]));
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (flag, named) in [
             ("--no-such-flag", "--no-such-flag"),
             ("--authorization-mode=AlwaysAllow", "AlwaysAllow"),
             ("--enable-admission-plugins=Nonsense", "Nonsense"),
+            ("--authorization-mode=Webhook", "--authorization-webhook-config-file"),
+            ("--encryption-provider-config-automatic-reload", "--encryption-provider-config"),
+            ("--oidc-client-id=x", "--oidc-issuer-url"),
+            ("--proxy-client-cert-file=x", "--proxy-client-key-file"),
+            ("--tls-min-version=1.2", "--tls-min-version"),
             ("--service-cluster-ip-range=10.0.0.0/8,11.0.0.0/8", "--service-cluster-ip-range"),
         ] {
             assert!(parse(&[flag]).unwrap_err().to_string().contains(named), "{flag}");

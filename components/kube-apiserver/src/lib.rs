@@ -1,9 +1,10 @@
 //! The Kubernetes API server.
 //!
 //! `storage` keeps objects as bytes and follows etcd; `registry` says what is served; `http` speaks to clients; `handlers` answer by
-//! verb; `kinds` holds what is special about each kind, `custom` what definitions add to them; `authn`, `authz` and `admission` decide who may, `audit` records who did; `flow_control` decides when; `webhook` calls what users run to convert and admit objects; `bootstrap` fills a new cluster.
+//! verb, `aggregation` hands on what extension servers answer; `kinds` holds what is special about each kind, `custom` what definitions add to them; `authn`, `authz` and `admission` decide who may, `audit` records who did; `flow_control` decides when; `webhook` calls what users run to convert and admit objects; `bootstrap` fills a new cluster.
 
 mod admission;
+mod aggregation;
 mod audit;
 mod authn;
 mod authz;

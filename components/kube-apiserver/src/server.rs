@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -24,9 +24,10 @@ use crate::{
         policy::{MutatingPolicy, Policies, Policy},
         webhooks::{self, Configured},
     },
+    aggregation::{self, Aggregator},
     audit::{self, Audit},
-    authn::{Authenticator, ClientCa, TokenIssuer, X509, jwt},
-    authz::{Authorizer, Mode},
+    authn::{self, Authenticator, ClientCa, TokenIssuer, X509, jwt, oidc},
+    authz::{self, Authorizer, Mode},
     bootstrap, flow_control,
     handlers::openapi::OpenApi,
     http::{
@@ -39,18 +40,71 @@ use crate::{
     objects::{Objects, SchemaIngest},
     registry::{Registry, Resource},
     services::NodePorts,
-    storage::{EncodedCache, Etcd, EtcdConfig, Reflector},
-    webhook::Webhooks,
+    storage::{EncodedCache, Encryption, Etcd, EtcdConfig, Reflector},
+    webhook::{self, Webhooks},
 };
 
-/// What the request-header proxy may say about users, published for extension servers.
+/// Where other issuers of tokens are configured.
 #[derive(Debug, Clone, Default)]
-pub struct RequestHeader {
-    pub ca_pem: String,
-    pub allowed_names: Vec<String>,
-    pub username_headers: Vec<String>,
-    pub group_headers: Vec<String>,
-    pub extra_prefixes: Vec<String>,
+pub enum Issuers {
+    #[default]
+    None,
+    File(PathBuf),
+    Flags(oidc::config::Flags),
+}
+
+impl Issuers {
+    /// Reads the configuration and begins to follow the issuers' keys.
+    fn read(&self, own: &[String]) -> Result<oidc::Issuers, oidc::config::ConfigError> {
+        let settings = match self {
+            Self::None => return Ok(oidc::Issuers::default()),
+            Self::File(path) => {
+                let read = |source| oidc::config::ConfigError::Read { path: path.display().to_string(), source };
+                oidc::config::parse(&std::fs::read_to_string(path).map_err(read)?, own)?
+            }
+            Self::Flags(f) => f.settings(own)?,
+        };
+        oidc::Issuers::start(&settings)
+    }
+}
+
+/// Where authorizers are configured.
+#[derive(Debug, Clone)]
+pub enum Authorizers {
+    File(PathBuf),
+    /// By `--authorization-mode`, with what its webhook needs.
+    Flags {
+        modes: Vec<String>,
+        webhook: Option<(PathBuf, String)>,
+        allowed_ttl: Duration,
+        refused_ttl: Duration,
+    },
+}
+
+impl Authorizers {
+    fn read(&self) -> Result<Vec<Mode>, authz::config::ConfigError> {
+        match self {
+            Self::File(path) => authz::config::load(path),
+            Self::Flags { modes, webhook, allowed_ttl, refused_ttl } => {
+                let mode = |m: &String| match (m.as_str(), webhook) {
+                    ("Node", _) => Some(Ok(Mode::Node)),
+                    ("RBAC", _) => Some(Ok(Mode::Rbac)),
+                    (_, Some((file, version))) => Some(authz::config::of_flags(file, version, *allowed_ttl, *refused_ttl)),
+                    // Flags let no other mode in, and none without a file.
+                    (_, None) => None,
+                };
+                modes.iter().filter_map(mode).collect()
+            }
+        }
+    }
+}
+
+/// A webhook that knows tokens.
+#[derive(Debug, Clone)]
+pub struct TokenHook {
+    pub file: PathBuf,
+    pub version: String,
+    pub ttl: Duration,
 }
 
 /// The configuration, already checked.
@@ -64,11 +118,14 @@ pub struct Config {
     pub advertise: IpAddr,
     pub tls_cert: PathBuf,
     pub tls_key: PathBuf,
+    pub protocols: tls::Protocols,
     pub client_ca: Option<PathBuf>,
-    pub modes: Vec<Mode>,
+    pub authorizers: Authorizers,
+    pub token_webhook: Option<TokenHook>,
     pub bootstrap_tokens: bool,
     pub anonymous: bool,
-    pub issuers: Vec<String>,
+    /// Who this server's own tokens are from.
+    pub token_issuers: Vec<String>,
     pub api_audiences: Vec<String>,
     pub signing_key: PathBuf,
     pub token_keys: Vec<PathBuf>,
@@ -76,7 +133,15 @@ pub struct Config {
     pub service_ranges: Vec<IpNet>,
     pub node_ports: NodePorts,
     pub kubelet: KubeletConfig,
-    pub request_header: Option<(PathBuf, RequestHeader)>,
+    /// The authority of proxies that name users in headers.
+    pub request_header: Option<(PathBuf, authn::Names)>,
+    /// The certificate and key that extension servers are shown.
+    pub proxy_client: Option<(PathBuf, PathBuf)>,
+    pub aggregator_routing: bool,
+    pub encryption: Option<PathBuf>,
+    pub encryption_reload: bool,
+    /// Other issuers of tokens.
+    pub issuers: Issuers,
     pub event_ttl: i64,
     pub admission: admission::Configuration,
     pub audit: Option<audit::Config>,
@@ -100,6 +165,8 @@ pub struct Server {
     pub audit: Option<Arc<Audit>>,
     pub gate: flow_control::Gate,
     pub encoded: EncodedCache,
+    pub encryption: Arc<Encryption>,
+    pub aggregator: Aggregator,
     pub authn: Authenticator,
     pub authz: Authorizer,
     pub tokens: Arc<TokenIssuer>,
@@ -108,7 +175,6 @@ pub struct Server {
     pub openapi: OpenApi,
     pub service_ranges: Vec<IpNet>,
     pub node_ports: NodePorts,
-    pub request_header: Option<RequestHeader>,
     pub advertise_address: String,
     pub advertise_port: u16,
     pub public_address: String,
@@ -138,7 +204,7 @@ impl Server {
             return Ok(id);
         }
         let id = self.etcd.lease(self.event_ttl + 60).await?;
-        *self.event_lease.lock() = Some((id, Instant::now() + std::time::Duration::from_secs(60)));
+        *self.event_lease.lock() = Some((id, Instant::now() + Duration::from_secs(60)));
         Ok(id)
     }
 }
@@ -146,11 +212,13 @@ impl Server {
 async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server>> {
     let schema = Schema::builtin();
     let registry = Arc::new(Registry::builtin(&schema));
-    let etcd = Etcd::connect(&c.etcd).await?;
+    let stored = registry.all().iter().filter(|r| !r.prefix.is_empty() && r.group == r.storage_group);
+    let stored = stored.map(|r| (r.prefix.clone(), (r.group.clone(), r.plural.clone()))).collect();
+    let encryption = Arc::new(Encryption::load(&c.root, stored, c.encryption.clone()).context("--encryption-provider-config")?);
+    let etcd = Etcd::connect(&c.etcd, Arc::clone(&encryption)).await?;
     let ingest = SchemaIngest { schema: schema.clone(), registry: Arc::clone(&registry) };
     let reflector = Reflector::new(etcd.clone(), &c.root, registry.prefixes(), Box::new(ingest));
     let objects = Arc::new(Objects { schema, reflector });
-    let x509 = c.client_ca.clone().map(ClientCa::load).transpose()?.map(|ca| Arc::new(X509 { ca }));
     let signing = jwt::SigningKey::load(&c.signing_key)?;
     let mut keys = Vec::new();
     for path in &c.token_keys {
@@ -160,19 +228,24 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         keys.extend(signing.verifying());
     }
     let tokens = Arc::new(TokenIssuer {
-        issuers: c.issuers.clone(),
+        issuers: c.token_issuers.clone(),
         api_audiences: c.api_audiences.clone(),
         signing: Some(signing),
         keys: Arc::new(keys),
         max_lifetime: c.max_token_lifetime,
     });
-    let request_header = match &c.request_header {
-        Some((path, r)) => {
-            let ca_pem = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-            Some(RequestHeader { ca_pem, ..r.clone() })
-        }
-        None => None,
-    };
+    let mut authn = Authenticator::new(Arc::clone(&tokens), Arc::clone(&objects));
+    if let Some((path, names)) = &c.request_header {
+        let x509 = Arc::new(X509 { ca: ClientCa::load(path.clone())? });
+        authn.request_header = Some(authn::RequestHeader { x509, names: names.clone() });
+    }
+    authn.x509 = c.client_ca.clone().map(ClientCa::load).transpose()?.map(|ca| Arc::new(X509 { ca }));
+    authn.issuers = arc_swap::ArcSwap::from_pointee(c.issuers.read(&c.token_issuers).context("--authentication-config or --oidc-*")?);
+    (authn.bootstrap_tokens, authn.anonymous) = (c.bootstrap_tokens, c.anonymous);
+    if let Some(w) = &c.token_webhook {
+        let hook = webhook::Configured::load(&w.file).context("--authentication-token-webhook-config-file")?;
+        authn.webhook = Some(authn::TokenWebhook::new(hook, w.version.clone(), w.ttl));
+    }
     let metrics: Arc<Metrics> = Arc::default();
     let audit = c.audit.as_ref().map(|a| Audit::start(a, objects.schema.clone(), Arc::clone(&metrics.audit))).transpose()?;
     let gate = flow_control::Gate::new(c.flow_control, &flow_control::upkeep::Defaults::new(&objects.schema));
@@ -181,8 +254,13 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         registry,
         etcd,
         root: c.root.clone(),
-        authn: Authenticator::new(x509, Arc::clone(&tokens), c.bootstrap_tokens, c.anonymous, Arc::clone(&objects)),
-        authz: Authorizer::new(c.modes.clone(), Arc::clone(&objects)),
+        authn,
+        encryption,
+        aggregator: Aggregator::new(c.proxy_client.clone(), c.aggregator_routing)?,
+        authz: Authorizer::new(
+            c.authorizers.read().context("--authorization-config or --authorization-webhook-config-file")?,
+            Arc::clone(&objects),
+        ),
         webhooks: Webhooks::new(Arc::clone(&objects)),
         mutating: Configured::new(webhooks::MUTATING),
         validating: Configured::new(webhooks::VALIDATING),
@@ -199,7 +277,6 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         openapi: OpenApi::default(),
         service_ranges: c.service_ranges.clone(),
         node_ports: c.node_ports,
-        request_header,
         advertise_address: c.advertise.to_string(),
         advertise_port: c.port,
         public_address: format!("{host}:{}", c.port),
@@ -217,10 +294,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let started = Instant::now();
     let server = build(&config, stop.clone()).await?;
     let cert = tls::ServingCert::load(config.tls_cert.clone(), config.tls_key.clone())?;
-    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&cert))?));
+    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&cert), &config.protocols)?));
     let listener =
         TcpListener::bind((config.bind, config.port)).await.with_context(|| format!("cannot listen on {}:{}", config.bind, config.port))?;
-    watch_files(&server, &cert);
+    watch_files(&server, &cert, &config);
     tokio::spawn(Arc::clone(&server.objects.reflector).run());
     let accepting = CancellationToken::new();
     let serving = tokio::spawn(serve::serve(Arc::clone(&server), listener, acceptor, accepting.clone()));
@@ -234,7 +311,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     if !stop.is_cancelled() {
         while let Err(e) = bootstrap::write_all(&server).await {
             tracing::warn!(error = %e, "bootstrap objects cannot be written; trying again");
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
         server.objects.reflector.barrier().await.context("waiting for the bootstrap objects to arrive")?;
         flow_control::upkeep::begin(&server);
@@ -242,31 +319,73 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tracing::info!(milliseconds = started.elapsed().as_millis() as u64, port = config.port, "ready");
         upkeep = Some(tokio::spawn(bootstrap::keep(Arc::clone(&server))));
         tokio::spawn(crate::custom::controller::run(Arc::clone(&server)));
+        aggregation::start(&server);
         tokio::spawn(flow_control::upkeep::run(Arc::clone(&server)));
     }
     stop.cancelled().await;
     tracing::info!("shutting down");
     if let Some(u) = upkeep {
         // It takes this server out of the endpoints before connections are closed.
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), u).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), u).await;
     }
     server.drain.run().await;
     accepting.cancel();
     serving.await.context("the listener ended badly")?;
     if let Some(audit) = &server.audit
-        && tokio::time::timeout(std::time::Duration::from_secs(5), audit.close()).await.is_err()
+        && tokio::time::timeout(Duration::from_secs(5), audit.close()).await.is_err()
     {
         tracing::warn!("audit events were still waiting to be written");
     }
     Ok(())
 }
 
-fn watch_files(server: &Arc<Server>, cert: &Arc<tls::ServingCert>) {
+fn watch_files(server: &Arc<Server>, cert: &Arc<tls::ServingCert>, config: &Config) {
+    if let Issuers::File(path) = &config.issuers {
+        let (issuers, own, server) = (config.issuers.clone(), config.token_issuers.clone(), Arc::downgrade(server));
+        tokio::spawn(tls::on_change(vec![path.clone()], move || {
+            let new = issuers.read(&own)?;
+            if let Some(s) = server.upgrade() {
+                s.authn.replace_issuers(new);
+            }
+            Ok::<_, oidc::config::ConfigError>(())
+        }));
+    }
+    if let Some(path) = server.encryption.path().filter(|_| config.encryption_reload) {
+        let (e, reflector) = (Arc::clone(&server.encryption), Arc::clone(&server.objects.reflector));
+        tokio::spawn(tls::on_change(vec![path], move || {
+            e.reload()?;
+            if e.take_unreadable() {
+                reflector.read_again();
+            }
+            Ok::<_, crate::storage::ConfigError>(())
+        }));
+    }
     let c = Arc::clone(cert);
     tokio::spawn(tls::on_change(cert.paths(), move || c.reload()));
-    if let Some(x) = &server.authn.x509 {
+    if let Authorizers::File(path) = &config.authorizers {
+        let (authorizers, server) = (config.authorizers.clone(), Arc::downgrade(server));
+        tokio::spawn(tls::on_change(vec![path.clone()], move || {
+            let modes = authorizers.read()?;
+            if let Some(s) = server.upgrade() {
+                s.authz.replace(modes);
+            }
+            Ok::<_, authz::config::ConfigError>(())
+        }));
+    }
+    let proxies = server.authn.request_header.as_ref().map(|r| &r.x509);
+    for x in server.authn.x509.iter().chain(proxies) {
         let ca = Arc::clone(&x.ca);
         tokio::spawn(tls::on_change(vec![ca.path()], move || ca.reload()));
+    }
+    if let Some(own) = server.aggregator.identity() {
+        let (own, server) = (Arc::clone(own), Arc::downgrade(server));
+        tokio::spawn(tls::on_change(own.paths(), move || {
+            own.reload()?;
+            if let Some(s) = server.upgrade() {
+                s.aggregator.refresh(&s.objects);
+            }
+            Ok::<_, tls::TlsError>(())
+        }));
     }
     let k = Arc::clone(&server.kubelet);
     if !k.paths().is_empty() {

@@ -15,6 +15,8 @@ pub struct Cluster {
     pub dir: PathBuf,
     #[allow(dead_code, reason = "the example prints no address")]
     pub port: u16,
+    #[allow(dead_code, reason = "only some tests look into etcd")]
+    pub etcd_url: String,
     etcd: Child,
 }
 
@@ -102,7 +104,7 @@ impl Cluster {
             .stderr(log)
             .spawn()
             .expect("etcd starts");
-        let cluster = Self { dir: dir.clone(), port, etcd };
+        let cluster = Self { dir: dir.clone(), port, etcd_url: format!("http://127.0.0.1:{client}"), etcd };
         if !dir.join("ca.crt").exists() {
             let ca = Authority::generate("dev-ca", jiff::Timestamp::now(), 30 * DAY).expect("a CA can be made");
             write(&dir, "ca.crt", &ca.cert_pem);
@@ -110,6 +112,11 @@ impl Cluster {
             let sa = pki::PrivateKey::generate().expect("a key can be made");
             write(&dir, "sa.key", &sa.to_pem());
             write(&dir, "sa.pub", &sa.public_pem());
+        }
+        if !dir.join("front-proxy-ca.crt").exists() {
+            let ca = Authority::generate("front-proxy-ca", jiff::Timestamp::now(), 30 * DAY).expect("a CA can be made");
+            write(&dir, "front-proxy-ca.crt", &ca.cert_pem);
+            write(&dir, "front-proxy-ca.key", &ca.key_pem);
         }
         let read = |n: &str| fs::read_to_string(dir.join(n)).expect("the file was written before");
         let ca = Authority::from_pem(&read("ca.crt"), &read("ca.key")).expect("the CA is good");
@@ -124,6 +131,10 @@ impl Cluster {
         for name in ["kube-scheduler", "kube-controller-manager", "cloud-controller-manager"] {
             kubeconfig(&dir, name, &url, &leaf(&ca, &format!("system:{name}"), None, false));
         }
+        let front = Authority::from_pem(&read("front-proxy-ca.crt"), &read("front-proxy-ca.key")).expect("the CA is good");
+        for name in ["front-proxy-client", "front-proxy-stranger"] {
+            kubeconfig(&dir, name, &url, &leaf(&front, name, None, false));
+        }
         kubeconfig(&dir, "kubelet", &url, &leaf(&ca, "system:node:dev", Some("system:nodes"), false));
         kubeconfig(&dir, "kube-proxy", &url, &leaf(&ca, "system:kube-proxy", Some("system:node-proxier"), false));
         let file = |n: &str| dir.join(n).display().to_string();
@@ -133,7 +144,6 @@ impl Cluster {
             "--advertise-address=127.0.0.1".into(),
             "--bind-address=127.0.0.1".into(),
             format!("--secure-port={port}"),
-            "--authorization-mode=Node,RBAC".into(),
             "--enable-admission-plugins=NodeRestriction".into(),
             "--enable-bootstrap-token-auth=true".into(),
             format!("--client-ca-file={}", file("ca.crt")),
@@ -146,11 +156,13 @@ impl Cluster {
             format!("--service-account-key-file={}", file("sa.pub")),
             format!("--service-account-signing-key-file={}", file("sa.key")),
             "--service-cluster-ip-range=10.96.0.0/16".into(),
-            format!("--requestheader-client-ca-file={}", file("ca.crt")),
-            "--requestheader-allowed-names=admin".into(),
+            format!("--requestheader-client-ca-file={}", file("front-proxy-ca.crt")),
+            "--requestheader-allowed-names=front-proxy-client".into(),
             "--requestheader-username-headers=X-Remote-User".into(),
             "--requestheader-group-headers=X-Remote-Group".into(),
             "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
+            format!("--proxy-client-cert-file={}", file("front-proxy-client.crt")),
+            format!("--proxy-client-key-file={}", file("front-proxy-client.key")),
         ];
         (cluster, args.into_iter().map(OsString::from).collect())
     }

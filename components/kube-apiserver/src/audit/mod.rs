@@ -199,6 +199,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// Whether the answer's body is recorded.
+    pub fn reads_answers(&self) -> bool {
+        self.ruling.level == Level::RequestResponse
+    }
+
     /// The first value of a key stays.
     pub fn annotate(&self, key: impl Into<String>, value: &str) {
         self.state.lock().annotations.entry(key.into()).or_insert_with(|| value.to_owned());
@@ -276,7 +281,7 @@ impl Record {
     pub async fn answered(self: &Arc<Self>, answer: Answer, panicked: bool) -> Answer {
         let code = answer.status().as_u16();
         let content_type = answer.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
-        let wanted = self.ruling.level == Level::RequestResponse;
+        let wanted = self.reads_answers();
         {
             let mut s = self.state.lock();
             s.code = code;

@@ -1,9 +1,12 @@
-//! Who is asking: client certificates, then bearer tokens, then nobody.
+//! Who is asking: whom a proxy names, then client certificates, then bearer tokens, then nobody.
 
 mod bootstrap_token;
 pub mod jwt;
 mod memo;
+pub mod oidc;
+mod request_header;
 mod service_account;
+mod webhook;
 mod x509;
 
 use std::{
@@ -12,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use http::{HeaderMap, header};
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
@@ -19,7 +23,9 @@ use sha2::{Digest, Sha256};
 
 use crate::objects::Objects;
 
+pub use request_header::{Names, RequestHeader};
 pub use service_account::{Bound, TokenIssuer};
+pub use webhook::TokenWebhook;
 pub use x509::{ClientCa, X509};
 
 /// Who a request is made as.
@@ -55,7 +61,7 @@ impl User {
 }
 
 /// The client gave credentials that are not good; why is for the log alone.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected(pub String);
 
 /// Results of good tokens are kept this long, as upstream keeps them.
@@ -64,10 +70,15 @@ const TOKEN_CACHE_SIZE: usize = 4096;
 
 /// The authenticators in their order.
 pub struct Authenticator {
+    pub request_header: Option<RequestHeader>,
     pub x509: Option<Arc<X509>>,
     pub tokens: Arc<TokenIssuer>,
     pub bootstrap_tokens: bool,
     pub anonymous: bool,
+    /// Other issuers of tokens, and who may be anonymous; replaced when the configuration's file changes.
+    pub issuers: ArcSwap<oidc::Issuers>,
+    /// Asked about tokens that nobody else knows.
+    pub webhook: Option<TokenWebhook>,
     objects: Arc<Objects>,
     seen: Mutex<HashMap<[u8; 32], (Instant, User)>>,
 }
@@ -76,13 +87,30 @@ pub struct Authenticator {
 const ANONYMOUS_PATHS: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
 
 impl Authenticator {
-    pub fn new(x509: Option<Arc<X509>>, tokens: Arc<TokenIssuer>, bootstrap_tokens: bool, anonymous: bool, objects: Arc<Objects>) -> Self {
-        Self { x509, tokens, bootstrap_tokens, anonymous, objects, seen: Mutex::default() }
+    pub fn new(tokens: Arc<TokenIssuer>, objects: Arc<Objects>) -> Self {
+        Self {
+            request_header: None,
+            x509: None,
+            tokens,
+            bootstrap_tokens: false,
+            anonymous: false,
+            issuers: ArcSwap::default(),
+            webhook: None,
+            objects,
+            seen: Mutex::default(),
+        }
     }
 
     /// `peer`: the certificates of the TLS connection.
-    pub fn authenticate(&self, peer: &[CertificateDer<'static>], headers: &HeaderMap, path: &str) -> Result<User, Rejected> {
+    pub async fn authenticate(&self, peer: &[CertificateDer<'static>], headers: &HeaderMap, path: &str) -> Result<User, Rejected> {
         let mut rejected = None;
+        if let (Some(r), false) = (&self.request_header, peer.is_empty()) {
+            match r.authenticate(peer, headers) {
+                Ok(Some(user)) => return Ok(user.authenticated()),
+                Ok(None) => {}
+                Err(e) => rejected = Some(e),
+            }
+        }
         if let (Some(x509), false) = (&self.x509, peer.is_empty()) {
             match x509.authenticate(peer) {
                 Ok(user) => return Ok(user.authenticated()),
@@ -90,17 +118,33 @@ impl Authenticator {
             }
         }
         if let Some(token) = bearer(headers) {
-            return self.token(token, &self.tokens.api_audiences).map(|(u, _)| u);
+            return self.token(token, &self.tokens.api_audiences).await.map(|(u, _)| u);
         }
         if let Some(e) = rejected {
             return Err(e);
         }
-        let open = ANONYMOUS_PATHS.iter().any(|p| path == *p || path.strip_prefix(p).is_some_and(|r| r.starts_with('/')));
-        if self.anonymous && open { Ok(User::anonymous()) } else { Err(Rejected("no credentials".into())) }
+        if self.takes_anonymous(path) { Ok(User::anonymous()) } else { Err(Rejected("no credentials".into())) }
+    }
+
+    /// Goes on with another configuration; what was found good by the one before is looked at again.
+    pub fn replace_issuers(&self, new: oidc::Issuers) {
+        self.issuers.store(Arc::new(new));
+        self.seen.lock().clear();
+    }
+
+    /// A configuration says who may be anonymous; without one only health and version are for everybody.
+    fn takes_anonymous(&self, path: &str) -> bool {
+        match &self.issuers.load().anonymous {
+            Some(a) => a.enabled && (a.conditions.is_empty() || a.conditions.iter().any(|c| c.path == path)),
+            None => {
+                let open = |p: &&str| path == *p || path.strip_prefix(p).is_some_and(|r| r.starts_with('/'));
+                self.anonymous && ANONYMOUS_PATHS.iter().any(|p| open(&p))
+            }
+        }
     }
 
     /// The user of a token that is meant for one of `audiences`, and which of them it is meant for.
-    pub fn token(&self, token: &str, audiences: &[String]) -> Result<(User, Vec<String>), Rejected> {
+    pub async fn token(&self, token: &str, audiences: &[String]) -> Result<(User, Vec<String>), Rejected> {
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let usual = audiences == self.tokens.api_audiences;
         if usual
@@ -109,13 +153,7 @@ impl Authenticator {
         {
             return Ok((user.clone(), audiences.to_vec()));
         }
-        let (user, auds) = if jwt::looks_like(token) {
-            service_account::authenticate(&self.tokens, &self.objects, token, audiences)?
-        } else if self.bootstrap_tokens {
-            (bootstrap_token::authenticate(&self.objects, token)?, Vec::new())
-        } else {
-            return Err(Rejected("unknown kind of token".into()));
-        };
+        let (user, auds) = self.judge(token, audiences).await?;
         let user = user.authenticated();
         if usual {
             let mut seen = self.seen.lock();
@@ -127,6 +165,37 @@ impl Authenticator {
             }
         }
         Ok((user, auds))
+    }
+
+    async fn judge(&self, token: &str, audiences: &[String]) -> Result<(User, Vec<String>), Rejected> {
+        let own = if jwt::looks_like(token) {
+            service_account::authenticate(&self.tokens, &self.objects, token, audiences)
+        } else if self.bootstrap_tokens {
+            bootstrap_token::authenticate(&self.objects, token).map(|u| (u, Vec::new()))
+        } else {
+            Err(Rejected("unknown kind of token".into()))
+        };
+        let rejected = match own {
+            Ok(found) => return Ok(found),
+            Err(e) => e,
+        };
+        let issuers = self.issuers.load_full();
+        let rejected = match issuers.authenticate(token).await {
+            None => rejected,
+            Some(Err(e)) => e,
+            Some(Ok(user)) => {
+                // Their audiences are their configuration's: here such a token is one for this server.
+                let meant: Vec<String> = audiences.iter().filter(|a| self.tokens.api_audiences.contains(a)).cloned().collect();
+                if !meant.is_empty() {
+                    return Ok((user, meant));
+                }
+                Rejected("another audience".into())
+            }
+        };
+        match &self.webhook {
+            Some(w) => w.authenticate(token, audiences).await,
+            None => Err(rejected),
+        }
     }
 }
 

@@ -1,9 +1,15 @@
-//! Whether someone may do something: group `system:masters`, then the Node authorizer, then RBAC. Nothing else allows anything.
+//! Whether someone may do something: group `system:masters`, then who is configured: the Node authorizer, RBAC, webhooks. Nothing else
+//! allows anything.
 
+pub mod config;
 pub mod node;
 pub mod rbac;
+mod webhook;
 
 use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use webhook::WebhookAuthorizer;
 
 use crate::{authn::User, objects::Objects};
 
@@ -27,6 +33,8 @@ pub struct Attributes {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     Allow(String),
+    /// Somebody forbids it, and nobody else is asked.
+    Deny(String),
     /// Nobody allows it; with what there is to say about it.
     NoOpinion(String),
 }
@@ -37,40 +45,90 @@ impl Decision {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Who is asked.
+#[derive(Clone)]
 pub enum Mode {
     Node,
     Rbac,
+    Webhook(Arc<WebhookAuthorizer>),
 }
 
 pub struct Authorizer {
-    modes: Vec<Mode>,
+    modes: ArcSwap<Vec<Mode>>,
     pub rbac: rbac::Rbac,
     node: node::NodeAuthorizer,
 }
 
 impl Authorizer {
     pub fn new(modes: Vec<Mode>, objects: Arc<Objects>) -> Self {
-        Self { modes, rbac: rbac::Rbac::new(Arc::clone(&objects)), node: node::NodeAuthorizer::new(objects) }
+        Self { modes: ArcSwap::from_pointee(modes), rbac: rbac::Rbac::new(Arc::clone(&objects)), node: node::NodeAuthorizer::new(objects) }
     }
 
-    pub fn authorize(&self, user: &User, a: &Attributes) -> Decision {
-        if user.in_group(crate::authn::MASTERS) {
-            return Decision::Allow(String::new());
-        }
-        let mut reasons = Vec::new();
-        for mode in &self.modes {
-            let d = match mode {
+    /// Asks others from now on.
+    pub fn replace(&self, modes: Vec<Mode>) {
+        self.modes.store(Arc::new(modes));
+    }
+
+    /// Whether one of them cannot say what rules somebody has.
+    pub fn asks_webhooks(&self) -> bool {
+        self.modes.load().iter().any(|m| matches!(m, Mode::Webhook(_)))
+    }
+
+    pub async fn decide(&self, user: &User, a: &Attributes) -> Decision {
+        let modes = self.modes.load_full();
+        let mut asked = Asked::new(user);
+        for mode in modes.iter() {
+            if let Some(d) = asked.settled {
+                return d;
+            }
+            asked.hear(match mode {
                 Mode::Node => self.node.authorize(user, a),
                 Mode::Rbac => self.rbac.authorize(user, a),
-            };
-            match d {
-                Decision::Allow(_) => return d,
-                Decision::NoOpinion(r) if !r.is_empty() => reasons.push(r),
-                Decision::NoOpinion(_) => {}
-            }
+                Mode::Webhook(w) => w.decide(user, a).await,
+            });
         }
-        Decision::NoOpinion(reasons.join(", "))
+        asked.end()
+    }
+
+    /// As [`decide`](Self::decide), where nothing can be awaited: a webhook that has to be asked holds up the thread.
+    pub fn authorize(&self, user: &User, a: &Attributes) -> Decision {
+        let modes = self.modes.load();
+        let mut asked = Asked::new(user);
+        for mode in modes.iter() {
+            if let Some(d) = asked.settled {
+                return d;
+            }
+            asked.hear(match mode {
+                Mode::Node => self.node.authorize(user, a),
+                Mode::Rbac => self.rbac.authorize(user, a),
+                Mode::Webhook(w) => tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(w.decide(user, a))),
+            });
+        }
+        asked.end()
+    }
+}
+
+/// What was heard so far.
+struct Asked {
+    settled: Option<Decision>,
+    reasons: Vec<String>,
+}
+
+impl Asked {
+    fn new(user: &User) -> Self {
+        let settled = user.in_group(crate::authn::MASTERS).then(|| Decision::Allow(String::new()));
+        Self { settled, reasons: Vec::new() }
+    }
+
+    fn hear(&mut self, d: Decision) {
+        match d {
+            Decision::NoOpinion(r) => self.reasons.extend(Some(r).filter(|r| !r.is_empty())),
+            d => self.settled = Some(d),
+        }
+    }
+
+    fn end(self) -> Decision {
+        self.settled.unwrap_or_else(|| Decision::NoOpinion(self.reasons.join(", ")))
     }
 }
 

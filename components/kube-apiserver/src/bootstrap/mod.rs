@@ -2,6 +2,7 @@
 //! `kubernetes` Service. Written in a few transactions at start, and kept.
 
 pub mod rbac;
+mod trust;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
@@ -181,24 +182,6 @@ fn own_cluster_ip(server: &Server) -> Option<IpAddr> {
     server.service_ranges.first()?.hosts().next()
 }
 
-/// The CA bundles that extension API servers need to know whom to trust.
-async fn authentication_config(server: &Server) -> Result<(), ApiError> {
-    let mut data = serde_json::Map::new();
-    if let Some(x509) = &server.authn.x509 {
-        data.insert("client-ca-file".into(), x509.ca.pem().as_str().into());
-    }
-    if let Some(r) = &server.request_header {
-        data.insert("requestheader-client-ca-file".into(), r.ca_pem.as_str().into());
-        let list = |l: &[String]| Value::from(serde_json::to_string(l).unwrap_or_default());
-        data.insert("requestheader-allowed-names".into(), list(&r.allowed_names));
-        data.insert("requestheader-username-headers".into(), list(&r.username_headers));
-        data.insert("requestheader-group-headers".into(), list(&r.group_headers));
-        data.insert("requestheader-extra-headers-prefix".into(), list(&r.extra_prefixes));
-    }
-    let v = json!({"metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"}, "data": data});
-    ensure(server, &*resource(server, "", "configmaps")?, v, &["data"]).await
-}
-
 /// The `kubernetes` Service and, while this server is ready, itself among its endpoints.
 async fn kubernetes_service(server: &Server) -> Result<(), ApiError> {
     let Some(ip) = own_cluster_ip(server) else { return Ok(()) };
@@ -257,7 +240,7 @@ pub async fn keep(server: Arc<Server>) {
             }
         };
         report("the kubernetes Service", kubernetes_service(&server).await);
-        report("the authentication ConfigMap", authentication_config(&server).await);
+        report("the authentication ConfigMap", trust::publish(&server).await);
         if round.is_multiple_of(6) {
             report("flow schemas and priority levels", crate::flow_control::upkeep::defaults(&server).await);
         }

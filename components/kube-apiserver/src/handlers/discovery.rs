@@ -28,7 +28,7 @@ pub fn dispatch(ctx: &Arc<Ctx>) -> Result<Answer, ApiError> {
     if ctx.method != http::Method::GET && ctx.method != http::Method::HEAD {
         return Err(ApiError::method_not_allowed());
     }
-    let groups = registry.groups();
+    let groups = ctx.server.aggregator.groups(registry.groups());
     let known = |g: &str| groups.iter().find(|(n, _)| n == g);
     match parts.as_slice() {
         ["api"] if wanted.shape == As::Discovery => aggregated(ctx, &[(String::new(), vec!["v1".to_owned()])], wanted),
@@ -111,6 +111,9 @@ fn aggregated(ctx: &Ctx, groups: &[(String, Vec<String>)], wanted: Wanted) -> Re
             let versions: Vec<Value> = versions
                 .iter()
                 .map(|v| {
+                    if let Some(theirs) = ctx.server.aggregator.version_entry(g, v) {
+                        return theirs;
+                    }
                     let resources: Vec<Value> = ctx
                         .server
                         .registry
@@ -192,7 +195,7 @@ pub fn root(ctx: &Ctx) -> Result<Answer, ApiError> {
     ]
     .map(str::to_owned)
     .to_vec();
-    for (g, versions) in ctx.server.registry.groups() {
+    for (g, versions) in ctx.server.aggregator.groups(ctx.server.registry.groups()) {
         paths.push(format!("/apis/{g}"));
         paths.extend(versions.iter().map(|v| format!("/apis/{g}/{v}")));
     }

@@ -7,7 +7,7 @@ mod health;
 pub mod openapi;
 mod options;
 mod patch;
-mod proxy;
+pub mod proxy;
 mod read;
 mod reviews;
 pub mod scale;
@@ -31,13 +31,14 @@ pub use delete::delete_for_server;
 pub use options::{DeleteOptions, Propagation, Validation, WriteOptions};
 
 use crate::{
+    aggregation,
     audit::Record,
     authn::User,
     custom::conversion,
     http::{
         Answer, ApiError, As, Body, Group, Media, Offers, Query, RequestInfo, Wanted,
         body::{self, answer},
-        negotiate,
+        gzip, negotiate,
     },
     registry::Resource,
     server::Server,
@@ -134,6 +135,11 @@ impl Ctx {
         Group(&self.info.group, &self.info.resource)
     }
 
+    /// Whether the answer may be compressed: the client takes it, and no audit reads it.
+    pub fn takes_gzip(&self) -> bool {
+        gzip::accepted(&self.headers) && !self.audit.as_ref().is_some_and(|r| r.reads_answers())
+    }
+
     fn finish(&self, mut a: Answer) -> Answer {
         for w in self.warnings.lock().iter() {
             let text: String = w.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -142,7 +148,8 @@ impl Ctx {
                 a.headers_mut().append("warning", v);
             }
         }
-        a
+        let read = self.method == Method::GET && self.info.verb != "watch" && (self.info.is_resource || self.info.path.starts_with("/api"));
+        if read && self.takes_gzip() { gzip::compress(a) } else { a }
     }
 }
 
@@ -257,6 +264,10 @@ pub async fn dispatch(mut ctx: Ctx, body: Incoming, extensions: Extensions) -> R
         custom = true;
     }
     let ctx = Arc::new(ctx);
+    // Their OpenAPI documents are their own, too.
+    if let Some(remote) = ctx.server.aggregator.route(ctx.info.path.strip_prefix("/openapi/v3").unwrap_or(&ctx.info.path)) {
+        return aggregation::proxy::serve(&ctx, &remote, body, extensions).await;
+    }
     let result = route(&ctx, body, extensions).await;
     // No router stands in front of these that would refuse in words of its own.
     let result = result.map_err(|e| if custom && e.code == 406 { negotiate::refusal() } else { e });

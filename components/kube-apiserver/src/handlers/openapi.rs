@@ -16,6 +16,7 @@ use sha2::{Digest, Sha512};
 
 use super::{Ctx, discovery::KUBERNETES, encode_value};
 use crate::{
+    aggregation,
     http::{Answer, ApiError, Body, Wanted, body},
     registry::Dynamic,
     server::Server,
@@ -47,10 +48,10 @@ pub struct OpenApi {
     dynamic: Mutex<Custom>,
 }
 
-/// What holds for one state of the definitions.
+/// What holds for one state of the definitions and of what extension servers describe.
 #[derive(Debug, Default)]
 struct Custom {
-    of: Option<Arc<Dynamic>>,
+    of: Option<(Arc<Dynamic>, u64)>,
     v2: Option<Kept>,
     v2_protobuf: Option<Kept>,
     v3: HashMap<String, Kept>,
@@ -62,10 +63,10 @@ impl OpenApi {
     }
 
     /// What is kept for the definitions as they are now.
-    fn dynamic(&self, now: &Arc<Dynamic>) -> MutexGuard<'_, Custom> {
+    fn dynamic(&self, now: &Arc<Dynamic>, described: u64) -> MutexGuard<'_, Custom> {
         let mut kept = self.dynamic.lock();
-        if !kept.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, now)) {
-            *kept = Custom { of: Some(Arc::clone(now)), ..Custom::default() };
+        if !kept.of.as_ref().is_some_and(|(of, d)| Arc::ptr_eq(of, now) && *d == described) {
+            *kept = Custom { of: Some((Arc::clone(now), described)), ..Custom::default() };
         }
         kept
     }
@@ -73,12 +74,18 @@ impl OpenApi {
     fn v2_value(&self, server: &Server, dynamic: &Dynamic) -> Value {
         let mut resources = self.builtin(server).to_vec();
         resources.extend(dynamic.all().iter().map(|r| resource(r)));
-        documents(server, &resources).v2()
+        let mut v = documents(server, &resources).v2();
+        for remote in server.aggregator.remotes() {
+            if let Some(theirs) = server.aggregator.described(&remote.key()).as_deref().and_then(|d| d.v2.as_ref()) {
+                aggregation::openapi::merge_v2(&mut v, theirs);
+            }
+        }
+        v
     }
 
     fn v2(&self, server: &Server, protobuf: bool) -> Result<Kept, ApiError> {
         let dynamic = server.registry.dynamic();
-        let mut kept = self.dynamic(&dynamic);
+        let mut kept = self.dynamic(&dynamic, server.aggregator.generation());
         let slot = if protobuf { &mut kept.v2_protobuf } else { &mut kept.v2 };
         if let Some(k) = slot {
             return Ok(k.clone());
@@ -106,7 +113,7 @@ impl OpenApi {
         let mut parts = path.strip_prefix("apis/").into_iter().flat_map(|p| p.split('/'));
         let group = parts.next().unwrap_or("");
         if dynamic.groups().iter().any(|(g, _)| g == group) {
-            let mut kept = self.dynamic(&dynamic);
+            let mut kept = self.dynamic(&dynamic, server.aggregator.generation());
             if let Some(k) = kept.v3.get(path) {
                 return Ok(Some(k.clone()));
             }
@@ -202,6 +209,12 @@ pub fn dispatch(ctx: &Arc<Ctx>) -> Result<Answer, ApiError> {
             for p in server.openapi.v3_paths(server) {
                 if let Some(k) = server.openapi.v3(server, &p)? {
                     paths.insert(p.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{p}?hash={}", k.hash)}));
+                }
+            }
+            for remote in server.aggregator.remotes() {
+                let Some(described) = server.aggregator.described(&remote.key()) else { continue };
+                for (path, url) in &described.v3 {
+                    paths.insert(path.clone(), json!({"serverRelativeURL": url}));
                 }
             }
             Ok(encode_value(200, &json!({"paths": paths}), Wanted::JSON))

@@ -275,10 +275,10 @@ fn service_endpoint(ctx: &Ctx, name: &str, port: Option<&str>, tls: bool) -> Res
 }
 
 /// Headers that are about one connection and not the request.
-const HOP: &[&str] =
+pub const HOP: &[&str] =
     &["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"];
 
-fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
+pub fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
     let connection = headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
     let asked = connection.into_iter().any(|t| t.trim().eq_ignore_ascii_case("upgrade"));
     if asked { headers.get(header::UPGRADE).cloned() } else { None }
@@ -316,6 +316,11 @@ async fn forward(ctx: &Arc<Ctx>, target: Target, path: &str, incoming: Incoming,
     *request.uri_mut() = path.parse().map_err(|_| ApiError::bad_request(format!("the path {path:?} cannot be requested")))?;
     *request.headers_mut() = headers;
     let response = sender.send_request(request).await.map_err(|e| failed(e.to_string()))?;
+    Ok(relay(ctx, response, extensions))
+}
+
+/// The other side's answer as ours. An upgraded connection becomes a tunnel.
+pub fn relay(ctx: &Ctx, response: http::Response<Incoming>, extensions: Extensions) -> Answer {
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (mut parts, body) = response.into_parts();
         for h in HOP {
@@ -325,7 +330,7 @@ async fn forward(ctx: &Arc<Ctx>, target: Target, path: &str, incoming: Incoming,
         let mut a = Answer::new(Body::Incoming(body));
         *a.status_mut() = parts.status;
         *a.headers_mut() = parts.headers;
-        return Ok(a);
+        return a;
     }
     let mut a = Answer::new(Body::Full(bytes::Bytes::new()));
     *a.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -352,5 +357,5 @@ async fn forward(ctx: &Arc<Ctx>, target: Target, path: &str, incoming: Incoming,
             () = stop.cancelled() => {}
         }
     });
-    Ok(a)
+    a
 }

@@ -14,7 +14,11 @@ use super::{
 };
 use crate::{
     custom::conversion,
-    http::{Answer, ApiError, As, Body, Group, Media, Offers, Wanted, body::answer},
+    http::{
+        Answer, ApiError, As, Body, Group, Media, Offers, Wanted,
+        body::answer,
+        gzip::{self, Tail},
+    },
     kinds,
     registry::Resource,
     storage::{ResourceCache, Stored, prefix_end},
@@ -87,6 +91,8 @@ pub struct Selection {
     pub rev: i64,
     pub token: String,
     pub remaining: Option<i64>,
+    /// Made of the cache as it is since this revision.
+    pub changed: Option<i64>,
 }
 
 /// The keys a list may give: those of a namespace, or all.
@@ -150,7 +156,8 @@ pub async fn select(ctx: &Ctx, res: &Resource, o: &ListOptions) -> Result<Select
     // Nothing changed since the revision asked for: the cache is that revision.
     if at == 0 || at >= changed {
         let rev = if at > 0 { at } else { observed.max(changed) };
-        return Ok(page(map.range(&prefix, start.as_deref()).map(|(_, s)| Arc::clone(s)), o, rev));
+        let s = page(map.range(&prefix, start.as_deref()).map(|(_, s)| Arc::clone(s)), o, rev);
+        return Ok(Selection { changed: Some(changed), ..s });
     }
     from_etcd(ctx, res, o, &prefix, start, at).await
 }
@@ -160,7 +167,7 @@ fn page(all: impl Iterator<Item = Arc<Stored>>, o: &ListOptions, rev: i64) -> Se
     let mut all = all.filter(|s| matches(o, s));
     if o.limit <= 0 {
         items.extend(all);
-        return Selection { items, rev, token: String::new(), remaining: None };
+        return Selection { items, rev, token: String::new(), remaining: None, changed: None };
     }
     items.extend(all.by_ref().take(usize::try_from(o.limit).unwrap_or(usize::MAX)));
     let rest = all.count();
@@ -169,7 +176,7 @@ fn page(all: impl Iterator<Item = Arc<Stored>>, o: &ListOptions, rev: i64) -> Se
         _ => String::new(),
     };
     let plain = o.labels.is_empty() && o.fields.is_empty();
-    Selection { items, rev, token, remaining: (rest > 0 && plain).then_some(rest as i64) }
+    Selection { items, rev, token, remaining: (rest > 0 && plain).then_some(rest as i64), changed: None }
 }
 
 /// Reads at an older revision; the objects pass through and are not kept.
@@ -205,12 +212,12 @@ async fn from_etcd(
             if o.limit > 0 && items.len() == limit {
                 let rest = page.count - seen;
                 let token = if rest > 0 { encode_token(at, &format!("{key}\0")) } else { String::new() };
-                return Ok(Selection { items, rev: at, token, remaining: (rest > 0 && plain).then_some(rest) });
+                return Ok(Selection { items, rev: at, token, remaining: (rest > 0 && plain).then_some(rest), changed: None });
             }
         }
         match page.kvs.last() {
             Some(last) if page.more => from = format!("{}\0", last.key),
-            _ => return Ok(Selection { items, rev: at, token: String::new(), remaining: None }),
+            _ => return Ok(Selection { items, rev: at, token: String::new(), remaining: None, changed: None }),
         }
     }
 }
@@ -260,12 +267,23 @@ pub async fn encode_list(ctx: &Ctx, res: &Arc<Resource>, mut s: Selection, wante
         let why = format!("you requested PartialObjectMetadata, but the requested object is a list ({})", go_type(res, "List"));
         return Err(ApiError::new(406, "NotAcceptable", why));
     }
-    s.items = conversion::shown(&ctx.server, res, s.items).await?;
-    let docs = || s.items.iter().map(|i| load(&ctx.server, res, i)).collect::<Result<Vec<Doc>, _>>();
     let kind = match &res.custom {
         Some(c) => c.definition.list_kind.clone(),
         None => format!("{}List", res.kind),
     };
+    let keep = Keep::of(ctx, &s, wanted);
+    if let Some(keep) = &keep
+        && let Some(tail) = ctx.server.encoded.list(&keep.key, keep.changed, res)
+    {
+        let head = match wanted.media {
+            Media::Protobuf => protobuf_head(ctx, res, &s, &kind, tail.plain_len() - PROTOBUF_END.len())?,
+            _ => json_head(res, &s, &kind).into_bytes(),
+        };
+        let body = Body::stream(futures_util::stream::iter(tail.after(&head)));
+        return Ok(gzip::compressed(200, wanted.media.content_type(), body));
+    }
+    s.items = conversion::shown(&ctx.server, res, s.items).await?;
+    let docs = || s.items.iter().map(|i| load(&ctx.server, res, i)).collect::<Result<Vec<Doc>, _>>();
     match (wanted.shape, wanted.media) {
         (As::Table, _) => {
             let include = table::Include::parse(ctx.query.get("includeObject"))?;
@@ -278,13 +296,17 @@ pub async fn encode_list(ctx: &Ctx, res: &Arc<Resource>, mut s: Selection, wante
             let v = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": list_meta(&s), "items": items});
             Ok(encode_value(200, &v, wanted))
         }
-        (As::Object | As::Discovery, Media::Json) if !wanted.pretty => Ok(stream_json(ctx, res, s, &kind)),
+        (As::Object | As::Discovery, Media::Json) if !wanted.pretty => Ok(stream_json(ctx, res, s, &kind, keep)),
         (As::Object | As::Discovery, Media::Protobuf) => {
-            let ty = ctx.server.objects.schema.kind(&res.group, &res.version, &kind);
-            let Some(ty) = ty else { return Err(ApiError::internal(format!("no type {kind}"))) };
-            let mut list = Doc::new(&ctx.server.objects.schema, ty);
-            list.set("metadata", list_meta(&s)).map_err(ApiError::internal)?;
-            Ok(answer(200, Media::Protobuf.content_type(), Body::Full(protobuf_list(&list, &docs()?, &res.api_version(), &kind))))
+            let items = protobuf_items(&docs()?);
+            let head = protobuf_head(ctx, res, &s, &kind, items.len() - PROTOBUF_END.len())?;
+            let Some(keep) = keep.filter(|_| items.len() >= gzip::THRESHOLD) else {
+                return Ok(answer(200, Media::Protobuf.content_type(), Body::Full([head, items].concat().into())));
+            };
+            let tail = Arc::new(Tail::new(&items));
+            let body = Body::stream(futures_util::stream::iter(tail.after(&head)));
+            ctx.server.encoded.keep_list(keep.key, keep.changed, res, tail);
+            Ok(gzip::compressed(200, Media::Protobuf.content_type(), body))
         }
         _ => {
             let items: Vec<Value> = docs()?
@@ -320,22 +342,51 @@ fn field(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// A list message is its metadata (field 1) and its items (field 2), in the envelope every protobuf answer has.
-fn protobuf_list(list: &Doc, items: &[Doc], api_version: &str, kind: &str) -> Bytes {
-    let mut raw = list.to_protobuf_message();
+/// What ends an answer's envelope: no content encoding, no content type.
+const PROTOBUF_END: &[u8] = &[3 << 3 | 2, 0, 4 << 3 | 2, 0];
+
+/// The items of a list message (field 2), and the end of the envelope that every protobuf answer has.
+fn protobuf_items(items: &[Doc]) -> Vec<u8> {
+    let mut out = Vec::new();
     for item in items {
-        field(&mut raw, 2, &item.to_protobuf_message());
+        field(&mut out, 2, &item.to_protobuf_message());
     }
+    out.extend_from_slice(PROTOBUF_END);
+    out
+}
+
+/// What comes before the items: the envelope's begin and the list's metadata (field 1).
+fn protobuf_head(ctx: &Ctx, res: &Resource, s: &Selection, kind: &str, items: usize) -> Result<Vec<u8>, ApiError> {
+    let ty = ctx.server.objects.schema.kind(&res.group, &res.version, kind);
+    let Some(ty) = ty else { return Err(ApiError::internal(format!("no type {kind}"))) };
+    let mut list = Doc::new(&ctx.server.objects.schema, ty);
+    list.set("metadata", list_meta(s)).map_err(ApiError::internal)?;
+    let list = list.to_protobuf_message();
     let mut meta = Vec::new();
-    field(&mut meta, 1, api_version.as_bytes());
+    field(&mut meta, 1, res.api_version().as_bytes());
     field(&mut meta, 2, kind.as_bytes());
-    let mut out = Vec::with_capacity(raw.len() + 64);
-    out.extend_from_slice(crate::objects::PROTOBUF_MAGIC);
+    let mut out = crate::objects::PROTOBUF_MAGIC.to_vec();
     field(&mut out, 1, &meta);
-    field(&mut out, 2, &raw);
-    field(&mut out, 3, b"");
-    field(&mut out, 4, b"");
-    out.into()
+    out.push(2 << 3 | 2);
+    varint(&mut out, (list.len() + items) as u64);
+    out.extend_from_slice(&list);
+    Ok(out)
+}
+
+/// Where the compressed items of a list are kept.
+struct Keep {
+    key: String,
+    changed: i64,
+}
+
+impl Keep {
+    /// None: the client does not take gzip, or another such list would not be the same.
+    fn of(ctx: &Ctx, s: &Selection, wanted: Wanted) -> Option<Self> {
+        let plain = matches!(wanted.shape, As::Object | As::Discovery) && !wanted.pretty && wanted.media != Media::Yaml;
+        let changed = s.changed.filter(|_| plain && ctx.info.verb == "list" && ctx.takes_gzip())?;
+        // The query selects, so it is part of what a list is; so is the path, with its namespace.
+        Some(Self { key: format!("{}?{} {:?}", ctx.info.path, ctx.uri.query().unwrap_or(""), wanted.media), changed })
+    }
 }
 
 /// Items of a list don't repeat their kind and version, which every object's JSON begins with.
@@ -389,12 +440,12 @@ impl Iterator for ListWriter {
     }
 }
 
-fn stream_json(ctx: &Ctx, res: &Arc<Resource>, s: Selection, kind: &str) -> Answer {
-    let begin = format!(
-        "{{\"kind\":{kind:?},\"apiVersion\":{:?},\"metadata\":{},\"items\":[",
-        res.api_version(),
-        meta_of(&s, res.custom.is_some())
-    );
+fn json_head(res: &Resource, s: &Selection, kind: &str) -> String {
+    format!("{{\"kind\":{kind:?},\"apiVersion\":{:?},\"metadata\":{},\"items\":[", res.api_version(), meta_of(s, res.custom.is_some()))
+}
+
+fn stream_json(ctx: &Ctx, res: &Arc<Resource>, s: Selection, kind: &str, keep: Option<Keep>) -> Answer {
+    let begin = json_head(res, &s, kind);
     let mut w = ListWriter {
         server: Arc::clone(&ctx.server),
         res: Arc::clone(res),
@@ -405,9 +456,19 @@ fn stream_json(ctx: &Ctx, res: &Arc<Resource>, s: Selection, kind: &str) -> Answ
         done: false,
     };
     // A list that fits one piece is sent with its length.
-    let one = w.next().unwrap_or_default();
-    let body = if w.done { Body::Full(one) } else { Body::stream(futures_util::stream::iter(std::iter::once(one).chain(w))) };
-    answer(200, Media::Json.content_type(), body)
+    let mut one = w.next().unwrap_or_default();
+    if w.done {
+        return answer(200, Media::Json.content_type(), Body::Full(one));
+    }
+    let Some(keep) = keep else {
+        return answer(200, Media::Json.content_type(), Body::stream(futures_util::stream::iter(std::iter::once(one).chain(w))));
+    };
+    let head = one.split_to(begin.len());
+    let (server, res, most) = (Arc::clone(&ctx.server), Arc::clone(res), ctx.server.encoded.largest());
+    let pieces = gzip::Pieces::new(head, std::iter::once(one).chain(w), most, move |tail| {
+        server.encoded.keep_list(keep.key, keep.changed, &res, tail);
+    });
+    gzip::compressed(200, Media::Json.content_type(), Body::stream(futures_util::stream::iter(pieces)))
 }
 
 #[cfg(test)]

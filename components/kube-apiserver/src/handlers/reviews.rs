@@ -40,9 +40,9 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -
             doc.set("status", json!({"userInfo": info})).map_err(ApiError::internal)?;
             write::set(&mut doc, "metadata.creationTimestamp", write::now())?;
         }
-        "tokenreviews" => token_review(ctx, &mut doc)?,
+        "tokenreviews" => token_review(ctx, &mut doc).await?,
         "selfsubjectrulesreviews" => rules_review(ctx, &mut doc)?,
-        _ => access_review(ctx, res, &mut doc)?,
+        _ => access_review(ctx, res, &mut doc).await?,
     }
     Ok(encode_doc(ctx, 201, res, &doc, wanted))
 }
@@ -70,14 +70,14 @@ fn user_info(u: &User) -> Value {
     v
 }
 
-fn token_review(ctx: &Ctx, doc: &mut Doc) -> Result<(), ApiError> {
+async fn token_review(ctx: &Ctx, doc: &mut Doc) -> Result<(), ApiError> {
     let token = doc.at("spec.token").str().to_owned();
     if token.is_empty() {
         return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
     }
     let asked: Vec<String> = doc.at("spec.audiences").iter().map(|a| a.str().to_owned()).collect();
     let audiences = if asked.is_empty() { ctx.server.tokens.api_audiences.clone() } else { asked.clone() };
-    let status = match ctx.server.authn.token(&token, &audiences) {
+    let status = match ctx.server.authn.token(&token, &audiences).await {
         Ok((user, auds)) => {
             let mut s = json!({"authenticated": true, "user": user_info(&user)});
             if !auds.is_empty() {
@@ -97,7 +97,7 @@ fn strings(r: Ref<'_>) -> Vec<String> {
     r.iter().map(|s| s.str().to_owned()).collect()
 }
 
-fn access_review(ctx: &Ctx, res: &Resource, doc: &mut Doc) -> Result<(), ApiError> {
+async fn access_review(ctx: &Ctx, res: &Resource, doc: &mut Doc) -> Result<(), ApiError> {
     let own = res.plural == "selfsubjectaccessreviews";
     reviews::validate_access(res, doc, &ctx.info.namespace)?;
     let user = if own {
@@ -134,9 +134,11 @@ fn access_review(ctx: &Ctx, res: &Resource, doc: &mut Doc) -> Result<(), ApiErro
         let n = doc.at("spec.nonResourceAttributes");
         Attributes { verb: n.get("verb").str().to_owned(), path: n.get("path").str().to_owned(), ..Attributes::default() }
     };
-    let mut status = match ctx.server.authz.authorize(&user, &attributes) {
+    let mut status = match ctx.server.authz.decide(&user, &attributes).await {
         Decision::Allow(reason) if reason.is_empty() => json!({"allowed": true}),
         Decision::Allow(reason) => json!({"allowed": true, "reason": reason}),
+        Decision::Deny(reason) if reason.is_empty() => json!({"allowed": false, "denied": true}),
+        Decision::Deny(reason) => json!({"allowed": false, "denied": true, "reason": reason}),
         Decision::NoOpinion(reason) if reason.is_empty() => json!({"allowed": false}),
         Decision::NoOpinion(reason) => json!({"allowed": false, "reason": reason}),
     };
@@ -171,10 +173,16 @@ fn rules_review(ctx: &Ctx, doc: &mut Doc) -> Result<(), ApiError> {
             other.push(json!({"verbs": r.verbs, "nonResourceURLs": r.urls}));
         }
     }
-    let incomplete = crate::authz::node::node_of(&ctx.user).is_some();
-    let mut status = json!({"resourceRules": resource, "nonResourceRules": other, "incomplete": incomplete});
-    if incomplete {
-        status["evaluationError"] = "node authorizer does not support user rule resolution".into();
+    let mut missing = Vec::new();
+    if crate::authz::node::node_of(&ctx.user).is_some() {
+        missing.push("node authorizer does not support user rule resolution");
+    }
+    if ctx.server.authz.asks_webhooks() {
+        missing.push("webhook authorizer does not support user rule resolution");
+    }
+    let mut status = json!({"resourceRules": resource, "nonResourceRules": other, "incomplete": !missing.is_empty()});
+    if !missing.is_empty() {
+        status["evaluationError"] = missing.join(", ").into();
     }
     doc.set("status", status).map_err(ApiError::internal)
 }

@@ -431,7 +431,8 @@ async fn attempt(
             Some(_) => value == stored.body,
             None => value == to_storage(&ctx.server.objects.schema, res, old)?,
         };
-        if same && !gone {
+        // What an older key sealed is written again though nothing else changes.
+        if same && !gone && (dry_run || !ctx.server.etcd.is_stale(&key).await?) {
             set(&mut new, "metadata.resourceVersion", stored.rev.to_string())?;
             return Ok(Some(new.clone()));
         }

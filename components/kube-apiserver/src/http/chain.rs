@@ -95,8 +95,9 @@ async fn run(
     record: &OnceLock<Arc<Record>>,
     marks: &Mutex<Marks>,
 ) -> Result<Answer, ApiError> {
+    let found = server.authn.authenticate(&conn.certificates, req.headers(), &info.path).await;
     let begin = |user: &User| server.audit.as_ref()?.begin(user, &info, req.uri(), req.headers(), conn.peer, id);
-    let user = match server.authn.authenticate(&conn.certificates, req.headers(), &info.path) {
+    let user = match found {
         Ok(user) => user,
         Err(e) => {
             tracing::debug!(peer = %conn.peer, path = info.path, reason = e.0, "unauthenticated");
@@ -142,16 +143,16 @@ async fn run(
         path: info.path.clone(),
         field_selector: query.get("fieldSelector").unwrap_or("").to_owned(),
     };
-    let decision = server.authz.authorize(&user, &attributes);
+    let decision = server.authz.decide(&user, &attributes).await;
     if let Some(r) = record.get() {
         let (decision, reason) = match &decision {
             Decision::Allow(reason) => ("allow", reason),
-            Decision::NoOpinion(reason) => ("forbid", reason),
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => ("forbid", reason),
         };
         r.annotate("authorization.k8s.io/decision", decision);
         r.annotate("authorization.k8s.io/reason", reason);
     }
-    if let Decision::NoOpinion(reason) = decision {
+    if let Decision::Deny(reason) | Decision::NoOpinion(reason) = decision {
         // While roles are still being read or written, a refusal would be a guess that clients take for final. Health is told then.
         let health = ["healthz", "livez", "readyz"].contains(&info.path.split('/').nth(1).unwrap_or(""));
         let starting = !server.ready.load(Ordering::Acquire);
@@ -165,7 +166,10 @@ async fn run(
     }
     let long = info.is_long_running();
     let upgrade = req.headers().contains_key(header::UPGRADE) || req.method() == Method::CONNECT;
-    let (parts, body) = req.into_parts();
+    let (mut parts, body) = req.into_parts();
+    if let Some(r) = &server.authn.request_header {
+        r.names.clear(&mut parts.headers);
+    }
     let ctx = Ctx {
         server,
         info,

@@ -69,7 +69,7 @@ pub fn impersonate(authz: &Authorizer, user: User, headers: &HeaderMap) -> Resul
         };
         match authz.authorize(&user, &a) {
             crate::authz::Decision::Allow(_) => Ok(()),
-            crate::authz::Decision::NoOpinion(reason) => {
+            crate::authz::Decision::NoOpinion(reason) | crate::authz::Decision::Deny(reason) => {
                 Err(ApiError::forbidden(Group(group, resource), name, refusal(&user, &a, &reason)))
             }
         }

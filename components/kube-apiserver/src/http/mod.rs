@@ -3,6 +3,7 @@
 pub mod body;
 pub mod chain;
 pub mod drain;
+pub mod gzip;
 pub mod impersonation;
 pub mod negotiate;
 pub mod request_info;

@@ -50,7 +50,7 @@ pub fn modified(paths: &[PathBuf]) -> Vec<SystemTime> {
 }
 
 /// Runs `reload` whenever one of `paths` changes, checked every few seconds. A failed reload is tried again at the next check.
-pub async fn on_change(paths: Vec<PathBuf>, mut reload: impl FnMut() -> Result<(), TlsError>) {
+pub async fn on_change<E: std::error::Error + 'static>(paths: Vec<PathBuf>, mut reload: impl FnMut() -> Result<(), E>) {
     let mut seen = modified(&paths);
     loop {
         tokio::time::sleep(Duration::from_secs(10)).await;
@@ -152,10 +152,50 @@ impl ClientCertVerifier for AskForCertificate {
     }
 }
 
-pub fn server_config(cert: Arc<ServingCert>) -> Result<ServerConfig, TlsError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+/// What the handshake may agree on.
+#[derive(Debug, Clone, Default)]
+pub struct Protocols {
+    /// Nothing older than TLS 1.3.
+    pub newest_only: bool,
+    /// Names of TLS 1.2 suites; none: all that are good. Those of TLS 1.3 are always there, as upstream's.
+    pub suites: Vec<String>,
+}
+
+impl Protocols {
+    /// Of flags, under Go's names. TLS 1.0 and 1.1 are never spoken, so asking for them at least asks for 1.2.
+    pub fn of(min_version: Option<&str>, suites: &[String]) -> Result<Self, String> {
+        let newest_only = match min_version {
+            None | Some("VersionTLS10" | "VersionTLS11" | "VersionTLS12") => false,
+            Some("VersionTLS13") => true,
+            Some(other) => {
+                return Err(format!("--tls-min-version: {other:?} is not one of VersionTLS10, VersionTLS11, VersionTLS12, VersionTLS13"));
+            }
+        };
+        if let Some(bad) = suites.iter().find(|s| !s.starts_with("TLS_")) {
+            return Err(format!("--tls-cipher-suites: {bad:?} is no name of a suite"));
+        }
+        Ok(Self { newest_only, suites: suites.to_vec() })
+    }
+
+    fn takes(&self, suite: &rustls::SupportedCipherSuite) -> bool {
+        if suite.tls13().is_some() || self.suites.is_empty() {
+            return true;
+        }
+        let name = format!("{:?}", suite.suite());
+        // Go leaves the hash out of the names of ChaCha suites, or not.
+        self.suites.iter().any(|s| *s == name || format!("{s}_SHA256") == name)
+    }
+}
+
+pub fn server_config(cert: Arc<ServingCert>, protocols: &Protocols) -> Result<ServerConfig, TlsError> {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|s| protocols.takes(s));
+    let provider = Arc::new(provider);
+    let old = !protocols.newest_only && provider.cipher_suites.iter().any(|s| s.tls13().is_none());
+    let versions: &[&rustls::SupportedProtocolVersion] =
+        if old { &[&rustls::version::TLS13, &rustls::version::TLS12] } else { &[&rustls::version::TLS13] };
     let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .map_err(TlsError::Setup)?
         .with_client_cert_verifier(Arc::new(AskForCertificate { provider }))
         .with_cert_resolver(cert);
@@ -164,4 +204,23 @@ pub fn server_config(cert: Arc<ServingCert>) -> Result<ServerConfig, TlsError> {
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suites_are_chosen_by_gos_names() {
+        let suites = |names: &[&str]| {
+            let p = Protocols::of(None, &names.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()).unwrap();
+            let all = rustls::crypto::aws_lc_rs::default_provider().cipher_suites;
+            all.iter().filter(|s| s.tls13().is_none() && p.takes(s)).count()
+        };
+        assert_eq!(suites(&["TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305"]), 2);
+        assert_eq!(suites(&["TLS_RSA_WITH_AES_128_CBC_SHA"]), 0);
+        assert!(suites(&[]) > 2);
+        assert!(Protocols::of(Some("VersionTLS13"), &[]).unwrap().newest_only);
+        assert!(Protocols::of(Some("1.3"), &[]).is_err() && Protocols::of(None, &["AES".into()]).is_err());
+    }
 }

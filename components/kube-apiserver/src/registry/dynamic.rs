@@ -17,7 +17,7 @@ pub struct Dynamic {
 }
 
 /// Orders versions as discovery prefers them: stable ones, then beta, then alpha, newer before older, then other names.
-fn priority(version: &str) -> (u8, i64, i64) {
+pub fn priority(version: &str) -> (u8, i64, i64) {
     let Some(rest) = version.strip_prefix('v') else { return (0, 0, 0) };
     let (major, stage) = rest.find(|c: char| !c.is_ascii_digit()).map_or((rest, ""), |i| rest.split_at(i));
     let Ok(major) = major.parse::<i64>() else { return (0, 0, 0) };

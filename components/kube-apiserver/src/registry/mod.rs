@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc};
 use arc_swap::ArcSwap;
 use k8s_schema::{Schema, TypeId};
 
-pub use dynamic::Dynamic;
+pub use dynamic::{Dynamic, priority};
 
 use crate::custom::{Custom, Definition};
 

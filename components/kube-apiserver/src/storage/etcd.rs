@@ -1,12 +1,15 @@
-//! etcd as the API server uses it: single keys changed under a condition on their mod revision, paged reads, one watch.
+//! etcd as the API server uses it: single keys changed under a condition on their mod revision, paged reads, one watch. Values are sealed
+//! and opened here, so nobody else sees how they are stored.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, Identity, KvClient, PutOptions, TlsOptions, Txn,
     TxnOp, TxnOpResponse, WatchClient, WatchOptions, WatchStream,
 };
+
+use super::Encryption;
 
 /// One request may take this long before the client hears of a timeout.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,6 +39,12 @@ pub enum StoreError {
     Compacted,
     #[error("etcdserver: request is too large")]
     TooLarge,
+    #[error("{key} cannot be encrypted")]
+    Seal { key: String },
+    #[error("{key} cannot be decrypted: {why}")]
+    Open { key: String, why: &'static str },
+    #[error("everything is to be read again")]
+    ReadAgain,
     #[error("{key} exists")]
     Exists { key: String },
     #[error("{key} changed meanwhile")]
@@ -90,11 +99,12 @@ pub struct Etcd {
     client: Client,
     kv: KvClient,
     watch: WatchClient,
+    encryption: Arc<Encryption>,
 }
 
 impl Etcd {
     /// Connects lazily: the first request finds out whether etcd is there.
-    pub async fn connect(config: &EtcdConfig) -> Result<Self, StoreError> {
+    pub async fn connect(config: &EtcdConfig, encryption: Arc<Encryption>) -> Result<Self, StoreError> {
         let read =
             |p: &std::path::PathBuf| std::fs::read(p).map_err(|source| StoreError::ReadTls { path: p.display().to_string(), source });
         let mut options = ConnectOptions::new()
@@ -116,14 +126,44 @@ impl Etcd {
         let client = Client::connect(&config.servers, Some(options)).await.map_err(StoreError::Connect)?;
         let kv = client.kv_client().max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
         let watch = client.watch_client().max_decoding_message_size(MAX_MESSAGE);
-        Ok(Self { client, kv, watch })
+        Ok(Self { client, kv, watch, encryption })
     }
 
     pub async fn get(&self, key: &str) -> Result<(Option<RawKv>, i64), StoreError> {
         let mut kv = self.kv.clone();
         let mut r = timed(kv.get(key, None)).await?;
         let rev = r.header().map_or(0, |h| h.revision());
-        Ok((r.take_kvs().into_iter().next().map(RawKv::from_kv), rev))
+        match r.take_kvs().into_iter().next().map(RawKv::from_kv) {
+            Some(mut kv) => {
+                kv.value = self.encryption.open(&kv.key, kv.value)?;
+                Ok((Some(kv), rev))
+            }
+            None => Ok((None, rev)),
+        }
+    }
+
+    /// Whether a key's value is sealed otherwise than it would be now. Asks etcd only when anything is sealed.
+    pub async fn is_stale(&self, key: &str) -> Result<bool, StoreError> {
+        if !self.encryption.active() {
+            return Ok(false);
+        }
+        let mut kv = self.kv.clone();
+        let r = timed(kv.get(key, None)).await?;
+        Ok(r.kvs().first().is_some_and(|kv| self.encryption.is_stale(key, kv.value())))
+    }
+
+    /// The value of an event, as it was before it was sealed.
+    pub fn open(&self, key: &str, value: Bytes) -> Result<Bytes, StoreError> {
+        self.encryption.open(key, value)
+    }
+
+    /// A value as readers of many get it: one that cannot be opened is said to be so, and is no object to anybody.
+    fn opened(&self, mut kv: RawKv) -> RawKv {
+        match self.encryption.open(&kv.key, kv.value.clone()) {
+            Ok(v) => kv.value = v,
+            Err(e) => tracing::error!(error = &e as &dyn std::error::Error, "a value of etcd cannot be read"),
+        }
+        kv
     }
 
     /// The cluster's revision now, by a linearizable read of next to nothing.
@@ -146,11 +186,12 @@ impl Etcd {
             more: r.more(),
             count: r.count(),
             rev: if rev > 0 { rev } else { header },
-            kvs: r.take_kvs().into_iter().map(RawKv::from_kv).collect(),
+            kvs: r.take_kvs().into_iter().map(|kv| self.opened(RawKv::from_kv(kv))).collect(),
         })
     }
 
     pub async fn create(&self, key: &str, value: Bytes, lease: i64) -> Result<i64, StoreError> {
+        let value = self.encryption.seal(key, value)?;
         let txn = Txn::new().when([Compare::mod_revision(key, CompareOp::Equal, 0)]).and_then([TxnOp::put(
             key,
             value,
@@ -164,11 +205,12 @@ impl Etcd {
     /// Creates those of `items` that don't exist, many per transaction; a transaction in which one exists falls back to single writes.
     pub async fn create_many(&self, items: Vec<(String, Bytes)>) -> Result<usize, StoreError> {
         let mut created = 0;
+        let seal = |(k, v): &(String, Bytes)| self.encryption.seal(k, v.clone()).map(|v| TxnOp::put(k.as_str(), v, None));
         // etcd's default limit is 128 operations per transaction.
         for batch in items.chunks(100) {
             let txn = Txn::new()
                 .when(batch.iter().map(|(k, _)| Compare::mod_revision(k.as_str(), CompareOp::Equal, 0)).collect::<Vec<_>>())
-                .and_then(batch.iter().map(|(k, v)| TxnOp::put(k.as_str(), v.clone(), None)).collect::<Vec<_>>());
+                .and_then(batch.iter().map(seal).collect::<Result<Vec<_>, _>>()?);
             let mut kv = self.kv.clone();
             if timed(kv.txn(txn)).await?.succeeded() {
                 created += batch.len();
@@ -187,6 +229,7 @@ impl Etcd {
 
     /// Replaces the value if the key is still at `expected`; otherwise tells what is there now.
     pub async fn update(&self, key: &str, expected: i64, value: Bytes, lease: i64) -> Result<i64, StoreError> {
+        let value = self.encryption.seal(key, value)?;
         let put = TxnOp::put(key, value, (lease != 0).then(|| PutOptions::new().with_lease(lease)));
         self.conditional(key, expected, put).await
     }
@@ -203,7 +246,7 @@ impl Etcd {
             return Ok(r.header().map_or(0, |h| h.revision()));
         }
         let current = r.op_responses().into_iter().find_map(|op| match op {
-            TxnOpResponse::Get(mut g) => g.take_kvs().into_iter().next().map(RawKv::from_kv),
+            TxnOpResponse::Get(mut g) => g.take_kvs().into_iter().next().map(|kv| self.opened(RawKv::from_kv(kv))),
             _ => None,
         });
         Err(StoreError::Changed { key: key.to_owned(), current })

@@ -64,6 +64,7 @@ pub struct Reflector {
     interner: Interner,
     observed: watch::Sender<i64>,
     want_progress: Notify,
+    want_reload: Notify,
     /// Waiters of the next revision check; `None`: no check is running.
     checks: parking_lot::Mutex<Checks>,
 }
@@ -86,6 +87,7 @@ impl Reflector {
             interner: Interner::default(),
             observed: watch::channel(0).0,
             want_progress: Notify::new(),
+            want_reload: Notify::new(),
             checks: parking_lot::Mutex::default(),
         })
     }
@@ -262,6 +264,7 @@ impl Reflector {
                     tracing::warn!("etcd compacted what the watch had not read yet; loading again");
                     from = None;
                 }
+                Err(StoreError::ReadAgain) => from = None,
                 Err(e) => tracing::warn!(error = &e as &dyn std::error::Error, "the etcd watch failed; resuming"),
             }
             tokio::time::sleep(backoff).await;
@@ -278,6 +281,7 @@ impl Reflector {
                     stream.request_progress().await?;
                     continue;
                 }
+                () = self.want_reload.notified() => return Err(StoreError::ReadAgain),
                 () = tokio::time::sleep(IDLE) => {
                     // A connection that stays silent although asked is dead.
                     silent += 1;
@@ -311,7 +315,7 @@ impl Reflector {
                             }
                             cache.delete(key, rev);
                         }
-                        EventType::Put => match self.ingest.ingest(prefix, key, rev, Bytes::copy_from_slice(kv.value()), &self.interner) {
+                        EventType::Put => match self.read_event(prefix, key, rev, &full, kv.value()) {
                             Ok(s) => {
                                 if definition {
                                     self.redefine(key, Some(&s), rev).await?;
@@ -338,6 +342,16 @@ impl Reflector {
                 self.observed.send_replace(rev);
             }
         }
+    }
+
+    fn read_event(&self, prefix: &str, key: &str, rev: i64, full: &str, value: &[u8]) -> Result<Stored, String> {
+        let body = self.etcd.open(full, Bytes::copy_from_slice(value)).map_err(|e| e.to_string())?;
+        self.ingest.ingest(prefix, key, rev, body, &self.interner)
+    }
+
+    /// Makes all caches be filled anew: values that could not be read may be readable now.
+    pub fn read_again(&self) {
+        self.want_reload.notify_one();
     }
 
     /// Waits until the caches hold everything up to `rev`.

@@ -1,13 +1,16 @@
 //! One object at rest: the bytes as they are in etcd, and the little that lists and watches ask of every object.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    any::Any,
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Weak},
 };
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use parking_lot::Mutex;
+
+use crate::http::gzip::Tail;
 
 /// Shares equal strings among objects: label keys and values, node names and phases come in few variants.
 #[derive(Debug, Default)]
@@ -93,22 +96,70 @@ impl Stored {
     }
 }
 
-/// JSON of stored objects, made once and shared by everyone who reads them, within a budget of bytes; what was made first goes first.
+/// JSON of stored objects and compressed lists, made once and shared by everyone who reads them, within a budget of bytes; what was made
+/// first goes first.
 #[derive(Debug)]
 pub struct EncodedCache {
     budget: usize,
     state: Mutex<Encoded>,
 }
 
+#[derive(Debug)]
+enum Kept {
+    Object(Weak<Stored>),
+    /// A list by its key, and which of those that were kept under it.
+    List(String, u64),
+}
+
+#[derive(Debug)]
+struct List {
+    id: u64,
+    changed: i64,
+    /// What it was made by: another maker's list is another list.
+    maker: Weak<dyn Any + Send + Sync>,
+    tail: Arc<Tail>,
+    cost: usize,
+}
+
 #[derive(Debug, Default)]
 struct Encoded {
-    order: VecDeque<(Weak<Stored>, usize)>,
+    order: VecDeque<(Kept, usize)>,
+    lists: HashMap<String, List>,
+    last: u64,
     bytes: usize,
+}
+
+impl Encoded {
+    fn push(&mut self, kept: Kept, cost: usize, budget: usize) {
+        self.order.push_back((kept, cost));
+        self.bytes += cost;
+        while self.bytes > budget {
+            let Some((old, cost)) = self.order.pop_front() else { break };
+            self.bytes -= cost;
+            match old {
+                Kept::Object(old) => {
+                    if let Some(old) = old.upgrade() {
+                        old.json.store(None);
+                    }
+                }
+                Kept::List(key, id) => {
+                    if self.lists.get(&key).is_some_and(|l| l.id == id) {
+                        self.lists.remove(&key);
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl EncodedCache {
     pub fn new(budget: usize) -> Self {
         Self { budget, state: Mutex::default() }
+    }
+
+    /// What may be kept of one object or list, at most.
+    pub fn largest(&self) -> usize {
+        self.budget / 8
     }
 
     /// The JSON of `stored`, encoding it with `make` when nobody did.
@@ -118,20 +169,37 @@ impl EncodedCache {
         }
         let b = make()?;
         let len = b.len();
-        if len <= self.budget / 8 {
+        if len <= self.largest() {
             stored.json.store(Some(Arc::new(b.clone())));
-            let mut state = self.state.lock();
-            state.order.push_back((Arc::downgrade(stored), len));
-            state.bytes += len;
-            while state.bytes > self.budget {
-                let Some((old, len)) = state.order.pop_front() else { break };
-                state.bytes -= len;
-                if let Some(old) = old.upgrade() {
-                    old.json.store(None);
-                }
-            }
+            self.state.lock().push(Kept::Object(Arc::downgrade(stored)), len, self.budget);
         }
         Ok(b)
+    }
+
+    /// The compressed items of a list, if they were kept when the resource was as it is, by the same maker.
+    pub fn list(&self, key: &str, changed: i64, maker: &Arc<impl Any + Send + Sync>) -> Option<Arc<Tail>> {
+        let state = self.state.lock();
+        let list = state.lists.get(key).filter(|l| l.changed == changed)?;
+        std::ptr::addr_eq(Weak::as_ptr(&list.maker), Arc::as_ptr(maker)).then(|| Arc::clone(&list.tail))
+    }
+
+    /// Keeps the compressed items of a list in place of older ones. A weak maker's memory is nobody else's, so it cannot be taken for
+    /// another's.
+    pub fn keep_list(&self, key: String, changed: i64, maker: &Arc<impl Any + Send + Sync>, tail: Arc<Tail>) {
+        let cost = tail.cost() + key.len() + size_of::<List>();
+        if cost > self.largest() {
+            return;
+        }
+        let mut state = self.state.lock();
+        if let Some(old) = state.lists.remove(&key) {
+            state.bytes -= old.cost;
+            state.order.retain(|(k, _)| !matches!(k, Kept::List(_, id) if *id == old.id));
+        }
+        state.last += 1;
+        let id = state.last;
+        let maker: Weak<dyn Any + Send + Sync> = Arc::downgrade(maker) as Weak<_>;
+        state.lists.insert(key.clone(), List { id, changed, maker, tail, cost });
+        state.push(Kept::List(key, id), cost, self.budget);
     }
 }
 
@@ -164,6 +232,26 @@ mod tests {
         get(&a).unwrap();
         get(&b).unwrap();
         assert_eq!(made, 12, "one for a, nine for x, one for a again, one for b");
+    }
+
+    #[test]
+    fn a_list_is_kept_for_one_revision_and_one_maker_within_the_budget() {
+        let cache = EncodedCache::new(1 << 16);
+        let (one, two) = (Arc::new(1), Arc::new(2));
+        let tail = |n: u8| Arc::new(Tail::new(&[n; 100]));
+        for changed in 0..1000 {
+            cache.keep_list("a".into(), changed, &one, tail(0));
+        }
+        assert!(cache.list("a", 999, &one).is_some());
+        assert!(cache.list("a", 998, &one).is_none() && cache.list("a", 999, &two).is_none() && cache.list("b", 999, &one).is_none());
+        assert_eq!(cache.state.lock().order.len(), 1, "an older list leaves nothing behind");
+        for n in 0..1000 {
+            cache.keep_list(format!("k{n}"), 1, &one, tail(1));
+        }
+        assert!(cache.list("a", 999, &one).is_none() && cache.list("k999", 1, &one).is_some());
+        let state = cache.state.lock();
+        assert!(state.bytes <= 1 << 16 && state.lists.len() == state.order.len());
+        assert_eq!(state.bytes, state.lists.values().map(|l| l.cost).sum::<usize>());
     }
 
     #[test]

@@ -4,9 +4,12 @@
 //! is written there, its answer is bounded in size and time, and it is never followed elsewhere.
 
 mod client;
+mod kubeconfig;
 mod pool;
 mod target;
 mod tls;
 
 pub use client::Webhooks;
-pub use target::ClientConfig;
+pub use kubeconfig::{Configured, FileError};
+pub use target::{ClientConfig, resolve};
+pub use tls::{Trust, tls_config};

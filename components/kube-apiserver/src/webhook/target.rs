@@ -78,7 +78,7 @@ impl ClientConfig {
     }
 }
 
-fn of_url(u: &str) -> Result<Target, String> {
+pub fn of_url(u: &str) -> Result<Target, String> {
     let uri: Uri = u.parse().map_err(|e| format!("the URL cannot be read: {e}"))?;
     if uri.scheme_str() != Some("https") {
         return Err("only https is spoken to webhooks".into());
@@ -90,7 +90,7 @@ fn of_url(u: &str) -> Result<Target, String> {
 }
 
 /// The address and port behind a service's port: its cluster IP, its external name, or without a cluster IP a ready endpoint.
-fn resolve(objects: &Objects, namespace: &str, name: &str, port: u16) -> Result<(String, u16), String> {
+pub fn resolve(objects: &Objects, namespace: &str, name: &str, port: u16) -> Result<(String, u16), String> {
     let service = objects.get("services/specs", &format!("{namespace}/{name}")).ok_or_else(|| format!("service {name:?} not found"))?;
     let spec = service.at("spec");
     let ip = spec.get("clusterIP").str();

@@ -1,7 +1,8 @@
-//! Which certificates of webhooks are taken: those of the configuration's bundle, for the name that is called.
+//! Which certificates of the servers that users run are taken: those of the configuration's bundle, for the name that is called.
 
 use std::sync::Arc;
 
+use crate::kubelet::AnyCertificate;
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
@@ -10,15 +11,47 @@ use rustls::{
         verify_server_name,
     },
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
 
 /// What the system trusts, for webhooks that bring no bundle.
 const SYSTEM: &str = "/etc/ssl/certs/ca-certificates.crt";
 
+/// Whom a server is taken for.
+#[derive(Debug, Clone, Copy)]
+pub enum Trust<'a> {
+    /// Who has a certificate of this bundle (PEM); empty: of what the system trusts.
+    Bundle(&'a [u8]),
+    /// Anybody: the configuration says so.
+    Anybody,
+}
+
 /// A configuration for connections to a webhook with this bundle.
 pub fn config(bundle: &[u8]) -> Result<ClientConfig, String> {
+    tls_config(Trust::Bundle(bundle), None)
+}
+
+/// A configuration for connections, with a certificate of our own where the other side wants to know us.
+pub fn tls_config(trust: Trust<'_>, own: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>) -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier: Arc<dyn ServerCertVerifier> = match trust {
+        Trust::Bundle(pem) => Arc::new(bundle(pem, &provider)?),
+        Trust::Anybody => Arc::new(AnyCertificate { provider: Arc::clone(&provider) }),
+    };
+    let failed = |e: rustls::Error| format!("TLS cannot be set up: {e}");
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(failed)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    match own {
+        Some((certs, key)) => builder.with_client_auth_cert(certs, key).map_err(failed),
+        None => Ok(builder.with_no_client_auth()),
+    }
+}
+
+fn bundle(bundle: &[u8], provider: &Arc<CryptoProvider>) -> Result<Bundle, String> {
     let system;
     let pem = if bundle.is_empty() {
         system = std::fs::read(SYSTEM).map_err(|e| format!("no caBundle is set and the system's bundle cannot be read: {e}"))?;
@@ -37,21 +70,13 @@ pub fn config(bundle: &[u8]) -> Result<ClientConfig, String> {
     if trusted.is_empty() {
         return Err("unable to load root certificates: unable to parse bytes as PEM block".into());
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let chain = if roots.is_empty() {
         None
     } else {
-        let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
+        let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build();
         Some(built.map_err(|e| format!("unable to load root certificates: {e}"))?)
     };
-    let verifier = Bundle { chain, trusted, provider: Arc::clone(&provider) };
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| format!("TLS cannot be set up: {e}"))?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    Ok(config)
+    Ok(Bundle { chain, trusted, provider: Arc::clone(provider) })
 }
 
 /// Chains to the bundle, or a certificate that itself is in the bundle: self-signed ones are often used that way.

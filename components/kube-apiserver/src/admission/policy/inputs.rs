@@ -129,7 +129,7 @@ impl Authorize for Asker {
         };
         let decision = self.server.authz.authorize(&user, &asked);
         let allowed = decision.allowed();
-        let (authz::Decision::Allow(reason) | authz::Decision::NoOpinion(reason)) = decision;
+        let (authz::Decision::Allow(reason) | authz::Decision::Deny(reason) | authz::Decision::NoOpinion(reason)) = decision;
         Decision { allowed, reason, error: String::new() }
     }
 }
