@@ -25,9 +25,12 @@ struct Pod {
     ending: bool,
 }
 
-/// A client with what this machine may do; none before it has a node.
+/// A client with what this machine may do; none where there is no node yet, as on a control plane that was not bootstrapped.
 fn client(machine: &Machine) -> Option<Client> {
     let loaded = machine.loaded()?;
+    if loaded.config.is_control_plane() && !matches!(machine.state.cluster_id(), Ok(Some(_))) {
+        return None;
+    }
     kubernetes::client(&machine.paths, kubernetes::own_kubeconfig(&loaded.config)).ok()
 }
 
