@@ -67,11 +67,11 @@ fn judge(service: Option<&Doc>, slices: &[Doc], spec: &super::remote::Spec) -> R
         return Err(Condition::no("EndpointsNotFound", format!("cannot find endpointslices for service/{name} in {ns:?}")));
     }
     let port_name = found.get("name").str();
-    let ready = |d: &&Doc| {
+    let ready = |d: &Doc| {
         let has_port = d.at("ports").iter().any(|p| p.get("name").str() == port_name && p.get("port").as_i64().is_some());
         has_port && d.at("endpoints").iter().any(|e| e.get("conditions").get("ready").as_bool() != Some(false))
     };
-    if slices.iter().find(ready).is_none() {
+    if !slices.iter().any(ready) {
         let why = format!("endpointslices for service/{name} in {ns:?} have no addresses with port name {port_name:?}");
         return Err(Condition::no("MissingEndpoints", why));
     }

@@ -17,7 +17,7 @@ const LIMIT: u64 = 1_000_000;
 #[derive(Debug)]
 struct Expression {
     source: String,
-    program: Program,
+    program: Box<Program>,
 }
 
 #[derive(Debug)]
@@ -62,7 +62,7 @@ fn compile(path: String, source: &str, env: &Env, wanted: &[Type]) -> Result<Exp
     if *result != Type::Dyn && !wanted.contains(result) {
         return Err(invalid(path, format!("the expression gives {result}, which is none of {wanted:?}")));
     }
-    Ok(Expression { source: source.to_owned(), program: Program::new(checked) })
+    Ok(Expression { source: source.to_owned(), program: Box::new(Program::new(checked)) })
 }
 
 impl Expression {

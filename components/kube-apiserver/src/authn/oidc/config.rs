@@ -206,7 +206,7 @@ fn check(at: &str, j: &Jwt, own_issuers: &[String]) -> Result<(), ConfigError> {
             return Err(invalid(path("issuer.discoveryURL"), "it must be another URL than the issuer's"));
         }
     }
-    if !matches!(issuer.egress_selector_type.as_str(), "") {
+    if !issuer.egress_selector_type.is_empty() {
         return Err(invalid(path("issuer.egressSelectorType"), "this server has no egress selectors"));
     }
     match (issuer.audiences.as_slice(), issuer.audience_match_policy.as_str()) {

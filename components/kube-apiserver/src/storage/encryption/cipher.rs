@@ -36,9 +36,9 @@ fn random<const N: usize>() -> Result<[u8; N], Refused> {
 /// One key with its algorithm.
 pub enum Cipher {
     /// AES in CBC mode with PKCS #7 padding: `iv ‖ ciphertext`. Nothing tells a changed value from a good one.
-    Cbc { encrypt: PaddedBlockEncryptingKey, decrypt: PaddedBlockDecryptingKey },
+    Cbc(Box<(PaddedBlockEncryptingKey, PaddedBlockDecryptingKey)>),
     /// AES in Galois/counter mode: `nonce ‖ ciphertext ‖ tag`, bound to the key in etcd.
-    Gcm(LessSafeKey),
+    Gcm(Box<LessSafeKey>),
     /// XSalsa20 and Poly1305, as NaCl's secret boxes: `nonce ‖ tag ‖ ciphertext`.
     SecretBox(Box<XSalsa20Poly1305>),
 }
@@ -46,7 +46,7 @@ pub enum Cipher {
 impl std::fmt::Debug for Cipher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Cbc { .. } => "aescbc",
+            Self::Cbc(_) => "aescbc",
             Self::Gcm(_) => "aesgcm",
             Self::SecretBox(_) => "secretbox",
         })
@@ -63,7 +63,7 @@ impl Cipher {
         let unbound = || UnboundCipherKey::new(algorithm, key).map_err(|_| Refused);
         let encrypt = PaddedBlockEncryptingKey::cbc_pkcs7(unbound()?).map_err(|_| Refused)?;
         let decrypt = PaddedBlockDecryptingKey::cbc_pkcs7(unbound()?).map_err(|_| Refused)?;
-        Ok(Self::Cbc { encrypt, decrypt })
+        Ok(Self::Cbc(Box::new((encrypt, decrypt))))
     }
 
     pub fn gcm(key: &[u8]) -> Result<Self, Refused> {
@@ -72,7 +72,7 @@ impl Cipher {
             24 => &AES_192_GCM,
             _ => &AES_256_GCM,
         };
-        UnboundKey::new(algorithm, key).map(|k| Self::Gcm(LessSafeKey::new(k))).map_err(|_| Refused)
+        UnboundKey::new(algorithm, key).map(|k| Self::Gcm(Box::new(LessSafeKey::new(k)))).map_err(|_| Refused)
     }
 
     pub fn secret_box(key: &[u8]) -> Result<Self, Refused> {
@@ -83,7 +83,7 @@ impl Cipher {
     /// Appends the sealed value to `out`. `place` is where it is stored, which some ciphers bind it to.
     pub fn seal(&self, place: &str, plain: &[u8], out: &mut Vec<u8>) -> Result<(), Refused> {
         match self {
-            Self::Cbc { .. } => self.seal_with(&random::<IV>()?, place, plain, out),
+            Self::Cbc(_) => self.seal_with(&random::<IV>()?, place, plain, out),
             Self::Gcm(_) => self.seal_with(&random::<NONCE_LEN>()?, place, plain, out),
             Self::SecretBox(_) => self.seal_with(&random::<BOX_NONCE>()?, place, plain, out),
         }
@@ -92,11 +92,11 @@ impl Cipher {
     fn seal_with(&self, nonce: &[u8], place: &str, plain: &[u8], out: &mut Vec<u8>) -> Result<(), Refused> {
         out.extend_from_slice(nonce);
         match self {
-            Self::Cbc { encrypt, .. } => {
+            Self::Cbc(keys) => {
                 let mut body = Vec::with_capacity(plain.len() + IV);
                 body.extend_from_slice(plain);
                 let iv = FixedLength::<IV>::try_from(nonce).map_err(|_| Refused)?;
-                encrypt.less_safe_encrypt(&mut body, EncryptionContext::Iv128(iv)).map_err(|_| Refused)?;
+                keys.0.less_safe_encrypt(&mut body, EncryptionContext::Iv128(iv)).map_err(|_| Refused)?;
                 out.extend_from_slice(&body);
             }
             Self::Gcm(key) => {
@@ -120,11 +120,11 @@ impl Cipher {
 
     pub fn open(&self, place: &str, sealed: &[u8]) -> Result<Vec<u8>, Refused> {
         match self {
-            Self::Cbc { decrypt, .. } => {
+            Self::Cbc(keys) => {
                 let (iv, body) = sealed.split_at_checked(IV).ok_or(Refused)?;
                 let iv = FixedLength::<IV>::try_from(iv).map_err(|_| Refused)?;
                 let mut body = body.to_vec();
-                let n = decrypt.decrypt(&mut body, DecryptionContext::Iv128(iv)).map_err(|_| Refused)?.len();
+                let n = keys.1.decrypt(&mut body, DecryptionContext::Iv128(iv)).map_err(|_| Refused)?.len();
                 body.truncate(n);
                 Ok(body)
             }
