@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use slots::gate::{Decision, Gate};
+use slots::gate::{Decision, Gate, SETTLED};
 use slots::loader::{DEFAULT, ONE_SHOT};
 use slots::record::{self, AtBoot, State, Upgrade};
 
@@ -117,19 +117,26 @@ async fn prove(machine: &Machine, layout: &Layout, mut upgrade: Upgrade) {
                 Ok(()) => return,
                 Err(error) => tracing::error!(error = crate::api::chain(&error), "keep the new system"),
             },
-            Decision::Settling(_) => {}
-            Decision::Wait(missing) => {
-                if said.as_ref() != Some(&missing) && (said.is_none() || now.saturating_sub(said_at) >= NOTED_EVERY) {
-                    let reason = format!("not as healthy as before: {}", missing.join(", "));
+            decision => {
+                let reason = words(&decision);
+                if said.as_ref() != Some(&reason) && (said.is_none() || now.saturating_sub(said_at) >= NOTED_EVERY) {
                     tracing::info!(reason, "on trial");
                     upgrade.because(&reason);
                     note(layout, |kept| kept.because(&reason));
                     show(&machine.store, &upgrade);
-                    (said, said_at) = (Some(missing), now);
+                    (said, said_at) = (Some(reason), now);
                 }
             }
         }
         tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// How a trial stands, for people.
+fn words(decision: &Decision) -> String {
+    match decision {
+        Decision::Wait(missing) => format!("not as healthy as before: {}", missing.join(", ")),
+        Decision::Settling(_) | Decision::Good => format!("as healthy as before, which must last for {} s", SETTLED.as_secs()),
     }
 }
 
