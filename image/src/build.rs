@@ -1,4 +1,4 @@
-//! The build from packages and binaries to the ISO. Each step writes one file of the output directory; when no input changed since
+//! The build from packages and binaries to the ISO and the upgrade file. Each step writes one file of the output directory; when no input changed since
 //! the last build, nothing is done.
 
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use crate::process::run;
 use crate::root::{self, Modules, OUR_PROGRAMS, Release, RootInputs};
 use crate::tools::Tools;
 use crate::tree::Tree;
+use crate::upgrade::{self, UpgradeInputs};
 
 /// The pod sandbox image, which is also the image of static pods.
 pub const STUB_IMAGE: &str = "strake.dev/stub:v1";
@@ -26,7 +27,7 @@ pub const STUB_IMAGE: &str = "strake.dev/stub:v1";
 pub const HELLO_IMAGE: &str = "strake.dev/hello:v1";
 
 /// Raised when the builder changes so that equal inputs give another image.
-const BUILDER: &str = "3";
+const BUILDER: &str = "4";
 const ZSTD_LEVEL: i32 = 15;
 
 /// What an image is built from.
@@ -53,6 +54,10 @@ pub struct Image {
     pub root_uuid: String,
     /// What the root is verified against.
     pub verity: verity::Parameters,
+    /// Strake's version.
+    pub version: String,
+    /// The Kubernetes version it is compatible with.
+    pub kubernetes: String,
     /// The kernel's release.
     pub kernel: String,
     /// The hybrid ISO.
@@ -61,6 +66,8 @@ pub struct Image {
     pub root: PathBuf,
     /// The UKI.
     pub uki: PathBuf,
+    /// The upgrade file for machines that are installed.
+    pub upgrade: PathBuf,
     /// The OCI archive of the example workload.
     pub hello: PathBuf,
     /// What it was made from.
@@ -135,13 +142,19 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     remove(&iso)?;
     media::iso(tools, &IsoInputs { files: &files, esp: &esp, scratch: &scratch }, &iso)?;
 
+    say("upgrade file");
+    let upgrade = inputs.out.join("strake.upgrade");
+    let (version, kubernetes) = (inputs.version, inputs.kubernetes);
+    upgrade::write(&UpgradeInputs { version, kubernetes, kernel: &kernel, root: &root_file, verity, uki: &uki }, &upgrade)?;
+
     let hello = inputs.out.join("hello.tar");
     let hello_tree = root::hello_tree(&packages.dir.join("usr/bin/busybox"), &configs.join("examples/hello.sh"));
     let hello_spec = ImageSpec { reference: HELLO_IMAGE, entrypoint: &["/hello"], user: "65532:65532", env: &["PATH=/bin", "HOME=/tmp"] };
     std::fs::write(&hello, oci::archive(&hello_spec, &hello_tree)?).on("write", &hello)?;
 
     remove(&scratch)?;
-    let image = Image { root_uuid, verity, kernel, iso, root: root_file, uki, hello, inputs: digest };
+    let (version, kubernetes) = (version.to_owned(), kubernetes.to_owned());
+    let image = Image { root_uuid, verity, version, kubernetes, kernel, iso, root: root_file, uki, upgrade, hello, inputs: digest };
     let text = serde_json::to_vec_pretty(&image).map_err(|problem| Error::malformed(&manifest, problem.to_string()))?;
     std::fs::write(&manifest, text).on("write", &manifest)?;
     Ok(image)
@@ -149,7 +162,7 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
 
 fn finished(manifest: &Path, digest: &str) -> Option<Image> {
     let image: Image = serde_json::from_slice(&std::fs::read(manifest).ok()?).ok()?;
-    let complete = [&image.iso, &image.root, &image.uki, &image.hello].iter().all(|file| file.is_file());
+    let complete = [&image.iso, &image.root, &image.uki, &image.upgrade, &image.hello].iter().all(|file| file.is_file());
     (image.inputs == digest && complete).then_some(image)
 }
 

@@ -1,5 +1,5 @@
 //! Builds what Strake boots from: Debian packages ([`debian`]) and our binaries become a read-only root ([`root`]) with its hash tree ([`hash_tree`]), an
-//! initramfs, a UKI and a hybrid ISO ([`media`]); [`build`] strings the steps together. Equal inputs give equal bytes. Nothing here needs root rights or
+//! initramfs, a UKI, a hybrid ISO ([`media`]) and an upgrade file; [`build`] strings the steps together. Equal inputs give equal bytes. Nothing here needs root rights or
 //! changes the builder's machine outside the cache ([`cache`]) and the output directory.
 
 pub mod bios;
@@ -18,6 +18,7 @@ mod process;
 mod root;
 pub mod tools;
 mod tree;
+mod upgrade;
 
 pub use build::{Image, Inputs, build};
 pub use debian::store::Versions;

@@ -57,6 +57,8 @@ struct EventLoop {
     driver_helper: Option<i32>,
     devices_appeared: bool,
     shutdown: Option<(Kind, String)>,
+    /// When a system on trial must have proved good; the machine restarts then, and the loader starts the slot before.
+    trial: Option<Duration>,
 }
 
 /// Ends only with an error that nothing can be done about; main reboots then.
@@ -117,6 +119,7 @@ impl EventLoop {
             driver_helper: None,
             devices_appeared: false,
             shutdown: None,
+            trial: read_boot_info().ok().and_then(|info| info.trial_seconds).map(Duration::from_secs),
         })
     }
 
@@ -124,6 +127,10 @@ impl EventLoop {
         loop {
             let actions = self.supervisor.due(now(), is_ready);
             self.act(actions);
+            if self.trial.is_some_and(|deadline| now() >= deadline) {
+                self.trial = None;
+                self.want_shutdown(Kind::Reboot, "the system on trial did not prove good in time");
+            }
             if let Some((kind, reason)) = self.shutdown.take() {
                 return self.go_down(kind, &reason);
             }
@@ -218,8 +225,11 @@ impl EventLoop {
 
     fn take_requests(&mut self) {
         let mut requests = Vec::new();
-        let Self { control, supervisor, shutdown, .. } = self;
+        let Self { control, supervisor, shutdown, trial, .. } = self;
         control.serve(|request| {
+            if request == Request::TrialPassed && trial.take().is_some() {
+                report::notice("the system on trial proved good");
+            }
             let (response, mut actions, down) = respond(supervisor, request);
             requests.append(&mut actions);
             if shutdown.is_none() {
@@ -375,6 +385,8 @@ fn respond(supervisor: &mut Supervisor, request: Request) -> (Response, Vec<Acti
     let outcome = match request {
         Request::List => return (Response::Services { services: supervisor.statuses() }, Vec::new(), None),
         Request::BootInfo => return (boot_info(), Vec::new(), None),
+        // The event loop keeps the time.
+        Request::TrialPassed => return (Response::Done, Vec::new(), None),
         Request::SetConsole(status) => {
             console::set_status(status);
             Ok(Vec::new())
@@ -391,11 +403,13 @@ fn respond(supervisor: &mut Supervisor, request: Request) -> (Response, Vec<Acti
     }
 }
 
+fn read_boot_info() -> Result<BootInfo, String> {
+    let bytes = fs::read(BOOT_INFO_FILE).map_err(|error| error.to_string())?;
+    node_ipc::decode(&bytes).map_err(|error| error.to_string())
+}
+
 fn boot_info() -> Response {
-    match fs::read(BOOT_INFO_FILE)
-        .map_err(|error| error.to_string())
-        .and_then(|bytes| node_ipc::decode::<BootInfo>(&bytes).map_err(|error| error.to_string()))
-    {
+    match read_boot_info() {
         Ok(info) => Response::BootInfo(info),
         Err(error) => Response::Error { code: node_ipc::init::ErrorCode::BadRequest, message: format!("read {BOOT_INFO_FILE}: {error}") },
     }

@@ -12,6 +12,7 @@ mod event_loop;
 mod gpt;
 mod helper;
 mod loader;
+mod meta;
 mod modules;
 mod mounts;
 mod output;

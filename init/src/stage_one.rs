@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
 use verity::Parameters;
 
+use crate::meta::Kept;
 use crate::root::{BlockDevice, Search};
 use crate::verified::{self, VerifyError};
 use crate::{cmdline, loader, modules, mounts, report, root};
@@ -32,6 +33,8 @@ enum StageOneError {
     RootNotFound { uuid: String, place: String, waited: Duration, devices: String },
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    #[error("{0}; start the installation medium and install again, unless the other slot is started now")]
+    Damaged(String),
     #[error("mount {device} on {SYSROOT}")]
     MountRoot { device: PathBuf, source: Errno },
     #[error("write {BOOT_INFO_FILE}")]
@@ -100,7 +103,7 @@ fn find_and_mount(root: &Parameters, loader: Option<&str>, wait: Duration) -> Re
         let tables = root::tables(&devices);
         let search = Search::of(loader, &tables);
         if let Some(partition) = root::root_partition(&devices, &tables, &search, &uuid) {
-            return mount_root(root, BootSource::Disk, partition, &partition.path());
+            return mount_root(root, BootSource::Disk, partition, &partition.path(), &devices);
         }
         if changed.elapsed() >= SETTLE {
             for device in root::medium_candidates(&devices, &search) {
@@ -108,7 +111,7 @@ fn find_and_mount(root: &Parameters, loader: Option<&str>, wait: Duration) -> Re
                     && let Some(image) = root::mount_medium(&device.path(), Path::new(MEDIA_DIR), &uuid)
                 {
                     match loop_device::attach(&image) {
-                        Ok((path, _keep)) => return mount_root(root, BootSource::Media, device, &path),
+                        Ok((path, _keep)) => return mount_root(root, BootSource::Media, device, &path, &devices),
                         Err(error) => report::warn(&report::chain(&error)),
                     }
                 }
@@ -130,7 +133,13 @@ fn find_and_mount(root: &Parameters, loader: Option<&str>, wait: Duration) -> Re
 }
 
 /// Mounts the root from where it was found: `found` is the partition or the medium, `device` what holds the image.
-fn mount_root(root: &Parameters, source: BootSource, found: &BlockDevice, device: &Path) -> Result<BootInfo, StageOneError> {
+fn mount_root(
+    root: &Parameters,
+    source: BootSource,
+    found: &BlockDevice,
+    device: &Path,
+    devices: &[BlockDevice],
+) -> Result<BootInfo, StageOneError> {
     let slot = Slot::of_label(&found.label);
     let name = found.path().to_string_lossy().into_owned();
     let place = match (source, slot) {
@@ -144,10 +153,33 @@ fn mount_root(root: &Parameters, source: BootSource, found: &BlockDevice, device
         root.root_uuid(),
         root.root_hash()
     ));
-    let verified = verified::open(device, &place, root)?;
+    let mut kept = slot.filter(|_| source == BootSource::Disk).and_then(|slot| Kept::beside(found, slot, devices));
+    let verified = open(root, device, &place, kept.as_mut()).inspect_err(|error| {
+        if let (true, Some(kept)) = (is_damage(error), &mut kept) {
+            kept.fall_back(&report::chain(error));
+        }
+    })?;
+    let trial_seconds = kept.and_then(|kept| kept.trial_seconds(root));
+    if let Some(seconds) = trial_seconds {
+        report::notice(&format!(
+            "{place} is on trial: the machine goes back to the other slot unless this one proves good within {seconds} s"
+        ));
+    }
     let _ = fs::create_dir_all(SYSROOT);
     mount(&verified, SYSROOT, "erofs", MountFlags::RDONLY, None).map_err(|source| StageOneError::MountRoot { device: verified, source })?;
-    Ok(BootInfo { source, device: name, root: *root, slot })
+    Ok(BootInfo { source, device: name, root: *root, slot, trial_seconds })
+}
+
+fn open(root: &Parameters, device: &Path, place: &str, kept: Option<&mut Kept>) -> Result<PathBuf, StageOneError> {
+    if let Some(damage) = kept.and_then(|kept| kept.start(device, root)) {
+        return Err(StageOneError::Damaged(damage));
+    }
+    Ok(verified::open(device, place, root)?)
+}
+
+/// Whether the other slot may do better.
+fn is_damage(error: &StageOneError) -> bool {
+    matches!(error, StageOneError::Damaged(_) | StageOneError::Verify(VerifyError::ReadTree { .. } | VerifyError::Other { .. }))
 }
 
 /// Moves the mounts into the root, empties the initramfs to give its memory back, and makes the root `/`.

@@ -45,7 +45,13 @@ pub fn command(project: &Project, relock: bool) -> Result<()> {
     let started = Instant::now();
     let say = |step: &str| println!("[{:>6.1} s] {step}", started.elapsed().as_secs_f32());
     let Built { image, .. } = build(project, if relock { Versions::Newest } else { Versions::Locked }, &say)?;
-    for (name, file) in [("root", &image.root), ("UKI", &image.uki), ("ISO", &image.iso), ("example workload", &image.hello)] {
+    for (name, file) in [
+        ("root", &image.root),
+        ("UKI", &image.uki),
+        ("ISO", &image.iso),
+        ("upgrade file", &image.upgrade),
+        ("example workload", &image.hello),
+    ] {
         let size = std::fs::metadata(file)?.len() as f64 / f64::from(1 << 20);
         println!("{name:>16}  {size:>6.1} MiB  {}", file.display());
     }

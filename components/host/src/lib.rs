@@ -14,6 +14,7 @@
 //! | [`cgroup`] | one cgroup v2 directory |
 //! | [`process`] | child processes, bounded in time and output |
 //! | [`seqpacket`] | a call over a SOCK_SEQPACKET unix socket |
+//! | [`loader_variables`] | what the boot loader and the system tell each other through the firmware |
 //! | [`system`] | the hostname |
 
 pub mod block;
@@ -21,6 +22,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod device_mapper;
 pub mod dhcp;
+pub mod loader_variables;
 pub mod loop_device;
 pub mod mount;
 pub mod net;

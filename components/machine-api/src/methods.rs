@@ -86,6 +86,8 @@ methods! {
     "MachineService" / "Reboot":              OPERATE,           true,    false;
     "MachineService" / "Shutdown":            OPERATE,           true,    false;
     "MachineService" / "Reset":               ADMIN,             true,    false;
+    "MachineService" / "Upgrade":             ADMIN,             true,    false;
+    "MachineService" / "Rollback":            ADMIN,             true,    false;
     "MachineService" / "Kubeconfig":          ADMIN,             true,    false;
     "ServiceService" / "List":                READ,              false,   false;
     "ServiceService" / "Restart":             OPERATE,           true,    false;

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::services::v1::images_client::ImagesClient;
@@ -15,11 +16,13 @@ use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClien
 use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
+use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{
-    ApplyRequest, CreateImageRequest, CreateNamespaceRequest, CreateRequest, DeleteRequest, Image, InfoRequest, ListImagesRequest,
-    Namespace, UpdateImageRequest, WriteAction, WriteContentRequest,
+    ApplyRequest, CreateImageRequest, CreateNamespaceRequest, CreateRequest, DeleteRequest, Image, InfoRequest, ListContainersRequest,
+    ListImagesRequest, ListTasksRequest, Namespace, UpdateImageRequest, WriteAction, WriteContentRequest,
 };
 use containerd_client::types::Descriptor;
+use containerd_client::types::v1::Status as TaskStatus;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tonic::metadata::{Ascii, MetadataValue};
@@ -30,6 +33,8 @@ use tonic::{Code, Request, Status};
 const NAMESPACE: &str = "k8s.io";
 /// Tells containerd's CRI side that the image is its own.
 const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
+/// Tells a pod's container from its sandbox.
+const KIND: (&str, &str) = ("io.cri-containerd.kind", "container");
 /// Keeps the kubelet from removing an image.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 /// Manifests and indexes are read into memory; larger ones are not real.
@@ -58,6 +63,15 @@ pub enum ImageError {
     Invalid { path: PathBuf, problem: String },
 }
 
+/// A container of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningContainer {
+    /// Its pod's namespace.
+    pub namespace: String,
+    /// Its name in the pod.
+    pub name: String,
+}
+
 /// containerd's API.
 #[derive(Clone, Debug)]
 pub struct Containerd {
@@ -75,6 +89,22 @@ impl Containerd {
         let request = in_namespace(ListImagesRequest { filters: Vec::new() }, None);
         let response = ImagesClient::new(self.channel.clone()).list(request).await.map_err(failed("list images"))?;
         Ok(response.into_inner().images)
+    }
+
+    /// The containers of pods that run, without the pods' sandboxes.
+    pub async fn running(&self) -> Result<Vec<RunningContainer>, ImageError> {
+        let request = in_namespace(ListContainersRequest { filters: Vec::new() }, None);
+        let listed = ContainersClient::new(self.channel.clone()).list(request).await.map_err(failed("list containers"))?;
+        let request = in_namespace(ListTasksRequest { filter: String::new() }, None);
+        let tasks = TasksClient::new(self.channel.clone()).list(request).await.map_err(failed("list tasks"))?.into_inner().tasks;
+        let runs = |id: &str| tasks.iter().any(|task| (task.id == id || task.container_id == id) && task.status() == TaskStatus::Running);
+        let containers = listed.into_inner().containers.into_iter().filter(|container| runs(&container.id));
+        let described = containers.filter_map(|container| {
+            let label = |name: &str| container.labels.get(name).cloned();
+            (label(KIND.0)? == KIND.1).then_some(())?;
+            Some(RunningContainer { namespace: label("io.kubernetes.pod.namespace")?, name: label("io.kubernetes.container.name")? })
+        });
+        Ok(described.collect())
     }
 
     /// Imports every image of an OCI archive, and gives their names with what they point to.

@@ -7,7 +7,7 @@ use host::block::{Blocks, LinuxBlocks};
 use machine_config::disk::Disk;
 use node_ipc::init::{BootInfo, BootSource};
 
-use crate::machine::{Disks, ObservedDisk};
+use crate::machine::{Disks, ObservedDisk, SystemDisk, SystemPartition};
 
 /// The disks of a Linux machine.
 pub struct LinuxDisks {
@@ -54,15 +54,32 @@ impl Disks for LinuxDisks {
     }
 
     fn system_partition(&self, label: &str) -> io::Result<Option<(PathBuf, u64)>> {
+        let partitions = self.system_disk()?.map(|disk| disk.partitions).unwrap_or_default();
+        let partition = partitions.into_iter().find(|partition| partition.label == label);
+        Ok(partition.map(|partition| (partition.node, partition.size)))
+    }
+
+    fn system_disk(&self) -> io::Result<Option<SystemDisk>> {
         if self.boot.source != BootSource::Disk {
             return Ok(None);
         }
         let boot_device = Path::new(&self.boot.device);
-        let disks = self.list()?;
         // Another disk may carry the same labels; only the one we run from is ours.
-        let own = disks.iter().find(|disk| holds(disk, boot_device));
-        let partition = own.and_then(|disk| disk.partitions.iter().find(|partition| partition.label == label));
-        Ok(partition.map(|partition| (partition.path.clone(), partition.size_bytes)))
+        let own = self.list()?.into_iter().find(|disk| holds(disk, boot_device));
+        Ok(own.map(|disk| SystemDisk {
+            node: disk.path,
+            sector: u64::from(disk.sector_bytes),
+            partitions: disk
+                .partitions
+                .into_iter()
+                .map(|partition| SystemPartition {
+                    label: partition.label,
+                    number: partition.number,
+                    node: partition.path,
+                    size: partition.size_bytes,
+                })
+                .collect(),
+        }))
     }
 
     fn installations(&self) -> io::Result<Vec<String>> {

@@ -73,6 +73,11 @@ impl InitHandle {
         self.done(Request::PowerOff { reason: reason.to_owned() }).await
     }
 
+    /// The system on trial is good; init need not restart the machine.
+    pub async fn trial_passed(&self) -> Result<(), InitError> {
+        self.done(Request::TrialPassed).await
+    }
+
     /// Replaces what the console shows.
     pub async fn set_console(&self, status: ConsoleStatus) -> Result<(), InitError> {
         self.done(Request::SetConsole(status)).await

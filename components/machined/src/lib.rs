@@ -30,6 +30,7 @@ mod stats;
 #[cfg(test)]
 mod testing;
 pub mod trial;
+mod upgrade;
 
 pub use init::{InitError, InitHandle};
 pub use run::run;

@@ -57,6 +57,30 @@ pub struct ObservedDisk {
     pub sector: u64,
 }
 
+/// The disk that the system was booted from.
+#[derive(Clone, Debug)]
+pub struct SystemDisk {
+    /// Its node.
+    pub node: PathBuf,
+    /// Bytes in a logical sector.
+    pub sector: u64,
+    /// Its partitions.
+    pub partitions: Vec<SystemPartition>,
+}
+
+/// One partition of it.
+#[derive(Clone, Debug)]
+pub struct SystemPartition {
+    /// The GPT name.
+    pub label: String,
+    /// The number in the partition table, from 1.
+    pub number: u32,
+    /// Its node.
+    pub node: PathBuf,
+    /// Size in bytes.
+    pub size: u64,
+}
+
 /// The machine's disks.
 pub trait Disks: Send + Sync {
     /// All whole disks there are now.
@@ -64,6 +88,11 @@ pub trait Disks: Send + Sync {
 
     /// The node and size of the partition with this label on the disk that the system was booted from.
     fn system_partition(&self, label: &str) -> io::Result<Option<(PathBuf, u64)>>;
+
+    /// The disk that the system was booted from; none when that was a medium.
+    fn system_disk(&self) -> io::Result<Option<SystemDisk>> {
+        Ok(None)
+    }
 
     /// Names of the disks that carry an installed system, whichever was booted.
     fn installations(&self) -> io::Result<Vec<String>>;

@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn verified_means_that_the_kernel_says_so_of_what_is_mounted() {
         let (_, root) = crate::testing::root_image(2, 1);
-        let boot = BootInfo { source: BootSource::Disk, device: "/dev/vda2".into(), root, slot: Some(Slot::A) };
+        let boot = BootInfo { source: BootSource::Disk, device: "/dev/vda2".into(), root, slot: Some(Slot::A), trial_seconds: None };
         let (named, numbered, plain) = (
             "/dev/mapper/strake-root / erofs ro 0 0\n",
             "/dev/dm-0 / erofs ro 0 0\n",

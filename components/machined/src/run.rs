@@ -33,6 +33,7 @@ use crate::resources::Store;
 use crate::root;
 use crate::state::StateDir;
 use crate::trial::{self, Trials};
+use crate::upgrade;
 
 /// Runs the daemon.
 pub async fn run() -> anyhow::Result<()> {
@@ -158,8 +159,10 @@ async fn running(machine: Arc<Machine>, network: Network, trouble: Option<String
     let loaded = machine.loaded().context("a running machine has a config")?;
     let tls = tls::with_client_ca(serving.clone(), machine_ca(&loaded.config))?;
     let board = reconcilers::spawn(reconcilers::registry(network), &machine, &serving, &stop);
-    let console = Console { machine: machine.clone(), board: board.subscribe(), pairing: None, trouble: trouble.into_iter().collect() };
+    let trouble = trouble.into_iter().chain(upgrade::at_boot(&machine)).collect();
+    let console = Console { machine: machine.clone(), board: board.subscribe(), pairing: None, trouble };
     tokio::spawn(console.run());
+    tokio::spawn(upgrade::watch(machine.clone()));
     tokio::spawn(trial::remember_good_config(machine.clone(), board.subscribe()));
     tokio::spawn(trial::fall_back_when_cut_off(machine.clone(), board.subscribe()));
     tokio::spawn(crate::metrics::serve(machine.clone()));

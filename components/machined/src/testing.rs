@@ -89,6 +89,13 @@ impl Disks for NoDisks {
 
 /// A running machine whose root is this directory, with a config in force and nobody behind its sockets.
 pub fn machine(root: &Path, loaded: Loaded) -> Arc<Machine> {
+    let boot =
+        BootInfo { source: BootSource::Disk, device: String::new(), root: root_image(2, 0).1, slot: Some(Slot::A), trial_seconds: None };
+    machine_on(root, loaded, boot, Release::default(), Box::new(NoDisks))
+}
+
+/// The same, started like this from these disks.
+pub fn machine_on(root: &Path, loaded: Loaded, boot: BootInfo, release: Release, disks: Box<dyn Disks>) -> Arc<Machine> {
     let paths = Paths::under(root);
     std::fs::create_dir_all(paths.state()).unwrap();
     std::fs::create_dir_all(paths.at("/run/strake")).unwrap();
@@ -96,8 +103,8 @@ pub fn machine(root: &Path, loaded: Loaded) -> Arc<Machine> {
     let (_, addresses) = watch::channel(vec!["127.0.0.1".parse().unwrap()]);
     Arc::new(Machine {
         mode: Mode::Running,
-        release: Release::default(),
-        boot: BootInfo { source: BootSource::Disk, device: String::new(), root: root_image(2, 0).1, slot: Some(Slot::A) },
+        release,
+        boot,
         boot_id: String::new(),
         name_seed: "seed".into(),
         init: InitHandle::new(paths.init_socket()),
@@ -105,7 +112,7 @@ pub fn machine(root: &Path, loaded: Loaded) -> Arc<Machine> {
         config: watch::Sender::new(Some(Arc::new(loaded))),
         wake: watch::Sender::new(0),
         changing: Arc::default(),
-        disks: Box::new(NoDisks),
+        disks,
         addresses,
         events: Events::default(),
         milestones: Milestones::new(&paths, store.clone()),

@@ -55,6 +55,8 @@ pub enum Request {
     SetConsole(ConsoleStatus),
     /// How this system was booted. Answered by [`Response::BootInfo`].
     BootInfo,
+    /// The system on trial proved good: init does not restart the machine for it any more. Any number of times, also without a trial.
+    TrialPassed,
 }
 
 /// One environment variable.
@@ -184,6 +186,10 @@ pub struct BootInfo {
     /// The slot of an installed disk; a medium has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<Slot>,
+    /// The system is on trial: init restarts the machine, into the slot before, unless it is told within so many seconds of the kernel's clock
+    /// that the system is good ([`Request::TrialPassed`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial_seconds: Option<u64>,
 }
 
 /// One of the two places for a root on an installed disk.
@@ -253,11 +259,14 @@ mod tests {
         let hash = "561c87dc42ed5a69cb12155fe5ed680736936d8b7cb5a1414e8b810f7416a33c";
         let root = verity::Parameters::new(hash.parse().unwrap(), hash.parse().unwrap(), 300).unwrap();
         let parameters = format!(r#"{{"root_hash":"{hash}","salt":"{hash}","data_blocks":300}}"#);
-        let media = BootInfo { source: BootSource::Media, device: "/dev/sr0".into(), root, slot: None };
-        let disk = BootInfo { source: BootSource::Disk, device: "/dev/vda2".into(), root, slot: Slot::of_label("ROOT-A") };
+        let media = BootInfo { source: BootSource::Media, device: "/dev/sr0".into(), root, slot: None, trial_seconds: None };
+        let slot = Slot::of_label("ROOT-A");
+        let disk = BootInfo { source: BootSource::Disk, device: "/dev/vda2".into(), root, slot, trial_seconds: None };
+        let trial = BootInfo { trial_seconds: Some(600), ..disk.clone() };
         for (info, json) in [
             (media, format!(r#"{{"source":"media","device":"/dev/sr0","root":{parameters}}}"#)),
             (disk, format!(r#"{{"source":"disk","device":"/dev/vda2","root":{parameters},"slot":"a"}}"#)),
+            (trial, format!(r#"{{"source":"disk","device":"/dev/vda2","root":{parameters},"slot":"a","trial_seconds":600}}"#)),
         ] {
             assert_eq!(serde_json::to_string(&info).unwrap(), json);
             assert_eq!(serde_json::from_str::<BootInfo>(&json).unwrap(), info);

@@ -109,6 +109,11 @@ impl Cluster {
     /// Brings the cluster up: after this every machine is a Ready node and has the images in `archives`.
     pub fn up(&self, iso: &Path, archives: &[PathBuf], accelerator: Accelerator, progress: &dyn Progress) -> Result<(), Error> {
         self.install_machines(iso, accelerator, progress)?;
+        self.become_cluster(archives, progress)
+    }
+
+    /// Makes a cluster of installed machines.
+    pub fn become_cluster(&self, archives: &[PathBuf], progress: &dyn Progress) -> Result<(), Error> {
         progress.phase("bootstrap");
         let first = self.plan.control_plane();
         self.at(first, "bootstrap", self.bootstrap(progress))?;

@@ -7,6 +7,7 @@ mod legacy_bios;
 mod power_cut;
 mod rejoin;
 mod restarts;
+mod upgrade;
 mod verity;
 
 use crate::scenario::Scenario;
@@ -21,6 +22,7 @@ pub const ALL: &[Scenario] = &[
     dead_worker::SCENARIO,
     rejoin::SCENARIO,
     verity::SCENARIO,
+    upgrade::SCENARIO,
 ];
 
 /// Those that `cargo xtask test` runs; the others are asked for by name.

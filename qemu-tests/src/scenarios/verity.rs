@@ -38,7 +38,7 @@ fn run(context: &Context) -> Result<(), Error> {
     let machine = cluster.machine(&node);
     let disk = machine.spec().disk.as_ref().map(|disk| disk.path.clone()).ok_or_else(|| unexpected("a disk", "none".to_owned()))?;
     machine.pull_plug()?;
-    let slot = slot_start(&disk)?;
+    let slot = slot_start(&disk, SLOT)?;
     let program = program_block(context, "/usr/bin/machined")?;
     for Damage { what, at, says } in [
         Damage {
@@ -96,11 +96,11 @@ fn runs_verified(context: &Context, cluster: &RunningCluster, node: &Node) -> Re
     Ok(())
 }
 
-/// The first byte of the slot on the disk.
-fn slot_start(disk: &Path) -> Result<u64, Error> {
+/// The first byte of the partition with this label on the disk.
+pub fn slot_start(disk: &Path, label: &str) -> Result<u64, Error> {
     let table = gpt::GptConfig::new().open(disk).map_err(|problem| unexpected("a partition table", problem.to_string()))?;
-    let slot = table.partitions().values().find(|partition| partition.name == SLOT);
-    slot.map(|partition| partition.first_lba * SECTOR).ok_or_else(|| unexpected(SLOT, "no such partition".to_owned()))
+    let slot = table.partitions().values().find(|partition| partition.name == label);
+    slot.map(|partition| partition.first_lba * SECTOR).ok_or_else(|| unexpected(label, "no such partition".to_owned()))
 }
 
 /// A block of the file system that holds part of a program: its first, which nothing can start the program without.
@@ -117,7 +117,7 @@ fn extents(text: &str) -> Vec<u64> {
     text.lines().filter_map(start).collect()
 }
 
-fn flip(disk: &Path, at: u64) -> Result<(), Error> {
+pub fn flip(disk: &Path, at: u64) -> Result<(), Error> {
     let file: File = OpenOptions::new().read(true).write(true).open(disk).on("open", disk)?;
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).on("read", disk)?;

@@ -21,6 +21,7 @@ enum Layer {
 const LAYERS: &[(&str, Layer)] = &[
     ("node-ipc", Layer::Pure),
     ("verity", Layer::Pure),
+    ("slots", Layer::Pure),
     ("machine-config", Layer::Pure),
     ("machine-api", Layer::Pure),
     ("pki", Layer::Pure),
@@ -51,7 +52,7 @@ const LAYERS: &[(&str, Layer)] = &[
 ];
 
 /// Product types: what `host` and `k8s-client` must not know.
-const PRODUCT: &[&str] = &["node-ipc", "machine-config", "machine-api"];
+const PRODUCT: &[&str] = &["node-ipc", "slots", "machine-config", "machine-api"];
 /// Crates that do I/O by themselves: a pure crate names none of them.
 const EFFECTS: &[&str] = &["tokio", "hyper", "hyper-util", "nix", "rustix", "rtnetlink", "etcd-client", "containerd-client"];
 

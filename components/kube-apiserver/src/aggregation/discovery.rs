@@ -196,7 +196,7 @@ mod tests {
             "singularResource": "flunder", "verbs": ["get", "list"], "shortNames": ["fl"], "subresources": [
                 {"subresource": "status", "responseKind": kind("wardle.example.com", "Flunder"), "verbs": ["get"]},
                 {"subresource": "scale", "responseKind": kind("autoscaling", "Scale"), "verbs": ["get"]}]});
-        assert_eq!(converted(&old, &key), [resource.clone()]);
+        assert_eq!(converted(&old, &key), std::slice::from_ref(&resource));
         let list = json!({"items": [{"metadata": {"name": "other"}, "versions": []},
             {"metadata": {"name": "wardle.example.com"}, "versions": [{"version": "v1", "resources": [resource]}]}]});
         assert_eq!(resources_of(&list, &key).unwrap(), converted(&old, &key));

@@ -150,7 +150,8 @@ impl Rule {
         if self.level.is_none() {
             return Err("level is required: one of None, Metadata, Request, RequestResponse".into());
         }
-        if !self.non_resource_urls.is_empty() && !(self.resources.is_empty() && self.namespaces.is_empty()) {
+        let about_objects = !(self.resources.is_empty() && self.namespaces.is_empty());
+        if about_objects && !self.non_resource_urls.is_empty() {
             return Err("rules cannot apply to both regular resources and non-resource URLs".into());
         }
         for url in &self.non_resource_urls {

@@ -138,7 +138,7 @@ impl Authenticator {
             Some(a) => a.enabled && (a.conditions.is_empty() || a.conditions.iter().any(|c| c.path == path)),
             None => {
                 let open = |p: &&str| path == *p || path.strip_prefix(p).is_some_and(|r| r.starts_with('/'));
-                self.anonymous && ANONYMOUS_PATHS.iter().any(|p| open(&p))
+                self.anonymous && ANONYMOUS_PATHS.iter().any(open)
             }
         }
     }

@@ -364,9 +364,9 @@ async fn attempt(
             plural,
             name,
             format!(
-                "StorageError: invalid object, Code: 4, Key: /{}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {new_uid}, UID in object meta: {old_uid}",
-                res.prefix,
-                res.key(&ctx.info.namespace, name)
+                "StorageError: invalid object, Code: 4, Key: {}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {new_uid}, UID in object meta: {old_uid}",
+                // A dry run does not get as far as to the whole key.
+                if dry_run { format!("/{}/{}", res.prefix, res.key(&ctx.info.namespace, name)) } else { etcd_key(ctx, res, name) }
             ),
         ));
     }

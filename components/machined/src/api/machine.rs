@@ -11,14 +11,15 @@ use machine_api::v1alpha1::machine_service_server::MachineService;
 use machine_api::v1alpha1::{
     self as api, ApplyConfigRequest, ApplyConfigResponse, ApplyMode, BootstrapRequest, BootstrapResponse, ConfigChange, ConfigFile,
     ConfirmConfigRequest, ConfirmConfigResponse, InstallProgress, InstallRequest, KubeconfigRequest, KubeconfigResponse, RebootRequest,
-    RebootResponse, ResetRequest, ResetResponse, ShutdownRequest, ShutdownResponse, VersionRequest, VersionResponse,
+    RebootResponse, ResetRequest, ResetResponse, RollbackRequest, RollbackResponse, ShutdownRequest, ShutdownResponse, UpgradeRequest,
+    VersionRequest, VersionResponse,
 };
 use machine_config::diff::{Change, Effect, diff};
 use machine_config::{Config, ConfigErrors, Documents};
 use node_ipc::init::BootSource;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::authorize::Caller;
 use crate::install::{self, InstallError, Media, Progress};
@@ -29,13 +30,14 @@ use crate::trial;
 pub struct Handler(pub Arc<Machine>);
 
 /// How long a caller gets to read the answer before the machine goes down.
-const FAREWELL: Duration = Duration::from_millis(500);
+pub const FAREWELL: Duration = Duration::from_millis(500);
 /// How long a worker that is reset tries to give its name back.
 const LEAVE: Duration = Duration::from_secs(5);
 
 #[tonic::async_trait]
 impl MachineService for Handler {
     type InstallStream = Pin<Box<dyn Stream<Item = Result<InstallProgress, Status>> + Send>>;
+    type UpgradeStream = super::upgrade::ProgressStream;
 
     async fn version(&self, _request: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
         let machine = &self.0;
@@ -195,6 +197,18 @@ impl MachineService for Handler {
         Ok(Response::new(ResetResponse {}))
     }
 
+    async fn upgrade(&self, request: Request<Streaming<UpgradeRequest>>) -> Result<Response<Self::UpgradeStream>, Status> {
+        super::upgrade::upgrade(&self.0, request).await
+    }
+
+    async fn rollback(&self, request: Request<RollbackRequest>) -> Result<Response<RollbackResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let _changing = self.0.changing.try_lock().map_err(|_| busy())?;
+        let outcome = super::upgrade::roll_back(&self.0, &caller).await?;
+        self.go_down(format!("rolled back by {}", caller.name), true);
+        Ok(Response::new(RollbackResponse { outcome }))
+    }
+
     async fn kubeconfig(&self, request: Request<KubeconfigRequest>) -> Result<Response<KubeconfigResponse>, Status> {
         let caller = Caller::of(&request)?;
         let KubeconfigRequest { server, user } = request.into_inner();
@@ -213,7 +227,7 @@ impl MachineService for Handler {
     }
 }
 
-fn busy() -> Status {
+pub fn busy() -> Status {
     Status::aborted("another change of this machine is under way")
 }
 

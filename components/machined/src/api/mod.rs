@@ -11,6 +11,7 @@ mod machine;
 mod resources;
 mod services;
 pub mod tls;
+mod upgrade;
 
 use std::error::Error;
 use std::fmt::Write;

@@ -1,15 +1,141 @@
-//! The boot partition: a FAT file system with systemd-boot and the kernel image of slot A.
+//! The boot partition: a FAT file system with systemd-boot and a kernel image per slot. An installation makes it with that of slot A; an
+//! upgrade adds the other slot's and changes which is started.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
 
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
 use machine_config::layout::Partition;
+use node_ipc::init::Slot;
+use sha2::{Digest as _, Sha256};
+use slots::loader;
 
 use super::Media;
 
-/// What systemd-boot is told: start slot A at once, and let nobody edit the command line.
-pub const LOADER_CONF: &str = "default strake-a.efi\ntimeout 0\neditor no\n";
+/// What systemd-boot is told on a new disk: start slot A.
+pub fn conf() -> String {
+    loader::conf(Slot::A)
+}
+
+/// What a kernel image is called while it is written.
+const UNFINISHED: &str = "EFI/Linux/strake.new";
+const PIECE: usize = 256 << 10;
+
+/// The boot partition of an installed disk. Nothing mounts it, so it is read and written as a file.
+#[derive(Clone, Debug)]
+pub struct BootPartition {
+    /// Its node.
+    pub node: PathBuf,
+    /// Its size.
+    pub size: u64,
+}
+
+impl BootPartition {
+    /// Works on its files; everything is on the disk afterwards.
+    fn with<T>(&self, work: impl FnOnce(&FileSystem<Window<'_>>) -> io::Result<T>) -> io::Result<T> {
+        let mut node = OpenOptions::new().read(true).write(true).open(&self.node)?;
+        let partition = Partition { label: "ESP", start: 0, size: self.size, type_guid: "" };
+        let filesystem = FileSystem::new(Window::new(&mut node, &partition), FsOptions::new().update_accessed_date(false))?;
+        let result = work(&filesystem);
+        filesystem.unmount()?;
+        node.sync_all()?;
+        result
+    }
+
+    /// Bytes that are free, counting what an unfinished upgrade left.
+    pub fn free(&self, besides: Slot) -> io::Result<u64> {
+        self.with(|filesystem| {
+            let stats = filesystem.stats()?;
+            let replaced: u64 = [UNFINISHED.to_owned(), image(besides)]
+                .iter()
+                .filter_map(|path| filesystem.root_dir().open_file(path).ok()?.seek(SeekFrom::End(0)).ok())
+                .sum();
+            Ok(u64::from(stats.free_clusters()) * u64::from(stats.cluster_size()) + replaced)
+        })
+    }
+
+    /// The slot that is started.
+    pub fn default_slot(&self) -> io::Result<Option<Slot>> {
+        self.with(|filesystem| {
+            let mut text = String::new();
+            filesystem.root_dir().open_file(loader::CONF)?.take(4096).read_to_string(&mut text)?;
+            Ok(loader::default_slot(&text))
+        })
+    }
+
+    /// Starts this slot from now on. One byte changes, so that a cut leaves the one slot or the other.
+    pub fn set_default(&self, slot: Slot) -> io::Result<()> {
+        let wanted = loader::conf(slot);
+        self.with(|filesystem| {
+            let mut conf = filesystem.root_dir().create_file(loader::CONF)?;
+            let size = conf.seek(SeekFrom::End(0))?;
+            conf.rewind()?;
+            conf.write_all(wanted.as_bytes())?;
+            if size != wanted.len() as u64 {
+                // Not what an installation wrote.
+                conf.truncate()?;
+            }
+            conf.flush()
+        })
+    }
+
+    /// Whether a slot has a kernel image.
+    pub fn has(&self, slot: Slot) -> io::Result<bool> {
+        self.with(|filesystem| Ok(filesystem.root_dir().open_file(&image(slot)).is_ok()))
+    }
+
+    /// Removes a slot's kernel image, so that nothing starts the slot any more.
+    pub fn remove(&self, slot: Slot) -> io::Result<()> {
+        self.with(|filesystem| [UNFINISHED.to_owned(), image(slot)].iter().try_for_each(|path| remove(filesystem, path)))
+    }
+
+    /// Writes a slot's kernel image from `source`, reads it back, and gives it its name only when it has this SHA-256.
+    pub fn install(&self, slot: Slot, source: &mut dyn Read, sha256: verity::Digest) -> io::Result<()> {
+        self.with(|filesystem| {
+            remove(filesystem, UNFINISHED)?;
+            let mut target = filesystem.root_dir().create_file(UNFINISHED)?;
+            let mut buffer = vec![0; PIECE];
+            loop {
+                match source.read(&mut buffer)? {
+                    0 => break,
+                    count => target.write_all(&buffer[..count])?,
+                }
+            }
+            target.flush()
+        })?;
+        self.with(|filesystem| {
+            let (mut file, mut digest, mut buffer) = (filesystem.root_dir().open_file(UNFINISHED)?, Sha256::new(), vec![0; PIECE]);
+            loop {
+                match file.read(&mut buffer)? {
+                    0 => break,
+                    count => digest.update(&buffer[..count]),
+                }
+            }
+            let found = verity::Digest(digest.finalize().into());
+            if found != sha256 {
+                return Err(io::Error::other(format!("the kernel image has the SHA-256 {found}, and it should be {sha256}")));
+            }
+            Ok(())
+        })?;
+        self.with(|filesystem| {
+            remove(filesystem, &image(slot))?;
+            let root = filesystem.root_dir();
+            root.rename(UNFINISHED, &root, &image(slot))
+        })
+    }
+}
+
+fn image(slot: Slot) -> String {
+    format!("{}/{}", loader::DIRECTORY, loader::entry(slot))
+}
+
+fn remove(filesystem: &FileSystem<Window<'_>>, path: &str) -> io::Result<()> {
+    match filesystem.root_dir().remove(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
 
 /// Makes the file system and fills it.
 pub fn write(disk: &mut File, partition: &Partition, media: &Media) -> io::Result<()> {
@@ -34,7 +160,7 @@ pub fn write(disk: &mut File, partition: &Partition, media: &Media) -> io::Resul
         copy(&media.uki, "EFI/Linux/strake-a.efi")?;
         let mut conf = root.create_file("loader/loader.conf")?;
         conf.truncate()?;
-        conf.write_all(LOADER_CONF.as_bytes())?;
+        conf.write_all(self::conf().as_bytes())?;
         conf.flush()?;
     }
     filesystem.unmount()
@@ -114,4 +240,45 @@ pub fn files(node: &std::path::Path, partition: &Partition) -> io::Result<Vec<(S
     walk(&filesystem.root_dir(), "", &mut found);
     found.sort();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_installed_boot_partition_gets_another_slot_and_another_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let (uki, boot_loader) = (dir.path().join("uki"), dir.path().join("loader"));
+        std::fs::write(&uki, vec![1; 1 << 20]).unwrap();
+        std::fs::write(&boot_loader, vec![2; 1 << 20]).unwrap();
+        let media = Media { root: PathBuf::new(), verity: crate::testing::root_image(2, 1).1, uki, loader: boot_loader };
+        let boot = BootPartition { node: dir.path().join("esp"), size: 64 << 20 };
+        let partition = Partition { label: "ESP", start: 0, size: boot.size, type_guid: "" };
+        let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&boot.node).unwrap();
+        file.set_len(boot.size).unwrap();
+        write(&mut file, &partition, &media).unwrap();
+        assert_eq!(boot.default_slot().unwrap(), Some(Slot::A));
+        assert!(boot.has(Slot::A).unwrap() && !boot.has(Slot::B).unwrap());
+
+        let content = vec![7; 3 << 20];
+        let right = verity::Digest(Sha256::digest(&content).into());
+        let error = boot.install(Slot::B, &mut &content[1..], right).unwrap_err();
+        assert!(error.to_string().contains("it should be"), "{error}");
+        assert!(!boot.has(Slot::B).unwrap(), "what does not verify has no name that is started");
+        boot.install(Slot::B, &mut &content[..], right).unwrap();
+        boot.install(Slot::B, &mut &content[..], right).unwrap();
+        boot.set_default(Slot::B).unwrap();
+        assert_eq!(boot.default_slot().unwrap(), Some(Slot::B));
+        let names = files(&boot.node, &partition).unwrap();
+        assert!(names.contains(&("EFI/Linux/strake-b.efi".to_owned(), 3 << 20)), "{names:?}");
+        assert!(names.contains(&("loader/loader.conf".to_owned(), conf().len() as u64)), "{names:?}");
+        assert!(!names.iter().any(|(name, _)| name.contains("new")), "{names:?}");
+
+        let free = boot.free(Slot::A).unwrap();
+        boot.remove(Slot::A).unwrap();
+        boot.remove(Slot::A).unwrap();
+        assert!(boot.has(Slot::B).unwrap() && !boot.has(Slot::A).unwrap());
+        assert_eq!(boot.free(Slot::A).unwrap(), free);
+    }
 }

@@ -6,9 +6,9 @@
 //! All partitions are written through the whole disk at their offsets, so the same code installs to a block device and
 //! to a file, and needs neither the kernel to know the partitions nor anything to be mounted.
 
-mod esp;
+pub mod esp;
 mod filesystem;
-mod slot;
+pub mod slot;
 mod table;
 
 use std::fs::{self, File, OpenOptions};
@@ -247,6 +247,9 @@ pub fn write_state(node: &Path, size: u64, config_text: &str, scratch: &Path) ->
     made.and(removed).and(synced)
 }
 
+#[cfg(test)]
+pub use table::write as write_table;
+
 /// Makes an empty file system on a partition's node.
 pub fn make_empty(node: &Path, label: &'static str, size: u64) -> Result<(), InstallError> {
     let partition = Partition { label, start: 0, size, type_guid: "" };
@@ -324,7 +327,7 @@ mod tests {
                 ("EFI/BOOT/BOOTX64.EFI".to_owned(), 3 << 20),
                 ("EFI/Linux/strake-a.efi".to_owned(), 3 << 20),
                 ("EFI/systemd/systemd-bootx64.efi".to_owned(), 3 << 20),
-                ("loader/loader.conf".to_owned(), esp::LOADER_CONF.len() as u64),
+                ("loader/loader.conf".to_owned(), esp::conf().len() as u64),
             ]
         );
 

@@ -1,4 +1,5 @@
-//! A slot: the root image with its hash tree, written, and read back from the disk against the root hash.
+//! A slot: the root image with its hash tree, written, and read back from the disk against the root hash. So it is written by an
+//! installation and by an upgrade.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
@@ -35,12 +36,27 @@ fn copy(
     let unreadable = |source| InstallError::Read { path: media.root.clone(), source };
     let mut image = File::open(&media.root).map_err(unreadable)?;
     let total = image.metadata().map_err(unreadable)?.len();
+    copy_from(&mut image, &media.root, total, (disk, node), partition, progress)
+}
+
+/// Writes a root image of so many bytes into a slot. `from` is where it comes from, for people.
+pub fn copy_from(
+    image: &mut dyn Read,
+    from: &Path,
+    total: u64,
+    (disk, node): (&mut File, &Path),
+    partition: &Partition,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), InstallError> {
     disk.seek(SeekFrom::Start(partition.start)).map_err(step("write the root image", node))?;
     let mut buffer = vec![0; COPY_BYTES];
     let mut done = 0;
     loop {
         progress(Progress { stage: "write the system", done, total, detail: partition.label.to_owned() });
-        let count = image.read(&mut buffer).map_err(unreadable)?;
+        let count = image.read(&mut buffer).map_err(|source| InstallError::Read { path: from.to_owned(), source })?;
+        if count == 0 && done < total {
+            return Err(InstallError::Read { path: from.to_owned(), source: std::io::ErrorKind::UnexpectedEof.into() });
+        }
         if count == 0 {
             return Ok(());
         }
@@ -49,7 +65,8 @@ fn copy(
     }
 }
 
-fn verify(disk: &mut File, node: &Path, partition: &Partition, verity: &verity::Parameters) -> Result<(), InstallError> {
+/// Reads a slot back from the disk, and compares it with the hash tree's root.
+pub fn verify(disk: &mut File, node: &Path, partition: &Partition, verity: &verity::Parameters) -> Result<(), InstallError> {
     disk.sync_all().map_err(step("write to the disk", node))?;
     // Or only our own memory would be read back. Where there is no such cache there is nothing to drop.
     let _ = fadvise(&*disk, partition.start, NonZeroU64::new(verity.total_bytes()), Advice::DontNeed);

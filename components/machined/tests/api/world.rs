@@ -164,7 +164,7 @@ impl World {
         Arc::new(Machine {
             mode,
             release: Release { name: "strake".into(), version: "0.1.0".into(), ..Release::default() },
-            boot: BootInfo { source: BootSource::Media, device: "/dev/sr0".into(), root: ROOT.1, slot: None },
+            boot: BootInfo { source: BootSource::Media, device: "/dev/sr0".into(), root: ROOT.1, slot: None, trial_seconds: None },
             boot_id: "boot".into(),
             name_seed: "52:54:00:05:00:0b".into(),
             init: InitHandle::new(paths.init_socket()),

@@ -17,6 +17,7 @@ mod logs;
 mod resources;
 mod services;
 mod stats;
+mod upgrade;
 mod version;
 
 use std::future::Future;
@@ -115,6 +116,8 @@ enum Command {
     Reboot(lifecycle::Reboot),
     Shutdown(lifecycle::Shutdown),
     Reset(lifecycle::Reset),
+    Upgrade(upgrade::Upgrade),
+    Rollback(upgrade::Rollback),
     #[command(subcommand)]
     Gen(r#gen::Gen),
     #[command(subcommand)]
@@ -151,6 +154,8 @@ impl Cli {
             Command::Reboot(verb) => verb.run(&cx).await,
             Command::Shutdown(verb) => verb.run(&cx).await,
             Command::Reset(verb) => verb.run(&cx).await,
+            Command::Upgrade(verb) => verb.run(&cx).await,
+            Command::Rollback(verb) => verb.run(&cx).await,
             Command::Gen(verb) => verb.run(&cx),
             Command::Config(verb) => verb.run(&cx),
             Command::Context(verb) => verb.run(&cx),

@@ -1,0 +1,160 @@
+//! Moving pods away before a restart: the node takes no new ones, and those it has are evicted, which PodDisruptionBudgets may refuse for a
+//! while. When the time is over, who stands in the way is named, and nothing is forced.
+
+use std::time::Duration;
+
+use k8s_client::resources::{NODES, PODS};
+use k8s_client::{Client, Error, ListOptions, Patch, Request};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::kubernetes;
+use crate::machine::Machine;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_secs(2);
+/// Names that a message has room for.
+const NAMED: usize = 10;
+
+/// A pod, and what keeps it here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pod {
+    namespace: String,
+    name: String,
+    /// It was told to end already.
+    ending: bool,
+}
+
+/// A client with what this machine may do; none where there is no node yet, as on a control plane that was not bootstrapped.
+fn client(machine: &Machine) -> Option<Client> {
+    let loaded = machine.loaded()?;
+    if loaded.config.is_control_plane() && !matches!(machine.state.cluster_id(), Ok(Some(_))) {
+        return None;
+    }
+    kubernetes::client(&machine.paths, kubernetes::own_kubeconfig(&loaded.config)).ok()
+}
+
+/// Cordons the node and evicts its pods. Whether there was a node to cordon; or who blocks.
+pub async fn drain(machine: &Machine, limit: Duration, say: &mut (dyn FnMut(String) + Send)) -> Result<bool, String> {
+    let (Some(client), name) = (client(machine), machine.hostname()) else { return Ok(false) };
+    match unschedulable(&client, &name, true).await {
+        Ok(()) => {}
+        Err(error) if error.is_not_found() => return Ok(false),
+        Err(error) => {
+            return Err(format!("cordon the node {name}: {}; --drain-seconds 0 upgrades without moving pods", crate::api::chain(&error)));
+        }
+    }
+    let deadline = Instant::now() + limit;
+    let mut said = 0;
+    loop {
+        let (left, blocked) = match round(&client, &name).await {
+            Ok(round) => round,
+            Err(error) => (vec!["?".to_owned()], vec![crate::api::chain(&error)]),
+        };
+        if left.is_empty() {
+            return Ok(true);
+        }
+        if said != left.len() {
+            said = left.len();
+            say(format!("{said} pods left: {}", some(&left)));
+        }
+        if Instant::now() >= deadline {
+            uncordon(machine).await;
+            let why = if blocked.is_empty() { format!("still ending: {}", some(&left)) } else { some(&blocked) };
+            return Err(format!("the node was not drained within {} s and takes pods again; {why}", limit.as_secs()));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Evicts what is there. The pods that are left, and why those that may not go may not.
+async fn round(client: &Client, node: &str) -> Result<(Vec<String>, Vec<String>), Error> {
+    let options = ListOptions { field_selector: format!("spec.nodeName={node}"), ..ListOptions::default() };
+    let list = client.call::<Value>(&Request::list(&PODS, "", &options).with_timeout(TIMEOUT)).await?;
+    let pods = to_evict(&list);
+    let mut blocked = Vec::new();
+    for pod in pods.iter().filter(|pod| !pod.ending) {
+        let Pod { namespace, name, .. } = pod;
+        let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"namespace": namespace, "name": name}});
+        let request = Request::create_subresource(&PODS, namespace, name, "eviction", &eviction).with_timeout(TIMEOUT);
+        match client.execute(&request).await {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => blocked.push(format!("{namespace}/{name}: {}", crate::api::chain(&error))),
+        }
+    }
+    Ok((pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect(), blocked))
+}
+
+/// What has to go: not what belongs to the node (static pods and those of DaemonSets), nor what has ended.
+fn to_evict(list: &Value) -> Vec<Pod> {
+    let of_the_node = |pod: &Value| {
+        let owners = pod["metadata"]["ownerReferences"].as_array();
+        pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string()
+            || owners.into_iter().flatten().any(|owner| owner["kind"] == "DaemonSet" && owner["controller"] == true)
+    };
+    let ended = |pod: &Value| matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+    let pods = list["items"].as_array().into_iter().flatten().filter(|pod| !of_the_node(pod) && !ended(pod));
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    pods.map(|pod| Pod {
+        namespace: text(&pod["metadata"]["namespace"]),
+        name: text(&pod["metadata"]["name"]),
+        ending: pod["metadata"]["deletionTimestamp"].is_string(),
+    })
+    .collect()
+}
+
+fn some(names: &[String]) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    let named = names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    if more == 0 { named } else { format!("{named} and {more} more") }
+}
+
+/// Lets the node take pods again. Whether it does.
+pub async fn uncordon(machine: &Machine) -> bool {
+    let Some(client) = client(machine) else { return false };
+    let done = unschedulable(&client, &machine.hostname(), false).await;
+    done.is_ok() || done.is_err_and(|error| error.is_not_found())
+}
+
+async fn unschedulable(client: &Client, node: &str, wanted: bool) -> Result<(), Error> {
+    let patch = Patch::merge(&json!({"spec": {"unschedulable": if wanted { Value::from(true) } else { Value::Null }}}));
+    client.execute(&Request::patch(&NODES, "", node, &patch).with_timeout(TIMEOUT)).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_the_node_stays_and_the_rest_goes() {
+        let pod = |name: &str, more: Value| {
+            let mut pod = json!({"metadata": {"namespace": "default", "name": name}, "status": {"phase": "Running"}});
+            for (key, value) in more.as_object().unwrap() {
+                for (field, value) in value.as_object().unwrap() {
+                    pod[key][field] = value.clone();
+                }
+            }
+            pod
+        };
+        let owner = |kind: &str| json!({"metadata": {"ownerReferences": [{"kind": kind, "controller": true}]}});
+        let list = json!({"items": [
+            pod("plain", json!({})),
+            pod("replicated", owner("ReplicaSet")),
+            pod("daemon", owner("DaemonSet")),
+            pod("static", json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}})),
+            pod("done", json!({"status": {"phase": "Succeeded"}})),
+            pod("ending", json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})),
+        ]});
+        let found: Vec<_> = to_evict(&list).into_iter().map(|pod| (pod.name, pod.ending)).collect();
+        assert_eq!(found, [("plain".to_owned(), false), ("replicated".to_owned(), false), ("ending".to_owned(), true)]);
+        assert!(to_evict(&json!({})).is_empty());
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let names: Vec<String> = (0..12).map(|number| format!("p{number}")).collect();
+        assert!(some(&names).ends_with("p9 and 2 more"));
+        assert_eq!(some(&names[..2]), "p0, p1");
+    }
+}

@@ -1,0 +1,15 @@
+//! The two slots of an installed disk. An upgrade writes the slot that does not run and tries it once; what is known of both survives in
+//! META, a partition of 1 MiB outside of every file system, because it is needed before any file system is.
+//!
+//! Here are the formats and the decisions, which init, machined and the image builder share: what META holds ([`meta`], [`record`]), what
+//! an upgrade file begins with and whether a machine takes it ([`manifest`]), what the boot loader is told ([`loader`]), how a slot is
+//! named in the partition table ([`table`]), and when a system that is tried is good ([`gate`]). No effects: bytes and values go in and
+//! come out.
+#![warn(missing_docs)]
+
+pub mod gate;
+pub mod loader;
+pub mod manifest;
+pub mod meta;
+pub mod record;
+pub mod table;

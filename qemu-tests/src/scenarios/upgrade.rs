@@ -1,0 +1,215 @@
+//! Upgrades that undo themselves: a new system whose init ends, and one that never gets healthy, each lead back to the old one by themselves,
+//! with the reason told; a good one becomes the one that is started, also after a power cut; rollback leads back; a damaged root
+//! leads to the other slot. All of that needs no Kubernetes; at the end the machine becomes a cluster, and an upgrade moves its pods.
+
+use std::path::{Path, PathBuf};
+
+use image::cache::Cache;
+use image::{Image, Inputs, Versions};
+use serde_json::Value;
+
+use super::verity::{flip, slot_start};
+use crate::cluster::plan::Node;
+use crate::error::{Error, FileContext};
+use crate::scenario::{Context, RunningCluster, Scenario};
+
+/// The scenario.
+pub const SCENARIO: Scenario = Scenario {
+    name: "upgrade",
+    protects: "a bad new system leads back to the old one by itself with the reason told, a good one stays, and a damaged root leads to the other slot",
+    run,
+};
+
+/// How long a system that cannot become good gets; the shortest there is.
+const DEADLINE: &str = "60";
+
+/// A system that is wrong in one way: another program stands in for one of ours.
+struct Bad {
+    what: &'static str,
+    version: &'static str,
+    program: &'static str,
+    instead: &'static str,
+    /// Part of the reason that is told.
+    reason: &'static str,
+}
+
+const BAD: &[Bad] = &[
+    // It prints how it is used and ends, which stops the kernel.
+    Bad { what: "an init that ends", version: "0.1.1", program: "init", instead: "strakectl", reason: "said nothing" },
+    // It runs and does nothing.
+    Bad { what: "a machined that does nothing", version: "0.1.2", program: "machined", instead: "pause", reason: "said nothing" },
+];
+const GOOD: &str = "0.2.0";
+const BETTER: &str = "0.3.0";
+
+fn run(context: &Context) -> Result<(), Error> {
+    let cluster = context.installed_machine()?;
+    let machine = Subject { context, node: cluster.plan().control_plane().clone(), cluster };
+    let first = context.image.version.clone();
+    machine.runs("ROOT-A", &first)?;
+    for bad in BAD {
+        let image = variant(context, bad.version, Some((bad.program, bad.instead)))?;
+        let before = machine.boot_id()?;
+        machine.upgrade(&image, &["--drain-seconds", "0", "--deadline", DEADLINE])?;
+        let last = machine.wait_state("failed", bad.version)?;
+        let reason = last["reason"].as_str().unwrap_or_default();
+        if !reason.contains(bad.reason) || machine.boot_id()? == before {
+            return Err(unexpected(&format!("a restart, and a reason with {:?}", bad.reason), last.to_string()));
+        }
+        machine.runs("ROOT-A", &first)?;
+        machine.told_on_the_console(bad.version)?;
+        context.say(&format!("{}: back in ROOT-A by itself: {reason}", bad.what));
+    }
+
+    let image = variant(context, GOOD, None)?;
+    let would = machine.upgrade(&image, &["--dry-run"])?;
+    if !would.contains("would write") {
+        return Err(unexpected("what would be done", would));
+    }
+    machine.upgrade(&image, &["--deadline", "900"])?;
+    machine.wait_state("good", GOOD)?;
+    machine.runs("ROOT-B", GOOD)?;
+    context.say("a good system proved itself");
+
+    machine.power_cut(|_| Ok(()))?;
+    machine.runs("ROOT-B", GOOD)?;
+    context.say("it is the one that is started, after a power cut too");
+
+    let before = machine.boot_id()?;
+    let outcome = machine.strakectl(&["rollback"])?;
+    machine.wait_other_boot(&before)?;
+    machine.runs("ROOT-A", &first)?;
+    machine.wait_state("rolled-back", GOOD)?;
+    context.say(&format!("rollback: {}", outcome.lines().last().unwrap_or_default().trim()));
+
+    let top = context.image.verity.top_block() * 4096 + 5;
+    machine.power_cut(|disk| flip(disk, slot_start(disk, "ROOT-A")? + top))?;
+    machine.runs("ROOT-B", GOOD)?;
+    let last = machine.last()?;
+    let reason = last["reason"].as_str().unwrap_or_default();
+    if !reason.contains("ROOT-A") {
+        return Err(unexpected("the damaged slot in the reason", last.to_string()));
+    }
+    context.say(&format!("a damaged root led to the other slot: {reason}"));
+    machine.power_cut(|_| Ok(()))?;
+    machine.runs("ROOT-B", GOOD)?;
+
+    machine.cluster.become_cluster(&[], context)?;
+    let image = variant(context, BETTER, None)?;
+    machine.upgrade(&image, &["--deadline", "1800"])?;
+    machine.wait_state("good", BETTER)?;
+    machine.runs("ROOT-A", BETTER)?;
+    machine.cluster.wait_nodes(context)?;
+    machine.takes_pods()?;
+    context.say("a machine that is a cluster was upgraded: its node is Ready and takes pods");
+    Ok(())
+}
+
+/// Another system of this version, with one of its programs replaced by another if need be.
+fn variant(context: &Context, version: &str, replaced: Option<(&str, &str)>) -> Result<PathBuf, Error> {
+    let built = context.programs.strakectl.parent().unwrap_or(Path::new("/")).to_owned();
+    let (binaries, out) = (context.dir.join(format!("binaries-{version}")), context.dir.join(format!("image-{version}")));
+    std::fs::create_dir_all(&binaries).on("create", &binaries)?;
+    for name in ["init", "logd", "machined", "kube", "kube-proxy", "pause", "strakectl"] {
+        let from = replaced.filter(|(program, _)| *program == name).map_or(name, |(_, instead)| instead);
+        let link = binaries.join(name);
+        std::os::unix::fs::symlink(built.join(from), &link).on("link", &link)?;
+    }
+    let failed = |problem: image::Error| unexpected("an image", problem.to_string());
+    let cache = Cache::open().map_err(failed)?;
+    let inputs = Inputs {
+        project: &context.project,
+        binaries: &binaries,
+        out: &out,
+        version,
+        kubernetes: &context.image.kubernetes,
+        versions: Versions::Locked,
+    };
+    let Image { upgrade, iso, .. } = image::build(&cache, &context.programs.tools, &inputs, &|_| {}).map_err(failed)?;
+    std::fs::remove_file(&iso).on("remove", &iso)?;
+    context.say(&format!("an upgrade to {version} is built"));
+    Ok(upgrade)
+}
+
+/// The machine that all of this happens to.
+struct Subject<'a> {
+    context: &'a Context,
+    cluster: RunningCluster,
+    node: Node,
+}
+
+impl Subject<'_> {
+    fn strakectl(&self, words: &[&str]) -> Result<String, Error> {
+        let api = self.node.local_api();
+        self.cluster.clients().strakectl([&["--timeout", "5", "-n", &api], words].concat())
+    }
+
+    fn upgrade(&self, image: &Path, options: &[&str]) -> Result<String, Error> {
+        let file = image.to_string_lossy();
+        // In JSON the progress is on the standard output.
+        self.strakectl(&[&["-o", "json", "upgrade", "--image", &file], options].concat())
+    }
+
+    fn first_row(&self, words: &[&str]) -> Result<Value, Error> {
+        let text = self.strakectl(&[words, &["-o", "json"]].concat())?;
+        let rows: Value = serde_json::from_str(&text).map_err(|problem| unexpected("JSON", problem.to_string()))?;
+        Ok(rows[0].clone())
+    }
+
+    fn last(&self) -> Result<Value, Error> {
+        self.first_row(&["get", "upgrade"])
+    }
+
+    fn boot_id(&self) -> Result<String, Error> {
+        self.strakectl(&["read", "/proc/sys/kernel/random/boot_id"])
+    }
+
+    fn wait_other_boot(&self, before: &str) -> Result<(), Error> {
+        self.context
+            .eventually("another boot", self.context.patience(180), || Ok(self.boot_id().ok().filter(|now| now != before).map(drop)))
+    }
+
+    /// Waits until the last upgrade, which is one to this version, stands so.
+    fn wait_state(&self, state: &str, version: &str) -> Result<Value, Error> {
+        self.context.eventually(&format!("the upgrade to {version} to be {state}"), self.context.patience(240), || {
+            Ok(self.last().ok().filter(|last| last["state"] == state && last["to"] == version))
+        })
+    }
+
+    /// Waits until the machine answers, and compares what runs.
+    fn runs(&self, slot: &str, version: &str) -> Result<(), Error> {
+        let found = self.context.eventually("the machine API to answer", self.context.patience(180), || {
+            Ok(self.first_row(&["get", "root"]).ok().zip(self.first_row(&["version"]).ok()))
+        })?;
+        let (root, system) = found;
+        if root["id"] != slot || root["verity"] != "verified" || system["version"] != version {
+            return Err(unexpected(&format!("{version} in {slot}, verified"), format!("{system} in {root}")));
+        }
+        Ok(())
+    }
+
+    fn takes_pods(&self) -> Result<(), Error> {
+        self.context.eventually("a node that takes pods", self.context.patience(60), || {
+            let Ok(node) = self.cluster.clients().get(&["node", &self.node.name]) else { return Ok(None) };
+            Ok((node["spec"]["unschedulable"] != true).then_some(()))
+        })
+    }
+
+    fn told_on_the_console(&self, version: &str) -> Result<(), Error> {
+        let said = format!("{version} in ROOT-B failed");
+        self.cluster.machine(&self.node).wait_text(0, &said, self.context.patience(30))
+    }
+
+    /// Cuts the power, does something to the disk, and starts the machine again.
+    fn power_cut(&self, meanwhile: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
+        let machine = self.cluster.machine(&self.node);
+        let disk = machine.spec().disk.as_ref().map(|disk| disk.path.clone());
+        machine.pull_plug()?;
+        meanwhile(&disk.ok_or_else(|| unexpected("a disk", "none".to_owned()))?)?;
+        self.cluster.start_installed(&self.node, self.context.accelerator).map(drop)
+    }
+}
+
+fn unexpected(expected: &str, found: String) -> Error {
+    Error::Unexpected { what: "the machine".into(), expected: expected.to_owned(), found }
+}
