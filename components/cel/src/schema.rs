@@ -72,12 +72,21 @@ impl Decl {
 
     /// A structure called `name`; fields come with their names in the data and whether they are always there.
     pub fn object(name: &str, members: impl IntoIterator<Item = (String, Self, bool)>) -> Self {
+        Self::members(name, members, escape)
+    }
+
+    /// An object of the system's own, whose fields are called what they are called: reserved words are names after a dot.
+    pub fn plain_object(name: &str, members: impl IntoIterator<Item = (String, Self, bool)>) -> Self {
+        Self::members(name, members, |member| Some(member.to_owned()))
+    }
+
+    fn members(name: &str, members: impl IntoIterator<Item = (String, Self, bool)>, called: impl Fn(&str) -> Option<String>) -> Self {
         let (mut fields, mut types, mut min_size) = (BTreeMap::new(), BTreeMap::new(), 2);
         for (member, decl, always) in members {
             if always {
                 min_size += member.len() as u64 + decl.min_size + 4;
             }
-            if let Some(escaped) = escape(&member) {
+            if let Some(escaped) = called(&member) {
                 types.insert(escaped.clone(), decl.ty.clone());
                 fields.insert(escaped, Member { name: member, decl: Arc::new(decl) });
             }

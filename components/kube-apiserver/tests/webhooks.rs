@@ -343,6 +343,7 @@ async fn policies_judge_what_a_scale_would_become() {
     let policy = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": "few"},
         "spec": {"matchConstraints": {"resourceRules": [
                 {"operations": ["UPDATE"], "apiGroups": ["apps"], "apiVersions": ["v1"], "resources": ["deployments/scale"]}]},
+            "matchConditions": [{"name": "here", "expression": "request.namespace == 'default' && request.userInfo.username != ''"}],
             "validations": [{"expression": "object.kind == 'Scale' && object.spec.replicas <= oldObject.spec.replicas + 2",
                 "messageExpression": "'no more than ' + string(oldObject.spec.replicas + 2)"}]}});
     done(&client, Method::POST, &format!("{group}/validatingadmissionpolicies"), policy).await;

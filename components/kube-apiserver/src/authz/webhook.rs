@@ -44,7 +44,8 @@ fn spec_decl() -> &'static Decl {
     static DECL: LazyLock<Decl> = LazyLock::new(|| {
         let text = || Decl::simple(Type::String, 2, 3 << 20);
         let list = || Decl::list(text(), None, ListKind::Atomic);
-        let object = |name: &str, fields: Vec<(&str, Decl)>| Decl::object(name, fields.into_iter().map(|(n, d)| (n.to_owned(), d, false)));
+        let object =
+            |name: &str, fields: Vec<(&str, Decl)>| Decl::plain_object(name, fields.into_iter().map(|(n, d)| (n.to_owned(), d, false)));
         let resource = ["namespace", "verb", "group", "version", "resource", "subresource", "name"];
         let resource = object("kubernetes.ResourceAttributes", resource.into_iter().map(|n| (n, text())).collect());
         let other = object("kubernetes.NonResourceAttributes", vec![("path", text()), ("verb", text())]);

@@ -1,5 +1,6 @@
 //! What upstream fills in when a client says nothing, beyond what the schema table can say. Runs on every decoded object.
 
+use base64::{Engine, engine::general_purpose::STANDARD as B64};
 use k8s_schema::{Doc, EditError, Mut};
 use serde_json::{Value, json};
 
@@ -20,7 +21,7 @@ pub fn apply(res: &Resource, doc: &mut Doc) {
         ("", "PodTemplate") => template(doc.root_mut(), "template"),
         ("", "ReplicationController") => replication_controller(doc.root_mut()),
         ("", "Service") => service(doc.root_mut()),
-        ("", "Secret") => doc.root_mut().set_default("type", "Opaque").map(drop),
+        ("", "Secret") => secret(doc.root_mut()),
         ("", "Endpoints") => doc.for_each("subsets", |mut s| s.for_each("ports", |mut p| set(&mut p, "protocol", "TCP"))),
         ("", "Namespace") => namespace(doc.root_mut()),
         ("", "Node") => node(doc.root_mut()),
@@ -124,6 +125,16 @@ fn pod_requests(m: &mut Mut<'_>) -> Done {
         m.set_default(&format!("spec.resources.requests[{k}]"), v)?;
     }
     Ok(())
+}
+
+/// What is written as text becomes data, and wins over data of the same name.
+fn secret(mut m: Mut<'_>) -> Done {
+    let texts: Vec<(String, String)> = m.get("stringData").entries().map(|(k, v)| (k.to_owned(), B64.encode(v.str()))).collect();
+    for (k, v) in texts {
+        m.set(&format!("data[{k}]"), v)?;
+    }
+    m.remove("stringData");
+    set(&mut m, "type", "Opaque")
 }
 
 /// A node's first range of pods is told twice; the old field counts when the two differ.
@@ -562,7 +573,21 @@ fn priority_level(mut m: Mut<'_>) -> Done {
 
 #[cfg(test)]
 mod tests {
-    use super::is_latest;
+    use k8s_schema::{Doc, Schema};
+    use serde_json::json;
+
+    use super::{is_latest, secret};
+
+    #[test]
+    fn text_of_a_secret_becomes_its_data() {
+        let schema = Schema::builtin();
+        let given = json!({"data": {"a": "b2xk", "tls.crt": "eA=="}, "stringData": {"a": "new", "b.c": ""}});
+        let mut doc = Doc::from_value(&schema, schema.kind("", "v1", "Secret").unwrap(), &given).unwrap().doc;
+        secret(doc.root_mut()).unwrap();
+        assert_eq!(doc.to_value()["data"], json!({"a": "bmV3", "b.c": "", "tls.crt": "eA=="}));
+        assert!(!doc.at("stringData").exists());
+        assert_eq!(doc.at("type").str(), "Opaque");
+    }
 
     #[test]
     fn images_without_a_tag_are_latest() {

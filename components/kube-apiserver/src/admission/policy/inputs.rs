@@ -23,7 +23,7 @@ fn text() -> Decl {
 }
 
 fn object(name: &str, fields: Vec<(&str, Decl)>) -> Decl {
-    Decl::object(name, fields.into_iter().map(|(n, d)| (n.to_owned(), d, false)))
+    Decl::plain_object(name, fields.into_iter().map(|(n, d)| (n.to_owned(), d, false)))
 }
 
 /// The request, as its fields are declared to expressions.

@@ -50,7 +50,7 @@ fn user_decl() -> &'static Decl {
         let text = || Decl::simple(Type::String, 2, 3 << 20);
         let list = || Decl::list(text(), None, ListKind::Atomic);
         let fields = [("username", text()), ("uid", text()), ("groups", list()), ("extra", Decl::map(list(), None))];
-        Decl::object("kubernetes.UserInfo", fields.into_iter().map(|(n, d)| (n.to_owned(), d, false)))
+        Decl::plain_object("kubernetes.UserInfo", fields.into_iter().map(|(n, d)| (n.to_owned(), d, false)))
     });
     &DECL
 }

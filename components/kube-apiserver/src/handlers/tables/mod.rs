@@ -345,7 +345,9 @@ mod tests {
             let Some((.., ty)) = schema.kinds().find(|(g, _, k, _)| g == group && k == kind) else { continue };
             let doc = Doc::new(&schema, ty);
             let p = of(group, kind);
-            assert_eq!((p.row)(&doc).cells.len(), p.columns.len(), "{group}/{kind}");
+            // Upstream shows the age of addresses in a column that it does not define.
+            let more = usize::from(*kind == "IPAddress");
+            assert_eq!((p.row)(&doc).cells.len(), p.columns.len() + more, "{group}/{kind}");
         }
     }
 }

@@ -240,7 +240,7 @@ mod tests {
         for (text, named) in [
             (String::new(), "decoded"),
             ("kind: EncryptionConfiguration\napiVersion: v1\n".to_owned(), "is not apiserver.config.k8s.io/v1"),
-            (file("[]"), "at least one entry"),
+            (file(" []"), "at least one entry"),
             (file(&entry("[]", ok)), "resources[0].resources"),
             (file(&entry("[secrets]", "[]")), "resources[0].providers"),
             (file(&entry("[Secrets]", ok)), "lower case"),
