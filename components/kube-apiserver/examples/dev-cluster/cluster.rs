@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -30,8 +31,19 @@ impl Drop for Cluster {
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
+/// A free port of a range that is this process's own. Tests run in processes of their own, side by side: what the kernel gave one of them
+/// it would give the next one too before anything listens there.
 fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr()).map(|a| a.port()).expect("loopback has a free port")
+    const FIRST: u16 = 10_000;
+    const OWN: u16 = 16;
+    const RANGES: u32 = 1_375;
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    // Below the ports that the kernel gives to those who ask for any.
+    let range = FIRST + (std::process::id() % RANGES) as u16 * OWN;
+    let mut own = std::iter::repeat_with(|| TAKEN.fetch_add(1, Ordering::Relaxed)).take(usize::from(OWN)).map(|n| range + n % OWN);
+    let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    let any = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr()).map(|a| a.port());
+    own.find(|port| is_free(*port)).or_else(|| any().ok()).expect("loopback has a free port")
 }
 
 /// etcd of the path, or where the project's tools are cached.
