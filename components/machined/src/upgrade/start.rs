@@ -54,8 +54,10 @@ pub async fn begin(
         if dry_run {
             return Ok((manifest, None));
         }
-        say(Progress { stage: "take an etcd snapshot", done: 0, total: 0, detail: String::new() });
-        runtime.block_on(snapshot(&written_machine))?;
+        if let Some(kept) = snapshots_kept(&written_machine) {
+            say(Progress { stage: "take an etcd snapshot", done: 0, total: 0, detail: String::new() });
+            runtime.block_on(snapshot(&written_machine, kept))?;
+        }
         let mut upgrade = Upgrade {
             slot: writer.other(),
             state: State::Writing,
@@ -136,13 +138,14 @@ fn give_up(machine: &Machine, layout: &Layout, mut upgrade: Upgrade) {
     machine.event(crate::events::Severity::Warning, "UpgradeFailed", &format!("upgrade to {}: {}", upgrade.to.version, upgrade.reason));
 }
 
+/// How many etcd snapshots the machine keeps; none: it has no etcd.
+fn snapshots_kept(machine: &Machine) -> Option<usize> {
+    let loaded = machine.loaded().filter(|loaded| loaded.config.is_control_plane())?;
+    matches!(machine.state.cluster_id(), Ok(Some(_))).then(|| usize::from(loaded.config.cluster.etcd.snapshots.keep).max(1))
+}
+
 /// Where there is an etcd, it is saved first.
-async fn snapshot(machine: &Machine) -> Result<(), UpgradeError> {
-    let Some(loaded) = machine.loaded().filter(|loaded| loaded.config.is_control_plane()) else { return Ok(()) };
-    if !matches!(machine.state.cluster_id(), Ok(Some(_))) {
-        return Ok(());
-    }
-    let most = usize::from(loaded.config.cluster.etcd.snapshots.keep).max(1);
+async fn snapshot(machine: &Machine, most: usize) -> Result<(), UpgradeError> {
     let (name, _) = crate::etcd::keep(&machine.paths, limits::SNAPSHOT_BYTES, most).await.map_err(UpgradeError::Snapshot)?;
     tracing::info!(name, "etcd snapshot before the upgrade");
     Ok(())
