@@ -121,6 +121,8 @@ pub fn iso(tools: &Tools, inputs: &IsoInputs<'_>, out: &Path) -> Result<(), Erro
     arguments.extend(["-b", "boot/bios.bin", "-c", "boot/boot.cat", "-no-emul-boot", "-boot-load-size", "4"].map(OsString::from));
     arguments.extend(["-eltorito-alt-boot", "-e", "--interval:appended_partition_2:all::", "-no-emul-boot"].map(OsString::from));
     arguments.extend(["-append_partition".into(), "2".into(), ESP_TYPE.into(), inputs.esp.into(), "-appended_part_as_gpt".into()]);
+    // Files and directories of the staging tree are as old as this build; the ISO is not.
+    arguments.extend(["--set_all_file_dates".into(), format!("={SOURCE_DATE_EPOCH}").into()]);
     arguments.extend(["-o".into(), out.into(), staging.into()]);
     run(tools.command("xorriso")?.env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH).args(arguments)).map(drop)
 }
