@@ -147,7 +147,7 @@ async fn step(server: &Arc<Server>, answered: &mut Answered) -> Result<bool, Api
         let remote = server.aggregator.services.load().remotes.get(&key).cloned();
         let condition = match (d.at("spec.service").exists(), remote) {
             (false, _) => Condition::local(),
-            // The routes are a moment behind.
+            // The routes are a moment behind; that they are there is told.
             (true, None) => {
                 well = false;
                 continue;
@@ -181,14 +181,15 @@ async fn look(server: &Arc<Server>, remote: &Arc<Remote>, name: &str, answered: 
 
 /// Runs until the server stops.
 pub async fn run(server: Arc<Server>) {
-    let caches = [PREFIX, "services/specs", "endpointslices"].map(|p| server.objects.reflector.cache(p));
-    let [Some(api_services), Some(services), Some(slices)] = caches else { return };
-    let (mut api_services, mut services, mut slices) = (api_services.subscribe(), services.subscribe(), slices.subscribe());
+    let caches = ["services/specs", "endpointslices"].map(|p| server.objects.reflector.cache(p));
+    let [Some(services), Some(slices)] = caches else { return };
+    let mut routes = server.aggregator.refreshed.subscribe();
+    let (mut services, mut slices) = (services.subscribe(), slices.subscribe());
     let mut answered = Answered::default();
     loop {
-        for r in [&mut api_services, &mut services, &mut slices] {
-            r.mark_unchanged();
-        }
+        routes.mark_unchanged();
+        services.mark_unchanged();
+        slices.mark_unchanged();
         let well = match step(&server, &mut answered).await {
             Ok(well) => well,
             Err(e) => {
@@ -205,7 +206,7 @@ pub async fn run(server: Arc<Server>) {
             PAUSE * 5
         };
         tokio::select! {
-            _ = api_services.changed() => {}
+            _ = routes.changed() => {}
             _ = services.changed(), if any => {}
             _ = slices.changed(), if any => {}
             () = tokio::time::sleep(period) => {}

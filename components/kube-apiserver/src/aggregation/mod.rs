@@ -19,6 +19,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 pub use connect::Identity;
 pub use remote::Remote;
@@ -48,6 +49,8 @@ pub struct Aggregator {
     described: Mutex<HashMap<GroupVersion, Arc<discovery::Described>>>,
     /// Grows with every change of what is described, so that documents made of it are made again.
     generation: AtomicU64,
+    /// Tells that `services` were read anew.
+    refreshed: watch::Sender<()>,
 }
 
 impl Aggregator {
@@ -59,6 +62,7 @@ impl Aggregator {
             routing,
             described: Mutex::default(),
             generation: AtomicU64::new(0),
+            refreshed: watch::Sender::default(),
         })
     }
 
@@ -95,6 +99,7 @@ impl Aggregator {
         let new = Services::of(&docs, &old, self.identity.as_ref());
         let gone: Vec<_> = old.remotes.keys().filter(|k| !new.remotes.contains_key(*k)).cloned().collect();
         self.services.store(Arc::new(new));
+        self.refreshed.send_replace(());
         if !gone.is_empty() {
             let mut described = self.described.lock();
             gone.iter().for_each(|k| drop(described.remove(k)));
