@@ -9,6 +9,7 @@ mod audit;
 mod authn;
 mod authz;
 mod bootstrap;
+mod config_file;
 mod custom;
 mod flags;
 mod flow_control;

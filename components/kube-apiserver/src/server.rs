@@ -58,10 +58,7 @@ impl Issuers {
     fn read(&self, own: &[String]) -> Result<oidc::Issuers, oidc::config::ConfigError> {
         let settings = match self {
             Self::None => return Ok(oidc::Issuers::default()),
-            Self::File(path) => {
-                let read = |source| oidc::config::ConfigError::Read { path: path.display().to_string(), source };
-                oidc::config::parse(&std::fs::read_to_string(path).map_err(read)?, own)?
-            }
+            Self::File(path) => crate::config_file::read("authentication configuration", path, |text| oidc::config::parse(text, own))?,
             Self::Flags(f) => f.settings(own)?,
         };
         oidc::Issuers::start(&settings)
@@ -319,6 +316,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tracing::info!(milliseconds = started.elapsed().as_millis() as u64, port = config.port, "ready");
         upkeep = Some(tokio::spawn(bootstrap::keep(Arc::clone(&server))));
         tokio::spawn(crate::custom::controller::run(Arc::clone(&server)));
+        tokio::spawn(admission::policy::type_check::run(Arc::clone(&server)));
         aggregation::start(&server);
         tokio::spawn(flow_control::upkeep::run(Arc::clone(&server)));
     }
@@ -357,7 +355,7 @@ fn watch_files(server: &Arc<Server>, cert: &Arc<tls::ServingCert>, config: &Conf
             if e.take_unreadable() {
                 reflector.read_again();
             }
-            Ok::<_, crate::storage::ConfigError>(())
+            Ok::<_, crate::config_file::ConfigFileError>(())
         }));
     }
     let c = Arc::clone(cert);

@@ -57,6 +57,16 @@ spec:
   ports: [{port: 80}]
 ";
 
+const POLICY: &str = "
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: replicas}
+spec:
+  matchConstraints:
+    resourceRules: [{apiGroups: [apps], apiVersions: [v1], operations: [CREATE], resources: [deployments]}]
+  validations: [{expression: object.spec.replicas > 1}, {expression: \"object.spec.replicas > '1'\"}]
+";
+
 #[test]
 fn kubectl_creates_applies_watches_explains_and_deletes() {
     let dir = tempfile::tempdir().unwrap();
@@ -96,7 +106,17 @@ fn kubectl_creates_applies_watches_explains_and_deletes() {
     assert_eq!(k.ok(&["get", "deployment", "web", "-o", "jsonpath={.spec.replicas}"], ""), "5");
 
     // explain comes from OpenAPI
-    assert!(k.ok(&["explain", "deployment.spec.template.spec.containers.image"], "").contains("<string>"));
+    let image = k.ok(&["explain", "deployment.spec.template.spec.containers.image"], "");
+    assert!(image.contains("<string>") && image.contains("Container image name"), "{image}");
+    let pods = k.ok(&["explain", "pods", "--output=plaintext-openapiv2"], "");
+    assert!(pods.contains("collection of containers") && pods.contains("Specification of the desired behavior"), "{pods}");
+
+    // expressions that do not fit the kinds they are about are told of
+    k.ok(&["apply", "-f", "-"], POLICY);
+    k.ok(&["wait", "--for=jsonpath={.status.observedGeneration}=1", "validatingadmissionpolicy/replicas", "--timeout=30s"], "");
+    let warned = k.ok(&["get", "validatingadmissionpolicy", "replicas", "-o", "jsonpath={.status.typeChecking.expressionWarnings}"], "");
+    assert!(warned.contains("spec.validations[1].expression") && !warned.contains("spec.validations[0].expression"), "{warned}");
+    assert!(warned.contains("found no matching overload for '_>_' applied to '(int, string)'"), "{warned}");
 
     // watch sees a change that happens after it began
     let mut watch = k.0.kubectl(&["get", "configmaps", "--watch-only", "-o", "name"]).stdout(Stdio::piped()).spawn().unwrap();

@@ -26,6 +26,7 @@ const LAYERS: &[(&str, Layer)] = &[
     ("machine-api", Layer::Pure),
     ("pki", Layer::Pure),
     ("k8s-schema", Layer::Pure),
+    ("k8s-descriptions", Layer::Pure),
     ("cel", Layer::Pure),
     ("host", Layer::Io),
     ("nftables", Layer::Io),

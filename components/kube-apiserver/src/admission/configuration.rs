@@ -1,23 +1,17 @@
 //! Which plugins run, and what `--admission-control-config-file` says to those that take a configuration.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_yaml::Value;
 
 use super::{Mutate, PLUGINS, Validate, known, pod_security};
+use crate::config_file::{self, ConfigFile, ConfigFileError, decode};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigurationError {
-    #[error("cannot read the admission configuration {path}")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("the admission configuration {path} cannot be understood")]
-    Parse { path: PathBuf, source: serde_yaml::Error },
-    #[error("{path}: {kind} of {api_version} is not an AdmissionConfiguration of apiserver.config.k8s.io/v1")]
-    Kind { path: PathBuf, api_version: String, kind: String },
+    #[error(transparent)]
+    File(#[from] ConfigFileError),
     #[error("{path}: there is no plugin {plugin:?}")]
     Unknown { path: PathBuf, plugin: String },
     #[error("{path}: the plugin {plugin} is named twice")]
@@ -35,6 +29,15 @@ struct File {
     kind: String,
     #[serde(default)]
     plugins: Vec<Plugin>,
+}
+
+impl ConfigFile for File {
+    const KIND: &str = "AdmissionConfiguration";
+    const VERSIONS: &[&str] = &["apiserver.config.k8s.io/v1", "apiserver.k8s.io/v1alpha1"];
+
+    fn head(&self) -> (&str, &str) {
+        (&self.api_version, &self.kind)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -81,12 +84,7 @@ impl Configuration {
 
     /// Reads an `AdmissionConfiguration`; paths in it are relative to the file.
     pub fn load(mut self, path: &Path) -> Result<Self, ConfigurationError> {
-        let file: File = parse(path)?;
-        if !(file.kind == "AdmissionConfiguration"
-            && matches!(file.api_version.as_str(), "apiserver.config.k8s.io/v1" | "apiserver.k8s.io/v1alpha1"))
-        {
-            return Err(ConfigurationError::Kind { path: path.into(), api_version: file.api_version, kind: file.kind });
-        }
+        let file: File = config_file::read("admission configuration", path, decode)?;
         let mut seen: Vec<String> = Vec::new();
         for p in file.plugins {
             let (path, plugin) = (path.to_owned(), p.name.clone());
@@ -99,7 +97,10 @@ impl Configuration {
             seen.push(plugin.clone());
             let value = match (&p.configuration, p.path.as_str()) {
                 (Value::Null, "") => continue,
-                (Value::Null, named) => parse(&path.parent().unwrap_or(Path::new("")).join(named))?,
+                (Value::Null, named) => {
+                    let beside = path.parent().unwrap_or(Path::new("")).join(named);
+                    config_file::read("configuration of an admission plugin", &beside, |text| serde_yaml::from_str(text))?
+                }
                 _ => p.configuration,
             };
             if plugin != "PodSecurity" {
@@ -111,13 +112,10 @@ impl Configuration {
     }
 }
 
-fn parse<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConfigurationError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigurationError::Read { path: path.into(), source })?;
-    serde_yaml::from_str(&text).map_err(|source| ConfigurationError::Parse { path: path.into(), source })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn load(text: &str) -> Result<Configuration, String> {
@@ -150,7 +148,7 @@ mod tests {
             ("plugins: [{name: PodSecurity}, {name: PodSecurity}]", "twice"),
             ("plugins: [{name: Priority, configuration: {a: b}}]", "Priority"),
             ("plugins: [{name: PodSecurity, path: missing.yaml}]", "missing.yaml"),
-            ("plugins: [{name: PodSecurity, configuration: {kind: x, apiVersion: y}}]", "\"y\""),
+            ("plugins: [{name: PodSecurity, configuration: {kind: x, apiVersion: y}}]", "y x is not"),
             ("pluggins: []", "pluggins"),
         ] {
             let e = load(text).unwrap_err();

@@ -13,7 +13,7 @@ use crate::{
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 
-pub fn check(a: &Attributes<'_>, new: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
+pub async fn check(a: &Attributes<'_>, new: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
     let Some(new) = new.filter(|_| a.res.group == RBAC && a.operation != Operation::Delete) else { return Ok(()) };
     if a.ctx.user.in_group(crate::authn::MASTERS) {
         return Ok(());
@@ -26,7 +26,7 @@ pub fn check(a: &Attributes<'_>, new: Option<&Doc>, old: Option<&Doc>) -> Result
             if old.is_some_and(|o| rules_of(o) == rules_of(new) && o.at("aggregationRule").semantic_eq(new.at("aggregationRule"))) {
                 return Ok(());
             }
-            if allowed(a, "escalate", &a.res.plural, new.at("metadata.name").str()) {
+            if allowed(a, "escalate", &a.res.plural, new.at("metadata.name").str()).await {
                 return Ok(());
             }
             let mut r = rules_of(new);
@@ -44,7 +44,7 @@ pub fn check(a: &Attributes<'_>, new: Option<&Doc>, old: Option<&Doc>) -> Result
             }
             let (kind, name) = (new.at("roleRef.kind").str(), new.at("roleRef.name").str());
             let plural = if kind == "ClusterRole" { "clusterroles" } else { "roles" };
-            if allowed(a, "bind", plural, name) {
+            if allowed(a, "bind", plural, name).await {
                 return Ok(());
             }
             match a.ctx.server.authz.rbac.role(kind, ns, name) {
@@ -69,7 +69,7 @@ pub fn check(a: &Attributes<'_>, new: Option<&Doc>, old: Option<&Doc>) -> Result
     Err(ApiError::forbidden(Group(&a.res.group, &a.res.plural), new.at("metadata.name").str(), why))
 }
 
-fn allowed(a: &Attributes<'_>, verb: &str, resource: &str, name: &str) -> bool {
+async fn allowed(a: &Attributes<'_>, verb: &str, resource: &str, name: &str) -> bool {
     let attributes = authz::Attributes {
         verb: verb.into(),
         is_resource: true,
@@ -80,7 +80,7 @@ fn allowed(a: &Attributes<'_>, verb: &str, resource: &str, name: &str) -> bool {
         name: name.into(),
         ..authz::Attributes::default()
     };
-    a.ctx.server.authz.authorize(&a.ctx.user, &attributes).allowed()
+    a.ctx.server.authz.decide(&a.ctx.user, &attributes).await.allowed()
 }
 
 /// A rule in upstream's short notation.

@@ -16,6 +16,7 @@ mod small;
 pub mod webhooks;
 
 pub use configuration::Configuration;
+use futures_util::future::BoxFuture;
 use k8s_schema::Doc;
 
 use crate::{
@@ -71,7 +72,15 @@ impl Attributes<'_> {
 }
 
 type Mutate = fn(&Attributes<'_>, &mut Doc, Option<&Doc>) -> Result<(), ApiError>;
-type Validate = fn(&Attributes<'_>, Option<&Doc>, Option<&Doc>) -> Result<(), ApiError>;
+
+/// How a plugin judges.
+#[derive(Debug, Clone, Copy)]
+enum Validate {
+    /// By what it is given.
+    Looking(fn(&Attributes<'_>, Option<&Doc>, Option<&Doc>) -> Result<(), ApiError>),
+    /// Asking who may do what, which may be a webhook's to say.
+    Asking(for<'a> fn(&'a Attributes<'a>, Option<&'a Doc>, Option<&'a Doc>) -> BoxFuture<'a, Result<(), ApiError>>),
+}
 
 /// A plugin under upstream's name.
 struct Plugin {
@@ -83,24 +92,30 @@ struct Plugin {
 /// No plugin of upstream's, where storage does it: it cannot be turned off.
 const ESCALATION: &str = "RBACEscalation";
 
+use Validate::{Asking, Looking};
+
 /// All plugins, in the order in which they run.
 static PLUGINS: &[Plugin] = &[
-    Plugin { name: "NamespaceLifecycle", mutate: Some(namespace_lifecycle::admit), validate: Some(namespace_lifecycle::delete) },
-    Plugin { name: "LimitRanger", mutate: Some(limit_ranger::admit), validate: Some(limit_ranger::validate) },
+    Plugin { name: "NamespaceLifecycle", mutate: Some(namespace_lifecycle::admit), validate: Some(Looking(namespace_lifecycle::delete)) },
+    Plugin { name: "LimitRanger", mutate: Some(limit_ranger::admit), validate: Some(Looking(limit_ranger::validate)) },
     Plugin { name: "ServiceAccount", mutate: Some(service_account::admit), validate: None },
-    Plugin { name: "NodeRestriction", mutate: Some(node_restriction::admit), validate: Some(node_restriction::delete) },
+    Plugin { name: "NodeRestriction", mutate: Some(node_restriction::admit), validate: Some(Looking(node_restriction::delete)) },
     Plugin { name: "TaintNodesByCondition", mutate: Some(small::taint_nodes), validate: None },
-    Plugin { name: "PodSecurity", mutate: None, validate: Some(pod_security::validate) },
-    Plugin { name: "Priority", mutate: Some(priority::admit), validate: Some(priority::delete) },
+    Plugin { name: "PodSecurity", mutate: None, validate: Some(Looking(pod_security::validate)) },
+    Plugin { name: "Priority", mutate: Some(priority::admit), validate: Some(Looking(priority::delete)) },
     Plugin { name: "DefaultTolerationSeconds", mutate: Some(small::default_tolerations), validate: None },
     Plugin { name: "DefaultStorageClass", mutate: Some(small::default_storage_class), validate: None },
     Plugin { name: "StorageObjectInUseProtection", mutate: Some(small::in_use_protection), validate: None },
-    Plugin { name: "PersistentVolumeClaimResize", mutate: None, validate: Some(small::claim_resize) },
+    Plugin { name: "PersistentVolumeClaimResize", mutate: None, validate: Some(Looking(small::claim_resize)) },
     Plugin { name: "RuntimeClass", mutate: Some(runtime_class::admit), validate: None },
-    Plugin { name: "CertificateApproval", mutate: None, validate: Some(small::certificate_approval) },
-    Plugin { name: "CertificateSubjectRestriction", mutate: None, validate: Some(small::certificate_subject) },
+    Plugin {
+        name: "CertificateApproval",
+        mutate: None,
+        validate: Some(Asking(|a, new, old| Box::pin(small::certificate_approval(a, new, old)))),
+    },
+    Plugin { name: "CertificateSubjectRestriction", mutate: None, validate: Some(Looking(small::certificate_subject)) },
     Plugin { name: "DefaultIngressClass", mutate: Some(small::default_ingress_class), validate: None },
-    Plugin { name: ESCALATION, mutate: None, validate: Some(escalation::check) },
+    Plugin { name: ESCALATION, mutate: None, validate: Some(Asking(|a, new, old| Box::pin(escalation::check(a, new, old)))) },
 ];
 
 /// The names a `--enable-admission-plugins` may have, beside those above; they are always on or have nothing to do here yet.
@@ -156,7 +171,12 @@ pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Res
 
 pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
     let admission = &a.ctx.server.admission;
-    admission.validating.iter().try_for_each(|v| v(a, doc, old))?;
+    for v in &admission.validating {
+        match v {
+            Validate::Looking(judge) => judge(a, doc, old)?,
+            Validate::Asking(judge) => judge(a, doc, old).await?,
+        }
+    }
     judge(a, doc, old).await?;
     // Last, as it is the one that writes.
     if admission.is_on("ResourceQuota") { resource_quota::validate(a, doc, old).await } else { Ok(()) }
@@ -181,7 +201,7 @@ pub async fn delete(a: &Attributes<'_>, old: &Doc) -> Result<(), ApiError> {
 
 /// What is posted to a subresource and is not stored there (a binding, an eviction, a request of a token), or asked of a connection.
 pub async fn posted(a: &Attributes<'_>, doc: &mut Doc) -> Result<(), ApiError> {
-    node_restriction::posted(a, doc)?;
+    node_restriction::posted(a, doc).await?;
     let mut rounds = webhooks::Rounds::default();
     let admission = &a.ctx.server.admission;
     if admission.is_on("MutatingAdmissionPolicy") {

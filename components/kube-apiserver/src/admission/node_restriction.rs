@@ -172,7 +172,7 @@ pub fn delete(a: &Attributes<'_>, _: Option<&Doc>, old: Option<&Doc>) -> Result<
 }
 
 /// What is posted to a subresource: evictions of its own pods, and tokens for them.
-pub fn posted(a: &Attributes<'_>, body: &Doc) -> Result<(), ApiError> {
+pub async fn posted(a: &Attributes<'_>, body: &Doc) -> Result<(), ApiError> {
     let Some(node) = node_of(&a.ctx.user) else { return Ok(()) };
     match (a.res.group.as_str(), a.res.plural.as_str(), a.subresource) {
         ("", "pods", "eviction") => {
@@ -183,7 +183,7 @@ pub fn posted(a: &Attributes<'_>, body: &Doc) -> Result<(), ApiError> {
                 Err(refuse(a, body, format!("node {node:?} can only evict pods with spec.nodeName set to itself")))
             }
         }
-        ("", "serviceaccounts", "token") => token(a, node, body),
+        ("", "serviceaccounts", "token") => token(a, node, body).await,
         _ => Ok(()),
     }
 }
@@ -194,7 +194,7 @@ fn pod_of(a: &Attributes<'_>, name: &str) -> Result<Doc, ApiError> {
 }
 
 /// A kubelet asks for tokens only for pods that run on its node, and only for audiences that they name.
-fn token(a: &Attributes<'_>, node: &str, request: &Doc) -> Result<(), ApiError> {
+async fn token(a: &Attributes<'_>, node: &str, request: &Doc) -> Result<(), ApiError> {
     let to = request.at("spec.boundObjectRef");
     if (to.get("apiVersion").str(), to.get("kind").str()) != ("v1", "Pod") || to.get("name").str().is_empty() {
         return Err(refuse(a, request, "node requested token not bound to a pod"));
@@ -223,7 +223,7 @@ fn token(a: &Attributes<'_>, node: &str, request: &Doc) -> Result<(), ApiError> 
         [one] => one,
         _ => return Err(refuse(a, request, format!("node may only request 0 or 1 audiences, {} were requested", audiences.len()))),
     };
-    if names_audience(a, &pod, asked) || may_ask_for(a, asked) {
+    if names_audience(a, &pod, asked) || may_ask_for(a, asked).await {
         Ok(())
     } else {
         Err(refuse(a, request, format!("audience {asked:?} not found in pod spec volume")))
@@ -258,7 +258,7 @@ fn names_audience(a: &Attributes<'_>, pod: &Doc, audience: &str) -> bool {
 }
 
 /// Roles may let kubelets ask for more audiences.
-fn may_ask_for(a: &Attributes<'_>, audience: &str) -> bool {
+async fn may_ask_for(a: &Attributes<'_>, audience: &str) -> bool {
     let asked = crate::authz::Attributes {
         verb: "request-serviceaccounts-token-audience".into(),
         is_resource: true,
@@ -268,5 +268,5 @@ fn may_ask_for(a: &Attributes<'_>, audience: &str) -> bool {
         name: a.ctx.info.name.clone(),
         ..Default::default()
     };
-    a.ctx.server.authz.authorize(&a.ctx.user, &asked).allowed()
+    a.ctx.server.authz.decide(&a.ctx.user, &asked).await.allowed()
 }

@@ -126,33 +126,30 @@ pub fn in_use_protection(a: &Attributes<'_>, d: &mut Doc, _: Option<&Doc>) -> Re
 }
 
 /// Approving is for those who may approve for that signer.
-pub fn certificate_approval(a: &Attributes<'_>, new: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
+pub async fn certificate_approval(a: &Attributes<'_>, new: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
     let approval = a.res.plural == "certificatesigningrequests" && a.subresource == "approval";
     let (Some(_), Some(old), true) = (new, old, approval && a.operation == Operation::Update) else { return Ok(()) };
-    signer_verb(a, old, "approve", "user not permitted to approve requests with signerName")?;
-    Ok(())
+    signer_verb(a, old, "approve", "user not permitted to approve requests with signerName").await
 }
 
-fn signer_verb(a: &Attributes<'_>, csr: &Doc, verb: &str, what: &str) -> Result<(), ApiError> {
+async fn signer_verb(a: &Attributes<'_>, csr: &Doc, verb: &str, what: &str) -> Result<(), ApiError> {
     let signer = csr.at("spec.signerName").str();
     let domain = signer.split_once('/').map_or(signer, |(d, _)| d);
-    let allowed = [signer.to_owned(), format!("{domain}/*")].iter().any(|name| {
+    for name in [signer.to_owned(), format!("{domain}/*")] {
         let attributes = authz::Attributes {
             verb: verb.into(),
             is_resource: true,
             group: "certificates.k8s.io".into(),
             version: "*".into(),
             resource: "signers".into(),
-            name: name.clone(),
+            name,
             ..authz::Attributes::default()
         };
-        a.ctx.server.authz.authorize(&a.ctx.user, &attributes).allowed()
-    });
-    if allowed {
-        Ok(())
-    } else {
-        Err(ApiError::forbidden(Group(&a.res.group, &a.res.plural), csr.at("metadata.name").str(), format!("{what} {signer:?}")))
+        if a.ctx.server.authz.decide(&a.ctx.user, &attributes).await.allowed() {
+            return Ok(());
+        }
     }
+    Err(ApiError::forbidden(Group(&a.res.group, &a.res.plural), csr.at("metadata.name").str(), format!("{what} {signer:?}")))
 }
 
 /// Nobody gets a client certificate of the group that may do everything.

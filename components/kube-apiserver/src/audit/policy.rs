@@ -1,13 +1,14 @@
 //! The audit policy: which requests are recorded, and how much of each.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::{authn::User, http::RequestInfo};
+use crate::{
+    authn::User,
+    config_file::{self, ConfigFile, ConfigFileError, DecodeError, decode},
+    http::RequestInfo,
+};
 
 /// How much of a request is recorded; each level holds what the one before does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -52,12 +53,8 @@ impl Stage {
 
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    #[error("cannot read the audit policy {path}")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("the audit policy cannot be understood")]
-    Parse(#[source] serde_yaml::Error),
-    #[error("{kind} of {api_version} is not a Policy of audit.k8s.io/v1")]
-    Kind { api_version: String, kind: String },
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
     #[error("the audit policy has no rules")]
     Empty,
     #[error("rules[{0}]: {1}")]
@@ -77,6 +74,15 @@ pub struct Policy {
     omit_stages: Vec<Stage>,
     #[serde(default)]
     omit_managed_fields: bool,
+}
+
+impl ConfigFile for Policy {
+    const KIND: &str = "Policy";
+    const VERSIONS: &[&str] = &["audit.k8s.io/v1"];
+
+    fn head(&self) -> (&str, &str) {
+        (&self.api_version, &self.kind)
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -111,16 +117,12 @@ pub struct Ruling {
 }
 
 impl Policy {
-    pub fn load(path: &Path) -> Result<Self, PolicyError> {
-        let text = fs::read_to_string(path).map_err(|source| PolicyError::Read { path: path.into(), source })?;
-        Self::parse(&text)
+    pub fn load(path: &Path) -> Result<Self, ConfigFileError> {
+        config_file::read("audit policy", path, Self::parse)
     }
 
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
-        let policy: Self = serde_yaml::from_str(text).map_err(PolicyError::Parse)?;
-        if policy.api_version != "audit.k8s.io/v1" || policy.kind != "Policy" {
-            return Err(PolicyError::Kind { api_version: policy.api_version, kind: policy.kind });
-        }
+        let policy: Self = decode(text)?;
         if policy.rules.is_empty() {
             return Err(PolicyError::Empty);
         }
@@ -277,11 +279,11 @@ mod tests {
         let head = "apiVersion: audit.k8s.io/v1\nkind: Policy\n";
         for (text, named) in [
             (format!("{head}rules: []"), "no rules"),
-            (head.to_owned(), "understood"),
+            (head.to_owned(), "missing field `rules`"),
             ("apiVersion: audit.k8s.io/v1beta1\nkind: Policy\nrules: [{level: None}]".into(), "audit.k8s.io/v1beta1"),
             (format!("{head}rules: [{{users: [a]}}]"), "rules[0]: level is required"),
-            (format!("{head}rules: [{{level: All}}]"), "understood"),
-            (format!("{head}rules: [{{level: None, verb: [get]}}]"), "understood"),
+            (format!("{head}rules: [{{level: All}}]"), "unknown variant `All`"),
+            (format!("{head}rules: [{{level: None, verb: [get]}}]"), "unknown field `verb`"),
             (format!("{head}rules: [{{level: None}}, {{level: None, nonResourceURLs: [x]}}]"), "rules[1]: nonResourceURLs: \"x\""),
             (format!("{head}rules: [{{level: None, nonResourceURLs: [\"/a*b\"]}}]"), "only at its end"),
             (format!("{head}rules: [{{level: None, nonResourceURLs: [/a], namespaces: [b]}}]"), "both"),

@@ -12,14 +12,17 @@ use super::{
     Mode,
     webhook::{Settings, WebhookAuthorizer, condition},
 };
-use crate::webhook::{Configured, FileError};
+use crate::{
+    config_file::{self, ConfigFile, ConfigFileError, DecodeError, decode},
+    webhook::{Configured, FileError},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read the authorization configuration {path}")]
-    Read { path: String, source: std::io::Error },
-    #[error("the authorization configuration cannot be decoded")]
-    Decode(#[from] serde_yaml::Error),
+    #[error(transparent)]
+    File(#[from] ConfigFileError),
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
     #[error("{path}: {why}")]
     Invalid { path: String, why: String },
     #[error("the webhook's file cannot be used")]
@@ -33,6 +36,15 @@ struct File {
     kind: String,
     #[serde(default)]
     authorizers: Vec<Entry>,
+}
+
+impl ConfigFile for File {
+    const KIND: &str = "AuthorizationConfiguration";
+    const VERSIONS: &[&str] = &["apiserver.config.k8s.io/v1", "apiserver.config.k8s.io/v1beta1", "apiserver.config.k8s.io/v1alpha1"];
+
+    fn head(&self) -> (&str, &str) {
+        (&self.api_version, &self.kind)
+    }
 }
 
 #[derive(Deserialize)]
@@ -136,14 +148,7 @@ fn hook(at: &str, h: &Hook) -> Result<Mode, ConfigError> {
 }
 
 fn parse(text: &str) -> Result<Vec<Mode>, ConfigError> {
-    let file: File = serde_yaml::from_str(text)?;
-    let known = ["v1", "v1beta1", "v1alpha1"].iter().any(|v| file.api_version == format!("apiserver.config.k8s.io/{v}"));
-    if !known || file.kind != "AuthorizationConfiguration" {
-        return Err(invalid(
-            "kind",
-            format!("{} {} is not apiserver.config.k8s.io/v1 AuthorizationConfiguration", file.api_version, file.kind),
-        ));
-    }
+    let file: File = decode(text)?;
     if file.authorizers.is_empty() {
         return Err(invalid("authorizers", "at least one authorizer is required"));
     }
@@ -174,8 +179,7 @@ fn parse(text: &str) -> Result<Vec<Mode>, ConfigError> {
 
 /// Reads who is asked.
 pub fn load(path: &Path) -> Result<Vec<Mode>, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.display().to_string(), source })?;
-    parse(&text)
+    Ok(config_file::read("authorization configuration", path, parse)?)
 }
 
 /// The webhook of flags. Without an answer others are asked.

@@ -9,6 +9,7 @@ mod webhook;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt;
 use webhook::WebhookAuthorizer;
 
 use crate::{authn::User, objects::Objects};
@@ -74,61 +75,33 @@ impl Authorizer {
         self.modes.load().iter().any(|m| matches!(m, Mode::Webhook(_)))
     }
 
+    /// Whoever is configured is asked in turn, until one allows or forbids it.
     pub async fn decide(&self, user: &User, a: &Attributes) -> Decision {
-        let modes = self.modes.load_full();
-        let mut asked = Asked::new(user);
-        for mode in modes.iter() {
-            if let Some(d) = asked.settled {
-                return d;
-            }
-            asked.hear(match mode {
+        if user.in_group(crate::authn::MASTERS) {
+            return Decision::Allow(String::new());
+        }
+        let mut reasons = Vec::new();
+        for mode in self.modes.load_full().iter() {
+            let heard = match mode {
                 Mode::Node => self.node.authorize(user, a),
                 Mode::Rbac => self.rbac.authorize(user, a),
                 Mode::Webhook(w) => w.decide(user, a).await,
-            });
-        }
-        asked.end()
-    }
-
-    /// As [`decide`](Self::decide), where nothing can be awaited: a webhook that has to be asked holds up the thread.
-    pub fn authorize(&self, user: &User, a: &Attributes) -> Decision {
-        let modes = self.modes.load();
-        let mut asked = Asked::new(user);
-        for mode in modes.iter() {
-            if let Some(d) = asked.settled {
-                return d;
+            };
+            match heard {
+                Decision::NoOpinion(r) => reasons.extend(Some(r).filter(|r| !r.is_empty())),
+                settled => return settled,
             }
-            asked.hear(match mode {
-                Mode::Node => self.node.authorize(user, a),
-                Mode::Rbac => self.rbac.authorize(user, a),
-                Mode::Webhook(w) => tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(w.decide(user, a))),
-            });
         }
-        asked.end()
-    }
-}
-
-/// What was heard so far.
-struct Asked {
-    settled: Option<Decision>,
-    reasons: Vec<String>,
-}
-
-impl Asked {
-    fn new(user: &User) -> Self {
-        let settled = user.in_group(crate::authn::MASTERS).then(|| Decision::Allow(String::new()));
-        Self { settled, reasons: Vec::new() }
+        Decision::NoOpinion(reasons.join(", "))
     }
 
-    fn hear(&mut self, d: Decision) {
-        match d {
-            Decision::NoOpinion(r) => self.reasons.extend(Some(r).filter(|r| !r.is_empty())),
-            d => self.settled = Some(d),
+    /// As [`decide`](Self::decide), for an expression in the middle of its evaluation: a webhook that has to be asked holds up the thread.
+    pub fn decide_at_once(&self, user: &User, a: &Attributes) -> Decision {
+        let mut deciding = std::pin::pin!(self.decide(user, a));
+        match deciding.as_mut().now_or_never() {
+            Some(decision) => decision,
+            None => tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(deciding)),
         }
-    }
-
-    fn end(self) -> Decision {
-        self.settled.unwrap_or_else(|| Decision::NoOpinion(self.reasons.join(", ")))
     }
 }
 

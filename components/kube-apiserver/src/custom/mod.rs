@@ -1,6 +1,6 @@
 //! Custom resources: definitions made into resources that are served like the built-in ones, and what is done to their objects.
 
-mod cel;
+pub mod cel;
 pub mod controller;
 pub mod conversion;
 pub mod crd;

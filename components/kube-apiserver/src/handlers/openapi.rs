@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use http::{HeaderValue, header};
+use k8s_descriptions::Descriptions;
 use k8s_schema::openapi::{Documents, Resource, Subresource};
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
@@ -71,16 +72,16 @@ impl OpenApi {
         kept
     }
 
-    fn v2_value(&self, server: &Server, dynamic: &Dynamic) -> Value {
+    fn v2_value(&self, server: &Server, dynamic: &Dynamic) -> Result<Value, ApiError> {
         let mut resources = self.builtin(server).to_vec();
         resources.extend(dynamic.all().iter().map(|r| resource(r)));
-        let mut v = documents(server, &resources).v2();
+        let mut v = documents(server, &resources, |d| d.v2())?;
         for remote in server.aggregator.remotes() {
             if let Some(theirs) = server.aggregator.described(&remote.key()).as_deref().and_then(|d| d.v2.as_ref()) {
                 aggregation::openapi::merge_v2(&mut v, theirs);
             }
         }
-        v
+        Ok(v)
     }
 
     fn v2(&self, server: &Server, protobuf: bool) -> Result<Kept, ApiError> {
@@ -90,7 +91,7 @@ impl OpenApi {
         if let Some(k) = slot {
             return Ok(k.clone());
         }
-        let v = self.v2_value(server, &dynamic);
+        let v = self.v2_value(server, &dynamic)?;
         let k = if protobuf { keep_bytes(&k8s_schema::openapi::binary::encode(&v))? } else { keep(&v)? };
         *slot = Some(k.clone());
         Ok(k)
@@ -98,7 +99,7 @@ impl OpenApi {
 
     /// The paths that have a document, sorted.
     fn v3_paths(&self, server: &Server) -> Vec<String> {
-        let mut paths = documents(server, self.builtin(server)).v3_paths();
+        let mut paths = silent(server, self.builtin(server)).v3_paths();
         for (group, versions) in server.registry.dynamic().groups() {
             paths.push(format!("apis/{group}"));
             paths.extend(versions.iter().map(|v| format!("apis/{group}/{v}")));
@@ -119,7 +120,7 @@ impl OpenApi {
             }
             let mut resources: Vec<Resource> = self.builtin(server).iter().filter(|r| r.group == group).cloned().collect();
             resources.extend(dynamic.all().iter().filter(|r| r.group == group).map(|r| resource(r)));
-            let Some(v) = documents(server, &resources).v3(path) else { return Ok(None) };
+            let Some(v) = documents(server, &resources, |d| d.v3(path))? else { return Ok(None) };
             let k = keep(&v)?;
             kept.v3.insert(path.to_owned(), k.clone());
             return Ok(Some(k));
@@ -127,14 +128,22 @@ impl OpenApi {
         if let Some(k) = self.v3.lock().get(path) {
             return Ok(Some(k.clone()));
         }
-        let Some(v) = documents(server, self.builtin(server)).v3(path) else { return Ok(None) };
+        let Some(v) = documents(server, self.builtin(server), |d| d.v3(path))? else { return Ok(None) };
         let k = keep(&v)?;
         self.v3.lock().insert(path.to_owned(), k.clone());
         Ok(Some(k))
     }
 }
 
-fn documents<'a>(server: &'a Server, resources: &'a [Resource]) -> Documents<'a> {
+/// What `of` makes of the documents, with words for people, which are unpacked for that long.
+fn documents<T>(server: &Server, resources: &[Resource], of: impl FnOnce(&Documents<'_>) -> T) -> Result<T, ApiError> {
+    let words = Descriptions::open().map_err(ApiError::internal)?;
+    let describe = |definition: &str, field: Option<&str>| words.get(definition, field);
+    Ok(of(&Documents { descriptions: Some(&describe), ..silent(server, resources) }))
+}
+
+/// The documents without words.
+fn silent<'a>(server: &'a Server, resources: &'a [Resource]) -> Documents<'a> {
     Documents { schema: &server.objects.schema, resources, version: KUBERNETES, descriptions: None }
 }
 
@@ -206,6 +215,8 @@ pub fn dispatch(ctx: &Arc<Ctx>) -> Result<Answer, ApiError> {
         }
         "openapi/v3" => {
             let mut paths = serde_json::Map::new();
+            // Unpacked once for all documents that are not made yet.
+            let _words = Descriptions::open().map_err(ApiError::internal)?;
             for p in server.openapi.v3_paths(server) {
                 if let Some(k) = server.openapi.v3(server, &p)? {
                     paths.insert(p.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{p}?hash={}", k.hash)}));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use k8s_schema::{Doc, Ref, selector::LabelSelector};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     Ctx, WriteOptions,
@@ -80,6 +80,19 @@ pub fn set_replicas(res: &Resource, doc: &mut Doc, replicas: i64) -> Result<(), 
     doc.set(path, replicas).map_err(ApiError::internal)
 }
 
+/// An applied Scale, as what it says of the object.
+fn applied(res: &Resource, old: &Doc, scale: &Doc) -> Value {
+    let mut config = json!({"apiVersion": res.api_version(), "kind": res.kind, "metadata": {"name": old.meta().name()}});
+    if let Some(replicas) = scale.at("spec.replicas").as_i64() {
+        let path = paths(res).map_or("spec.replicas", |s| s.spec_replicas.trim_start_matches('.'));
+        let nested = path.rsplit('.').fold(json!(replicas), |inner, name| json!({ name: inner }));
+        if let (Value::Object(config), Value::Object(nested)) = (&mut config, nested) {
+            config.extend(nested);
+        }
+    }
+    config
+}
+
 pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -> Result<Answer, ApiError> {
     let wanted = ctx.wanted(Offers::Objects, false)?;
     match ctx.info.verb.as_str() {
@@ -137,15 +150,22 @@ async fn change(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes, kind: Option<P
             e.push(FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0"));
             return Err(ApiError::invalid(Group("autoscaling", "Scale"), &ctx.info.name, &e));
         }
-        let mut new = old.clone();
-        set_replicas(res, &mut new, replicas)?;
+        let mut new = if kind == Some(PatchKind::Apply) {
+            meta::apply(res, old, &applied(res, old, &scale), &manager, "scale", options.force.unwrap_or(false), &[])?
+        } else {
+            let mut new = old.clone();
+            set_replicas(res, &mut new, replicas)?;
+            new
+        };
         for field in ["resourceVersion", "uid"] {
             let v = scale.at(&format!("metadata.{field}")).str().to_owned();
             if !v.is_empty() {
                 write::set(&mut new, &format!("metadata.{field}"), v)?;
             }
         }
-        meta::track(res, &mut new, old, &manager, "scale", &[]);
+        if kind != Some(PatchKind::Apply) {
+            meta::track(res, &mut new, old, &manager, "scale", &[]);
+        }
         Ok(new)
     })
     .await?;

@@ -119,7 +119,7 @@ async fn run(
         // It is set here alone.
         let _ = record.set(r);
     }
-    let user = impersonate(&server.authz, user, req.headers())?;
+    let user = impersonate(&server.authz, user, req.headers()).await?;
     if let Some(r) = record.get() {
         r.impersonated(&user);
     }

@@ -5,7 +5,7 @@ use http::HeaderMap;
 use super::{ApiError, Group, request_info::percent_decode};
 use crate::{
     authn::{ANONYMOUS, AUTHENTICATED, UNAUTHENTICATED, User},
-    authz::{Attributes, Authorizer, refusal},
+    authz::{Attributes, Authorizer, Decision, refusal},
 };
 
 /// Who the headers ask to be, before anybody checked whether that is allowed.
@@ -49,46 +49,48 @@ fn service_account(name: &str) -> Option<(&str, &str)> {
     (!ns.is_empty() && !n.is_empty() && !n.contains(':')).then_some((ns, n))
 }
 
+/// One thing that has to be allowed before somebody acts as another.
+async fn may(authz: &Authorizer, user: &User, group: &str, resource: &str, sub: &str, (ns, name): (&str, &str)) -> Result<(), ApiError> {
+    let a = Attributes {
+        verb: "impersonate".into(),
+        is_resource: true,
+        group: group.into(),
+        version: "v1".into(),
+        resource: resource.into(),
+        subresource: sub.into(),
+        namespace: ns.into(),
+        name: name.into(),
+        ..Attributes::default()
+    };
+    match authz.decide(user, &a).await {
+        Decision::Allow(_) => Ok(()),
+        Decision::NoOpinion(reason) | Decision::Deny(reason) => {
+            Err(ApiError::forbidden(Group(group, resource), name, refusal(user, &a, &reason)))
+        }
+    }
+}
+
 /// The user that the request runs as.
-pub fn impersonate(authz: &Authorizer, user: User, headers: &HeaderMap) -> Result<User, ApiError> {
+pub async fn impersonate(authz: &Authorizer, user: User, headers: &HeaderMap) -> Result<User, ApiError> {
     let Some(mut want) = asked(headers) else { return Ok(user) };
     if want.name.is_empty() {
         return Err(ApiError::bad_request(format!("requested {} without impersonating a user name", go_syntax(&want))));
     }
-    let allowed = |group: &str, resource: &str, sub: &str, ns: &str, name: &str| {
-        let a = Attributes {
-            verb: "impersonate".into(),
-            is_resource: true,
-            group: group.into(),
-            version: "v1".into(),
-            resource: resource.into(),
-            subresource: sub.into(),
-            namespace: ns.into(),
-            name: name.into(),
-            ..Attributes::default()
-        };
-        match authz.authorize(&user, &a) {
-            crate::authz::Decision::Allow(_) => Ok(()),
-            crate::authz::Decision::NoOpinion(reason) | crate::authz::Decision::Deny(reason) => {
-                Err(ApiError::forbidden(Group(group, resource), name, refusal(&user, &a, &reason)))
-            }
-        }
-    };
     let account = service_account(&want.name).map(|(ns, n)| (ns.to_owned(), n.to_owned()));
     match &account {
-        Some((ns, n)) => allowed("", "serviceaccounts", "", ns, n)?,
-        None => allowed("", "users", "", "", &want.name)?,
+        Some((ns, n)) => may(authz, &user, "", "serviceaccounts", "", (ns, n)).await?,
+        None => may(authz, &user, "", "users", "", ("", &want.name)).await?,
     }
     for g in &want.groups {
-        allowed("", "groups", "", "", g)?;
+        may(authz, &user, "", "groups", "", ("", g)).await?;
     }
     for (k, values) in &want.extra {
         for v in values {
-            allowed("authentication.k8s.io", "userextras", k, "", v)?;
+            may(authz, &user, "authentication.k8s.io", "userextras", k, ("", v)).await?;
         }
     }
     if !want.uid.is_empty() {
-        allowed("authentication.k8s.io", "uids", "", "", &want.uid)?;
+        may(authz, &user, "authentication.k8s.io", "uids", "", ("", &want.uid)).await?;
     }
     if let (Some((ns, _)), true) = (&account, want.groups.is_empty()) {
         want.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{ns}")];

@@ -8,6 +8,7 @@ use k8s_schema::{Doc, Ref};
 use super::{
     Action, GENERATION, SPEC_AND_STATUS, Strategy,
     webhook_configs::{conditions, rule},
+    workload_status,
 };
 use crate::{
     admission::policy::{declare_variables, environment, mutation_environment},
@@ -18,7 +19,7 @@ pub const VALIDATING: Strategy = Strategy {
     unconditional_update: false,
     validate_create: validating,
     validate_update: |a, d, _, e| {
-        if a == Action::Main { validating(d, e) } else { status(d, e) }
+        if a == Action::Main { validating(d, e) } else { workload_status::conditions(d, e) }
     },
     ..SPEC_AND_STATUS
 };
@@ -84,28 +85,6 @@ fn validating(d: &Doc, e: &mut ErrorList) {
             e.push(FieldError::required(at, "valueExpression is not specified"));
         } else {
             expression(value, &at, &env, &[Type::String, Type::Null], e);
-        }
-    }
-}
-
-/// The conditions in the status, which others than the server write.
-fn status(d: &Doc, e: &mut ErrorList) {
-    let mut seen = HashSet::new();
-    for (i, c) in d.at("status.conditions").iter().enumerate() {
-        let path = index("status.conditions", i);
-        let (kind, status, reason) = (c.get("type").str(), c.get("status").str(), c.get("reason").str());
-        e.all_invalid(&child(&path, "type"), kind, names::qualified_name(kind));
-        if !kind.is_empty() && !seen.insert(kind) {
-            e.push(FieldError::duplicate(child(&path, "type"), kind));
-        }
-        if !["False", "True", "Unknown"].contains(&status) {
-            e.push(FieldError::not_supported(child(&path, "status"), status, &["False", "True", "Unknown"]));
-        }
-        if !c.get("lastTransitionTime").exists() {
-            e.push(FieldError::required(child(&path, "lastTransitionTime"), ""));
-        }
-        if reason.is_empty() {
-            e.push(FieldError::required(child(&path, "reason"), ""));
         }
     }
 }

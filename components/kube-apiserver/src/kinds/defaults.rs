@@ -420,6 +420,8 @@ fn daemon_set(mut m: Mut<'_>) -> Done {
     set(&mut m, "spec.updateStrategy.type", "RollingUpdate")?;
     if m.get("spec.updateStrategy.type").str() == "RollingUpdate" {
         set(&mut m, "spec.updateStrategy.rollingUpdate.maxUnavailable", 1)?;
+    }
+    if m.get("spec.updateStrategy.rollingUpdate").exists() {
         set(&mut m, "spec.updateStrategy.rollingUpdate.maxSurge", 0)?;
     }
     set(&mut m, "spec.revisionHistoryLimit", 10)?;

@@ -1,8 +1,8 @@
-//! Dynamic resource allocation: device classes, claims and templates of claims. The CEL in selectors is only measured, not compiled.
+//! Dynamic resource allocation: device classes, claims and templates of claims.
 
 use k8s_schema::{Doc, EditError, Mut, Ref};
 
-use super::{Action, GENERATION, PLAIN, Strategy};
+use super::{Action, GENERATION, PLAIN, Strategy, device_selectors};
 use crate::validation::{ErrorList, FieldError, child, index, names, values};
 
 pub const DEVICE_CLASS: Strategy =
@@ -13,7 +13,7 @@ pub const RESOURCE_CLAIM: Strategy = Strategy {
     status: true,
     validate_create: |d, e| devices(d.at("spec.devices"), "spec.devices", e),
     validate_update: |action, new, old, e| match action {
-        Action::Status => status(new, e),
+        Action::Status => status(new, old, e),
         _ => immutable_spec(new, old, e),
     },
     ..PLAIN
@@ -79,10 +79,13 @@ fn class(d: &Doc, e: &mut ErrorList) {
 fn selectors(list: Ref<'_>, path: &str, e: &mut ErrorList) {
     for (i, s) in list.iter().enumerate() {
         let at = child(&index(path, i), "cel");
+        let (source, within) = (s.at("cel.expression").str(), child(&at, "expression"));
         if !s.get("cel").exists() {
             e.push(FieldError::required(at, ""));
-        } else if s.at("cel.expression").str().len() > MAX_EXPRESSION {
-            e.push(FieldError::too_long(child(&at, "expression"), "", MAX_EXPRESSION));
+        } else if source.len() > MAX_EXPRESSION {
+            e.push(FieldError::too_long(within, "", MAX_EXPRESSION));
+        } else {
+            device_selectors::check(source, &within, e);
         }
     }
     if list.len() > 32 {
@@ -269,7 +272,7 @@ fn attribute(name: &str, path: &str, e: &mut ErrorList) {
     }
 }
 
-fn status(d: &Doc, e: &mut ErrorList) {
+fn status(d: &Doc, old: &Doc, e: &mut ErrorList) {
     let (allocation, reserved) = (d.at("status.allocation"), d.at("status.reservedFor"));
     let mut seen: Vec<&str> = Vec::new();
     for (i, r) in reserved.iter().enumerate() {
@@ -305,5 +308,29 @@ fn status(d: &Doc, e: &mut ErrorList) {
         }
         let device = r.get("device").str();
         e.all_invalid(&child(&at, "device"), device, names::dns1123_label(device));
+    }
+    let before = old.at("status.allocation");
+    if allocation.exists() && before.exists() && !allocation.semantic_eq(before) {
+        e.push(FieldError::invalid("status.allocation", allocation.to_value(), "field is immutable"));
+    }
+    for (i, reported) in d.at("status.devices").iter().enumerate() {
+        device_status(reported, &index("status.devices", i), allocation, e);
+    }
+}
+
+/// What a driver reports of a device that is the claim's.
+fn device_status(d: Ref<'_>, path: &str, allocation: Ref<'_>, e: &mut ErrorList) {
+    let id = |r: Ref<'_>| ["driver", "pool", "device", "shareID"].map(|f| r.get(f).str().to_owned());
+    if !allocation.at("devices.results").iter().any(|r| id(r) == id(d)) {
+        let [driver, pool, device, share] = id(d);
+        let shown = serde_json::json!({"driver": driver, "pool": pool, "device": device, "shareID": share});
+        e.push(FieldError::invalid(path, shown, "must be an allocated device in the claim"));
+    }
+    let ips = child(path, "networkData.ips");
+    for (i, ip) in d.at("networkData.ips").strings().enumerate() {
+        if ip.parse::<ipnet::IpNet>().is_err() {
+            let why = "must be a valid address in CIDR form, (e.g. 10.9.8.7/24 or 2001:db8::1/64)";
+            e.push(FieldError::invalid(index(&ips, i), ip, why));
+        }
     }
 }

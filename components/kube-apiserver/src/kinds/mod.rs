@@ -12,6 +12,7 @@ pub mod certificates;
 mod config;
 mod cron;
 mod csi;
+mod device_selectors;
 mod discovery;
 pub mod dra;
 mod event;

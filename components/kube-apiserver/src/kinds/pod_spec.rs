@@ -156,6 +156,10 @@ fn containers(s: Ref<'_>, path: &str, volumes: &[Volume<'_>], e: &mut ErrorList)
                 e.push(FieldError::duplicate(child(&p, "name"), name));
             }
             seen.push(name);
+            let target = c.get("targetContainerName").str();
+            if !target.is_empty() && !s.get("containers").find("name", target).exists() {
+                e.push(FieldError::not_found(child(&p, "targetContainerName"), target));
+            }
             container(c, &p, list, volumes, &mut host_ports, e);
         }
     }
@@ -174,7 +178,15 @@ fn container(c: Ref<'_>, p: &str, list: &str, volumes: &[Volume<'_>], host_ports
         "" => e.push(FieldError::required(child(p, "terminationMessagePolicy"), "")),
         other => e.push(FieldError::not_supported(child(p, "terminationMessagePolicy"), other, &["FallbackToLogsOnError", "File"])),
     }
-    ports(c.get("ports"), &child(p, "ports"), host_ports, e);
+    let ephemeral = list == "ephemeralContainers";
+    if ephemeral {
+        not_for_ephemeral(c, p, e);
+    } else {
+        ports(c.get("ports"), &child(p, "ports"), host_ports, e);
+        if let Some(policy) = c.get("restartPolicy").as_str().filter(|policy| !RESTART_POLICIES.contains(policy)) {
+            e.push(FieldError::not_supported(child(p, "restartPolicy"), policy, RESTART_POLICIES));
+        }
+    }
     env(c.get("env"), &child(p, "env"), e);
     for (i, f) in c.get("envFrom").iter().enumerate() {
         let q = index(&child(p, "envFrom"), i);
@@ -191,6 +203,15 @@ fn container(c: Ref<'_>, p: &str, list: &str, volumes: &[Volume<'_>], host_ports
         "" => e.push(FieldError::required(child(p, "imagePullPolicy"), "")),
         x if POLICIES.contains(&x) => {}
         other => e.push(FieldError::not_supported(child(p, "imagePullPolicy"), other, POLICIES)),
+    }
+    if ephemeral {
+        for (i, m) in c.get("volumeMounts").iter().enumerate() {
+            for f in ["subPath", "subPathExpr"].into_iter().filter(|f| !m.get(f).str().is_empty()) {
+                let at = child(&index(&child(p, "volumeMounts"), i), f);
+                e.push(FieldError::forbidden(at, "cannot be set for an Ephemeral Container"));
+            }
+        }
+        return;
     }
     pod_resources::validate(c.get("resources"), &child(p, "resources"), e);
     let restartable = list == "initContainers" && c.get("restartPolicy").str() == "Always";
@@ -209,6 +230,23 @@ fn container(c: Ref<'_>, p: &str, list: &str, volumes: &[Volume<'_>], host_ports
                     handler(probe.get(hook), &child(&child(p, name), hook), e);
                 }
             }
+        }
+    }
+}
+
+const RESTART_POLICIES: &[&str] = &["Always", "Never", "OnFailure"];
+
+/// What a container that comes later and never starts again cannot have.
+fn not_for_ephemeral(c: Ref<'_>, p: &str, e: &mut ErrorList) {
+    for f in ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resources", "resizePolicy", "restartPolicy"] {
+        let given = c.get(f);
+        let empty = match f {
+            "ports" | "resizePolicy" => given.is_empty(),
+            "resources" => given.fields().next().is_none(),
+            _ => !given.exists(),
+        };
+        if !empty {
+            e.push(FieldError::forbidden(child(p, f), "cannot be set for an Ephemeral Container"));
         }
     }
 }

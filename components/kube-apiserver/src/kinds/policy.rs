@@ -3,7 +3,7 @@
 use k8s_schema::Doc;
 use serde_json::json;
 
-use super::{Action, SPEC_AND_STATUS, Strategy, workloads::int_or_percent};
+use super::{Action, SPEC_AND_STATUS, Strategy, workload_status, workloads::int_or_percent};
 use crate::validation::{ErrorList, FieldError, child, names, values};
 
 pub const POD_DISRUPTION_BUDGET: Strategy = Strategy {
@@ -16,6 +16,7 @@ pub const POD_DISRUPTION_BUDGET: Strategy = Strategy {
             for f in ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"] {
                 values::non_negative(n.at("status").get(f).int(), &format!("status.{f}"), e);
             }
+            workload_status::conditions(n, e);
         }
     },
     ..SPEC_AND_STATUS

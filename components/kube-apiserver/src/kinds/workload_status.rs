@@ -1,8 +1,10 @@
 //! What the controllers report of workloads: numbers that fit together.
 
+use std::collections::HashSet;
+
 use k8s_schema::{Doc, Ref};
 
-use crate::validation::{ErrorList, FieldError, values};
+use crate::validation::{ErrorList, FieldError, child, index, names, values};
 
 /// Numbers that may not be negative.
 fn counts(status: Ref<'_>, fields: &[&str], e: &mut ErrorList) {
@@ -29,6 +31,29 @@ fn collisions(new: &Doc, old: &Doc, e: &mut ErrorList) {
     let (n, o) = (new.at(path).int(), old.at(path));
     if o.exists() && n < o.int() {
         e.push(FieldError::invalid(path, n, "cannot be decremented"));
+    }
+}
+
+/// Conditions of the common form, which others than the server write.
+pub fn conditions(d: &Doc, e: &mut ErrorList) {
+    const STATUSES: &[&str] = &["False", "True", "Unknown"];
+    let mut seen = HashSet::new();
+    for (i, c) in d.at("status.conditions").iter().enumerate() {
+        let path = index("status.conditions", i);
+        let (kind, status, reason) = (c.get("type").str(), c.get("status").str(), c.get("reason").str());
+        e.all_invalid(&child(&path, "type"), kind, names::qualified_name(kind));
+        if !kind.is_empty() && !seen.insert(kind) {
+            e.push(FieldError::duplicate(child(&path, "type"), kind));
+        }
+        if !STATUSES.contains(&status) {
+            e.push(FieldError::not_supported(child(&path, "status"), status, STATUSES));
+        }
+        if !c.get("lastTransitionTime").exists() {
+            e.push(FieldError::required(child(&path, "lastTransitionTime"), ""));
+        }
+        if reason.is_empty() {
+            e.push(FieldError::required(child(&path, "reason"), ""));
+        }
     }
 }
 

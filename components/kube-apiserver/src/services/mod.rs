@@ -389,7 +389,13 @@ fn families(server: &Server, doc: &mut Doc) -> Result<(), ApiError> {
     }
     // The endpoints of a headless Service without a selector are its owner's, of whatever family.
     let unselected = doc.at("spec.clusterIP").str() == "None" && doc.at("spec.selector").is_empty();
-    if unselected && list.len() < 2 && matches!(policy.as_str(), "RequireDualStack" | "") && (list.is_empty() || !policy.is_empty()) {
+    let both_wanted = match policy.as_str() {
+        "RequireDualStack" => list.len() < 2,
+        // Who names a family without a policy wants that one.
+        "" => list.is_empty(),
+        _ => false,
+    };
+    if unselected && both_wanted {
         let first = list.first().cloned().or_else(|| available.first().map(|f| (*f).to_owned())).unwrap_or_default();
         let other = if first == "IPv4" { "IPv6" } else { "IPv4" };
         doc.set("spec.ipFamilyPolicy", "RequireDualStack").map_err(internal)?;

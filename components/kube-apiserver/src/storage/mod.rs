@@ -8,7 +8,7 @@ mod stored;
 mod watch_cache;
 
 pub use cow_map::CowMap;
-pub use encryption::{ConfigError, Encryption};
+pub use encryption::Encryption;
 pub use etcd::{Etcd, EtcdConfig, RawKv, StoreError, prefix_end};
 pub use reflector::{Defined, Ingest, Reflector};
 pub use stored::{CUSTOM_FIELD, EncodedCache, Interner, Stored};

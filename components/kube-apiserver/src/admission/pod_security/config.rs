@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde_yaml::Value;
 
+use crate::config_file::{ConfigFile, DecodeError, decode_value};
+
 use super::policy::{BAD_LEVEL, BAD_VERSION, Level, Policy, Standard, Version};
 
 /// What the plugin goes by.
@@ -14,14 +16,10 @@ pub struct Config {
     pub runtime_classes: Vec<String>,
 }
 
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("PodSecurityConfiguration: {0}")]
-    Shape(String),
-    #[error("apiVersion {0:?} is not one of pod-security.admission.config.k8s.io/v1, v1beta1, v1alpha1")]
-    Version(String),
-    #[error("kind {0:?} is not PodSecurityConfiguration")]
-    Kind(String),
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
     #[error("defaults.{field}: {value:?} {expected}")]
     Default { field: &'static str, value: String, expected: &'static str },
     #[error("exemptions.{field}[{index}]: {problem}")]
@@ -37,6 +35,19 @@ struct File {
     defaults: Defaults,
     #[serde(default)]
     exemptions: Exemptions,
+}
+
+impl ConfigFile for File {
+    const KIND: &str = "PodSecurityConfiguration";
+    const VERSIONS: &[&str] = &[
+        "pod-security.admission.config.k8s.io/v1",
+        "pod-security.admission.config.k8s.io/v1beta1",
+        "pod-security.admission.config.k8s.io/v1alpha1",
+    ];
+
+    fn head(&self) -> (&str, &str) {
+        (&self.api_version, &self.kind)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -60,14 +71,7 @@ struct Exemptions {
 
 impl Config {
     pub fn parse(v: Value) -> Result<Self, ConfigError> {
-        let f: File = serde_yaml::from_value(v).map_err(|e| ConfigError::Shape(e.to_string()))?;
-        let version = f.api_version.strip_prefix("pod-security.admission.config.k8s.io/");
-        if !version.is_some_and(|v| matches!(v, "v1" | "v1beta1" | "v1alpha1")) {
-            return Err(ConfigError::Version(f.api_version));
-        }
-        if f.kind != "PodSecurityConfiguration" {
-            return Err(ConfigError::Kind(f.kind));
-        }
+        let f: File = decode_value(v)?;
         let standard = |(lf, l): (&'static str, &str), (vf, v): (&'static str, &str)| {
             let bad = |field, value: &str, expected| ConfigError::Default { field, value: value.to_owned(), expected };
             let level = if l.is_empty() { Some(Level::Privileged) } else { Level::parse(l) };
@@ -126,8 +130,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (text, named) in [
-            ("apiVersion: v1\nkind: PodSecurityConfiguration", "\"v1\""),
-            ("apiVersion: pod-security.admission.config.k8s.io/v1\nkind: Pod", "\"Pod\""),
+            ("apiVersion: v1\nkind: PodSecurityConfiguration", "v1 PodSecurityConfiguration is not"),
+            ("apiVersion: pod-security.admission.config.k8s.io/v1\nkind: Pod", "v1 Pod is not"),
             (&format!("{HEAD}defaults: {{enforce: zzz}}"), "defaults.enforce"),
             (&format!("{HEAD}defaults: {{warn-version: v2}}"), "defaults.warn-version"),
             (&format!("{HEAD}defaults: {{enforced: baseline}}"), "enforced"),

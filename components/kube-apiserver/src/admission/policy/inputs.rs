@@ -127,7 +127,7 @@ impl Authorize for Asker {
                 ..authz::Attributes::default()
             },
         };
-        let decision = self.server.authz.authorize(&user, &asked);
+        let decision = self.server.authz.decide_at_once(&user, &asked);
         let allowed = decision.allowed();
         let (authz::Decision::Allow(reason) | authz::Decision::Deny(reason) | authz::Decision::NoOpinion(reason)) = decision;
         Decision { allowed, reason, error: String::new() }

@@ -9,6 +9,8 @@ mod constraints;
 mod inputs;
 mod mutate;
 mod params;
+pub mod type_check;
+mod types;
 
 use cel::Value;
 use k8s_schema::Doc;

@@ -3,12 +3,16 @@
 
 use serde::Deserialize;
 
+use crate::config_file::{ConfigFile, ConfigFileError, DecodeError, decode};
+
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read the authentication configuration {path}")]
-    Read { path: String, source: std::io::Error },
-    #[error("the authentication configuration cannot be decoded")]
-    Decode(#[from] serde_yaml::Error),
+    #[error(transparent)]
+    File(#[from] ConfigFileError),
+    #[error("read the certificates of --oidc-ca-file {path}")]
+    ReadCa { path: String, source: std::io::Error },
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
     #[error("{path}: {why}")]
     Invalid { path: String, why: String },
 }
@@ -25,6 +29,15 @@ struct File {
     #[serde(default)]
     jwt: Vec<Jwt>,
     anonymous: Option<Anonymous>,
+}
+
+impl ConfigFile for File {
+    const KIND: &str = "AuthenticationConfiguration";
+    const VERSIONS: &[&str] = &["apiserver.config.k8s.io/v1", "apiserver.config.k8s.io/v1beta1", "apiserver.config.k8s.io/v1alpha1"];
+
+    fn head(&self) -> (&str, &str) {
+        (&self.api_version, &self.kind)
+    }
 }
 
 /// Which anonymous requests are taken.
@@ -155,14 +168,7 @@ pub struct Settings {
 
 /// Reads a file and checks everything but expressions.
 pub fn parse(text: &str, own_issuers: &[String]) -> Result<Settings, ConfigError> {
-    let file: File = serde_yaml::from_str(text)?;
-    let known = ["v1", "v1beta1", "v1alpha1"].iter().any(|v| file.api_version == format!("apiserver.config.k8s.io/{v}"));
-    if !known || file.kind != "AuthenticationConfiguration" {
-        return Err(invalid(
-            "kind",
-            format!("{} {} is not apiserver.config.k8s.io/v1 AuthenticationConfiguration", file.api_version, file.kind),
-        ));
-    }
+    let file: File = decode(text)?;
     if file.jwt.len() > 64 {
         return Err(invalid("jwt", "there may be 64 authenticators at most"));
     }
@@ -282,7 +288,7 @@ fn mentions(expression: &str, name: &str) -> bool {
 impl Flags {
     pub fn settings(&self, own_issuers: &[String]) -> Result<Settings, ConfigError> {
         let ca = match &self.ca_file {
-            Some(p) => std::fs::read_to_string(p).map_err(|source| ConfigError::Read { path: p.display().to_string(), source })?,
+            Some(p) => std::fs::read_to_string(p).map_err(|source| ConfigError::ReadCa { path: p.display().to_string(), source })?,
             None => String::new(),
         };
         // A claim that is no address of mail is no name but together with who says it.

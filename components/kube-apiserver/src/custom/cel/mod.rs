@@ -9,6 +9,7 @@ mod enforce;
 mod field_path;
 mod rules;
 
+pub use declare::declare;
 pub use enforce::validate;
 pub use rules::Rules;
 

@@ -10,13 +10,12 @@ use super::{
     Chain, Transformer,
     cipher::{AES_KEYS, BOX_KEYS, Cipher, Refused},
 };
+use crate::config_file::{ConfigFile, DecodeError, decode};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read the encryption configuration {path}")]
-    Read { path: String, source: std::io::Error },
-    #[error("the encryption configuration cannot be decoded")]
-    Decode(#[from] serde_yaml::Error),
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
     #[error("{path}: {why}")]
     Invalid { path: String, why: String },
 }
@@ -28,6 +27,15 @@ struct File {
     kind: String,
     #[serde(default)]
     resources: Vec<Entry>,
+}
+
+impl ConfigFile for File {
+    const KIND: &str = "EncryptionConfiguration";
+    const VERSIONS: &[&str] = &["apiserver.config.k8s.io/v1"];
+
+    fn head(&self) -> (&str, &str) {
+        (&self.api_version, &self.kind)
+    }
 }
 
 #[derive(Deserialize)]
@@ -83,13 +91,7 @@ pub type Which = (String, String);
 
 /// Reads a configuration: chains by the resources they are for.
 pub fn parse(text: &str) -> Result<HashMap<Which, Chain>, ConfigError> {
-    let file: File = serde_yaml::from_str(text)?;
-    if file.api_version != "apiserver.config.k8s.io/v1" || file.kind != "EncryptionConfiguration" {
-        return Err(invalid(
-            "kind",
-            format!("{} {} is not apiserver.config.k8s.io/v1 EncryptionConfiguration", file.api_version, file.kind),
-        ));
-    }
+    let file: File = decode(text)?;
     if file.resources.is_empty() {
         return Err(invalid("resources", "at least one entry is required"));
     }
@@ -238,7 +240,7 @@ mod tests {
         let ok = "[{identity: {}}]";
         let key = |k: &str| format!("[{{aescbc: {{keys: [{{name: a, secret: {k}}}]}}}}]");
         for (text, named) in [
-            (String::new(), "decoded"),
+            (String::new(), "decode"),
             ("kind: EncryptionConfiguration\napiVersion: v1\n".to_owned(), "is not apiserver.config.k8s.io/v1"),
             (file(" []"), "at least one entry"),
             (file(&entry("[]", ok)), "resources[0].resources"),
@@ -255,7 +257,7 @@ mod tests {
             (file(&entry("[secrets]", "[{kms: {apiVersion: v2, name: k, endpoint: 'unix:///x'}}]")), "decision record 10"),
             (file(&entry("[secrets]", &key("bm90IGxvbmc="))), "8 bytes long"),
             (file(&entry("[secrets]", &key("'%'"))), "not base64"),
-            (file(&entry("[secrets]", "[{rot13: {}}]")), "decoded"),
+            (file(&entry("[secrets]", "[{rot13: {}}]")), "decode"),
         ] {
             let e = parse(&text).unwrap_err().to_string();
             assert!(e.contains(named), "{text}\n{e}");

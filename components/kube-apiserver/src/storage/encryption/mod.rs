@@ -15,10 +15,10 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cipher::Cipher;
-pub use config::ConfigError;
 use config::Which;
 
 use super::StoreError;
+use crate::config_file::{self, ConfigFileError};
 
 /// How every sealed value begins.
 const SEALED: &[u8] = b"k8s:enc:";
@@ -48,17 +48,16 @@ pub struct Encryption {
 
 impl Encryption {
     /// Without a file nothing is sealed.
-    pub fn load(root: &str, builtin: HashMap<String, Which>, path: Option<PathBuf>) -> Result<Self, ConfigError> {
+    pub fn load(root: &str, builtin: HashMap<String, Which>, path: Option<PathBuf>) -> Result<Self, ConfigFileError> {
         let e = Self { root: root.to_owned(), builtin, path, rules: ArcSwap::default(), unreadable: AtomicBool::new(false) };
         e.reload()?;
         Ok(e)
     }
 
     /// Reads the file again. What was read before stays when it is not good.
-    pub fn reload(&self) -> Result<(), ConfigError> {
+    pub fn reload(&self) -> Result<(), ConfigFileError> {
         if let Some(path) = &self.path {
-            let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.display().to_string(), source })?;
-            self.rules.store(config::parse(&text)?.into());
+            self.rules.store(config_file::read("encryption configuration", path, config::parse)?.into());
         }
         Ok(())
     }
