@@ -7,7 +7,7 @@ pub mod build;
 pub mod cache;
 mod cpio;
 pub mod debian;
-mod digest;
+pub mod digest;
 mod elf;
 mod error;
 mod hash_tree;
