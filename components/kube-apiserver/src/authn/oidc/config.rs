@@ -374,7 +374,7 @@ mod tests {
             (one(ISSUER, &format!("{NAME}, extra: [{{key: x, valueExpression: claims.t}}]"), ""), "extra[0].key"),
             (one(ISSUER, &format!("{NAME}, extra: [{{key: a.k8s.io/x, valueExpression: claims.t}}]"), ""), "Kubernetes' own"),
             (one(ISSUER, NAME, "  claimValidationRules: [{}]\n"), "claimValidationRules[0]"),
-            (one(ISSUER, NAME, "  nonsense: 1\n"), "decoded"),
+            (one(ISSUER, NAME, "  nonsense: 1\n"), "unknown field `nonsense`"),
             (one(ISSUER, NAME, "anonymous: {enabled: false, conditions: [{path: /x}]}\n"), "anonymous.conditions"),
             ("apiVersion: v1\nkind: AuthenticationConfiguration\n".to_owned(), "is not apiserver.config.k8s.io/v1"),
         ] {
