@@ -12,6 +12,7 @@ use super::{Attributes, Operation, limit_ranger::of_pod};
 use crate::{
     handlers::write,
     http::{ApiError, Group},
+    kinds::meta,
     storage::StoreError,
 };
 
@@ -255,6 +256,9 @@ pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) 
             let mut new = quota.clone();
             let used: serde_json::Map<String, Value> = used.into_iter().map(|(k, q)| (k, json!(q.to_string()))).collect();
             write::set(&mut new, "status.used", Value::Object(used))?;
+            if let Some(quotas) = server.registry.stored("", "resourcequotas") {
+                meta::track(quotas, &mut new, &quota, "kube-apiserver", "status", &["spec"]);
+            }
             match server.etcd.update(&key, kv.rev, new.to_protobuf().into(), 0).await {
                 Ok(_) => break,
                 Err(StoreError::Changed { .. }) if tries < TRIES => tries += 1,

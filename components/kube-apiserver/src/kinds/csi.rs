@@ -37,9 +37,9 @@ pub const CSI_DRIVER: Strategy = Strategy {
             }
         }
     },
-    warnings: |d, _| {
+    warnings: |d, old| {
         let spec = d.at("spec");
-        if spec.get("tokenRequests").is_empty() || spec.get("serviceAccountTokenInSecrets").exists() {
+        if old.is_some() || spec.get("tokenRequests").is_empty() || spec.get("serviceAccountTokenInSecrets").exists() {
             return Vec::new();
         }
         vec!["spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent possible logging of tokens in volume attributes".into()]

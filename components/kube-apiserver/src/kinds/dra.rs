@@ -313,7 +313,7 @@ fn status(d: &Doc, old: &Doc, e: &mut ErrorList) {
     if allocation.exists() && before.exists() && !allocation.semantic_eq(before) {
         e.push(FieldError::invalid("status.allocation", allocation.to_value(), "field is immutable"));
     }
-    for (i, reported) in d.at("status.devices").iter().enumerate() {
+    for (i, reported) in d.at("status.devices").iter().enumerate().filter(|_| allocation.exists()) {
         device_status(reported, &index("status.devices", i), allocation, e);
     }
 }

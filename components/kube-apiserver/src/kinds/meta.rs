@@ -171,10 +171,10 @@ fn update_once(new: &Doc, old: &Doc, e: &mut ErrorList) {
     }
 }
 
-/// Fields by their top-level names, as a set that managers never come to own.
+/// Fields by their names, with dots between them, as a set that managers never come to own.
 fn ignored(reset: &[&str]) -> Set {
-    let paths: Vec<[&str; 1]> = reset.iter().map(|f| [*f]).collect();
-    let paths: Vec<&[&str]> = paths.iter().map(|p| p.as_slice()).collect();
+    let paths: Vec<Vec<&str>> = reset.iter().map(|f| f.split('.').collect()).collect();
+    let paths: Vec<&[&str]> = paths.iter().map(Vec::as_slice).collect();
     Set::of_fields(&paths)
 }
 

@@ -96,6 +96,8 @@ pub struct Strategy {
     pub unmanaged_status: bool,
     /// Nothing but metadata comes to be managed by who creates or updates it.
     pub unmanaged_spec: bool,
+    /// The labels stay as they are where the status is written, and are nobody's who writes it.
+    pub unmanaged_labels: bool,
     pub prepare_create: fn(&mut Doc),
     /// After the generic part, which keeps the status (or, for the status subresource, everything else).
     pub prepare_update: fn(Action, &mut Doc, &Doc),
@@ -124,6 +126,7 @@ pub const PLAIN: Strategy = Strategy {
     labels_count: false,
     unmanaged_status: false,
     unmanaged_spec: false,
+    unmanaged_labels: false,
     prepare_create: |_| {},
     prepare_update: |_, _, _| {},
     validate_create: |_, _| {},
@@ -259,7 +262,9 @@ impl Strategy {
             (Action::Main, _) if self.unmanaged_spec => &["spec", "status"],
             (Action::Main, true) => &["status"],
             (Action::Status, _) if self.custom => &["spec", "metadata"],
+            (Action::Status, _) if self.unmanaged_labels => &["spec", "metadata.labels"],
             (Action::Status, _) => &["spec"],
+            (Action::Finalize, _) => &["status"],
             _ => &[],
         }
     }

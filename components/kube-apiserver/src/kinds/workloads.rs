@@ -8,6 +8,7 @@ use crate::validation::{ErrorList, FieldError, names, values};
 
 pub const DEPLOYMENT: Strategy = Strategy {
     annotations_count: true,
+    unmanaged_labels: true,
     warnings: warnings::templated,
     prepare_update: |a, n, o| {
         if a == Action::Status {
