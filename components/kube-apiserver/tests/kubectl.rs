@@ -114,7 +114,16 @@ fn kubectl_creates_applies_watches_explains_and_deletes() {
     // expressions that do not fit the kinds they are about are told of
     k.ok(&["apply", "-f", "-"], POLICY);
     k.ok(&["wait", "--for=jsonpath={.status.observedGeneration}=1", "validatingadmissionpolicy/replicas", "--timeout=30s"], "");
-    let warned = k.ok(&["get", "validatingadmissionpolicy", "replicas", "-o", "jsonpath={.status.typeChecking.expressionWarnings}"], "");
+    let warned = k.ok(
+        &[
+            "get",
+            "validatingadmissionpolicy",
+            "replicas",
+            "-o",
+            "jsonpath={.status.typeChecking.expressionWarnings[*]['fieldRef','warning']}",
+        ],
+        "",
+    );
     assert!(warned.contains("spec.validations[1].expression") && !warned.contains("spec.validations[0].expression"), "{warned}");
     assert!(warned.contains("found no matching overload for '_>_' applied to '(int, string)'"), "{warned}");
 
