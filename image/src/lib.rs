@@ -10,6 +10,7 @@ pub mod debian;
 pub mod digest;
 mod elf;
 mod error;
+mod executables;
 mod hash_tree;
 mod kmod;
 mod media;
