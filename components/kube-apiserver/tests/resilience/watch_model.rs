@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use etcd_client::Client as Etcd;
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 
 use super::*;
@@ -143,7 +143,7 @@ async fn folded_events_are_the_list_while_etcd_dies_and_is_compacted() {
     // What was acknowledged, by name: the version written last, or nothing for what was deleted. Left out while nobody knows.
     let mut known: BTreeMap<String, Option<u64>> = BTreeMap::new();
     let mut random = StdRng::seed_from_u64(77);
-    for round in 0..700 {
+    for round in 0..500 {
         if round % 250 == 200 {
             cluster = tokio::task::spawn_blocking(move || {
                 cluster.restart_etcd(Duration::from_millis(700));
