@@ -11,6 +11,7 @@ use crate::debian::ROOT;
 use crate::debian::store::{self, Versions};
 use crate::digest;
 use crate::error::{Error, FileContext};
+use crate::executables;
 use crate::hash_tree;
 use crate::kmod;
 use crate::media::{self, IsoInputs, UkiInputs};
@@ -27,7 +28,7 @@ pub const STUB_IMAGE: &str = "strake.dev/stub:v1";
 pub const HELLO_IMAGE: &str = "strake.dev/hello:v1";
 
 /// Raised when the builder changes so that equal inputs give another image.
-const BUILDER: &str = "4";
+const BUILDER: &str = "5";
 const ZSTD_LEVEL: i32 = 15;
 
 /// What an image is built from.
@@ -109,7 +110,9 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     };
     let staging = scratch.join("root");
     std::fs::create_dir(&staging).on("create", &staging)?;
-    root::plan(&root_inputs, &modules)?.write_to(&staging)?;
+    let tree = root::plan(&root_inputs, &modules)?;
+    executables::check(&tree, &configs.join("executables.list"))?;
+    tree.write_to(&staging)?;
     let root_file = inputs.out.join("root.erofs");
     remove(&root_file)?;
     media::erofs(tools, &staging, &root_file)?;

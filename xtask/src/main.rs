@@ -36,6 +36,9 @@ enum Verb {
         /// Move to the newest Debian packages and write the lock files
         #[arg(long)]
         relock: bool,
+        /// Build it a second time in another directory and compare the bytes
+        #[arg(long, conflicts_with = "relock")]
+        twice: bool,
     },
     /// Run everything CI runs, or only the named scenarios
     Test {
@@ -65,7 +68,7 @@ fn main() -> Result<()> {
         Verb::Switch { socket } => Ok(qemu_tests::switch::serve(&socket)?),
         Verb::Up(up) => cluster::up(&Project::find()?, &up),
         Verb::Down => cluster::down(&Project::find()?),
-        Verb::Image { relock } => image::command(&Project::find()?, relock),
+        Verb::Image { relock, twice } => image::command(&Project::find()?, relock, twice),
         Verb::Test { list: true, .. } => {
             scenarios::list();
             Ok(())
