@@ -112,7 +112,7 @@ fn reads_back(doc: &Doc) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig::with_cases(250))]
 
     #[test]
     fn any_merge_patch_is_answered(patch in aimed()) {

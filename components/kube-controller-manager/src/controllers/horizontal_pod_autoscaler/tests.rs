@@ -54,7 +54,7 @@ fn load_asks_for_replicas() {
         (4, "100 100 100 100", half, 1),
         (3, "300 500 700", Target::Average(250), 6),
         // Not yet started: it neither raises nor counts until it is known.
-        (3, "1000 ~1000 ~1000", half, 3), // 1000/150 ‰ alone would ask for more
+        (3, "1000 ~1000 ~1000", half, 3),
         (2, "900 -", half, 2),
         (2, "1000 !", half, 2),
         // Not measured: full on the way down, idle on the way up.
@@ -64,7 +64,6 @@ fn load_asks_for_replicas() {
         (3, "600 600 ?", half, 3),
     ] {
         let found = measure(current, usages, target).unwrap();
-        let want = if usages == "1000 ~1000 ~1000" { 3 } else { want };
         assert_eq!(found, want, "{current} {usages} {target:?}");
     }
     assert!(measure(1, "?", half).unwrap_err().contains("did not receive metrics"));
