@@ -82,6 +82,8 @@ fn controllers_move_a_real_cluster_to_what_was_asked_for() {
         format!("--authentication-kubeconfig={kubeconfig}"),
         format!("--authorization-kubeconfig={kubeconfig}"),
         "--secure-port=0".into(),
+        // A machine short of processors is no reason to give up here.
+        "--leader-elect=false".into(),
         "--use-service-account-credentials=true".into(),
         "--controllers=*,bootstrapsigner,tokencleaner".into(),
         "--allocate-node-cidrs=true".into(),
