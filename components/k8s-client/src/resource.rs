@@ -75,6 +75,7 @@ pub mod resources {
         CONTROLLER_REVISIONS = "apps", "v1", "controllerrevisions", "ControllerRevision", true;
         JOBS = "batch", "v1", "jobs", "Job", true;
         CRON_JOBS = "batch", "v1", "cronjobs", "CronJob", true;
+        HORIZONTAL_POD_AUTOSCALERS = "autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler", true;
         ENDPOINT_SLICES = "discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", true;
         LEASES = "coordination.k8s.io", "v1", "leases", "Lease", true;
         CERTIFICATE_SIGNING_REQUESTS = "certificates.k8s.io", "v1", "certificatesigningrequests", "CertificateSigningRequest", false;
@@ -87,6 +88,7 @@ pub mod resources {
         VOLUME_ATTACHMENTS = "storage.k8s.io", "v1", "volumeattachments", "VolumeAttachment", false;
         CLUSTER_ROLES = "rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", false;
         SERVICE_CIDRS = "networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR", false;
+        IP_ADDRESSES = "networking.k8s.io", "v1", "ipaddresses", "IPAddress", false;
         TOKEN_REVIEWS = "authentication.k8s.io", "v1", "tokenreviews", "TokenReview", false;
         SUBJECT_ACCESS_REVIEWS = "authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", false;
         SELF_SUBJECT_ACCESS_REVIEWS = "authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", false;

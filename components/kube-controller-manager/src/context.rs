@@ -91,6 +91,8 @@ informers! {
     stateful_sets: StatefulSet,
     controller_revisions: ControllerRevision,
     jobs: Job,
+    autoscalers: HorizontalPodAutoscaler,
+    service_ranges: ServiceCidr,
     cron_jobs: CronJob,
     signing_requests: CertificateSigningRequest,
     disruption_budgets: PodDisruptionBudget,

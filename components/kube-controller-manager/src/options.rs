@@ -64,7 +64,7 @@ pub struct Options {
     /// CA bundle published to every namespace as ConfigMap kube-root-ca.crt.
     #[arg(long)]
     pub root_ca_file: Option<PathBuf>,
-    /// Accepted for compatibility: token Secrets of service accounts are not made; tokens come from the TokenRequest API.
+    /// Key that signs the tokens of Secrets of type `kubernetes.io/service-account-token`.
     #[arg(long)]
     pub service_account_private_key_file: Option<PathBuf>,
     /// Runs each controller as its own service account.
@@ -87,6 +87,21 @@ pub struct Options {
     /// Terminated pods kept before the oldest are deleted; 0 keeps all.
     #[arg(long, default_value_t = 12500)]
     pub terminated_pod_gc_threshold: usize,
+    /// How often the autoscaler looks at each of its targets.
+    #[arg(long, default_value = "15s", value_parser = go_duration)]
+    pub horizontal_pod_autoscaler_sync_period: Duration,
+    /// How far back the autoscaler looks for a higher number before it scales down.
+    #[arg(long, default_value = "5m0s", value_parser = go_duration)]
+    pub horizontal_pod_autoscaler_downscale_stabilization: Duration,
+    /// How far from 1 the ratio of measured to wanted must be before the autoscaler acts.
+    #[arg(long, default_value_t = 0.1)]
+    pub horizontal_pod_autoscaler_tolerance: f64,
+    /// How long after its start a pod's CPU samples may be left out.
+    #[arg(long, default_value = "5m0s", value_parser = go_duration)]
+    pub horizontal_pod_autoscaler_cpu_initialization_period: Duration,
+    /// How long after a pod's start a change of its readiness counts as its first.
+    #[arg(long, default_value = "30s", value_parser = go_duration)]
+    pub horizontal_pod_autoscaler_initial_readiness_delay: Duration,
     /// Log verbosity: 4 and more is debug.
     #[arg(short = 'v', long = "v", default_value_t = 0)]
     pub verbosity: u8,

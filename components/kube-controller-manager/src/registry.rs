@@ -30,6 +30,21 @@ macro_rules! controller {
 pub const CONTROLLERS: &[Controller] = &[
     controller!("namespace-controller", ["namespace"], true, "namespace-controller", c::namespace::run),
     controller!("serviceaccount-controller", ["serviceaccount"], true, "service-account-controller", c::service_account::run),
+    controller!(
+        "serviceaccount-token-controller",
+        ["serviceaccount-token"],
+        true,
+        "service-account-controller",
+        c::service_account_token::run
+    ),
+    controller!(
+        "horizontal-pod-autoscaler-controller",
+        ["horizontalpodautoscaling"],
+        true,
+        "horizontal-pod-autoscaler",
+        c::horizontal_pod_autoscaler::run
+    ),
+    controller!("service-cidr-controller", [], true, "service-cidrs-controller", c::service_cidr::run),
     controller!("root-ca-certificate-publisher-controller", ["root-ca-cert-publisher"], true, "root-ca-cert-publisher", c::root_ca::run),
     controller!("replicaset-controller", ["replicaset"], true, "replicaset-controller", c::replica_set::run),
     controller!(
@@ -98,16 +113,30 @@ pub const CONTROLLERS: &[Controller] = &[
     controller!("certificatesigningrequest-signing-controller", ["csrsigning"], true, "certificate-controller", c::csr_signing::run),
 ];
 
-/// Controllers upstream has and `--controllers` may name, which do not exist here yet. Asking for one by name is said in the log.
+/// Controllers upstream has and `--controllers` may name, which do not exist here. Asking for one by name is said in the log.
 const NOT_HERE: &[&str] = &[
-    "horizontal-pod-autoscaler-controller",
-    "horizontalpodautoscaling",
     "persistentvolume-attach-detach-controller",
     "attachdetach",
     "persistentvolume-expander-controller",
     "persistentvolume-expander",
-    "serviceaccount-token-controller",
-    "serviceaccount-token",
+    "resourceclaim-controller",
+    "resource-claim-controller",
+    "device-taint-eviction-controller",
+    "legacy-serviceaccount-token-cleaner-controller",
+    "legacy-service-account-token-cleaner",
+    "validatingadmissionpolicy-status-controller",
+    "volumeattributesclass-protection-controller",
+    "selinux-warning-controller",
+    "storageversion-garbage-collector-controller",
+    "storage-version-gc",
+    "storage-version-migrator-controller",
+    "podcertificaterequest-cleaner-controller",
+    "kube-apiserver-serving-clustertrustbundle-publisher-controller",
+    "cloud-node-lifecycle-controller",
+    "service-lb-controller",
+    "service",
+    "node-route-controller",
+    "route",
 ];
 
 /// `--controllers` names something unknown.

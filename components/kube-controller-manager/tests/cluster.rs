@@ -82,6 +82,8 @@ fn controllers_move_a_real_cluster_to_what_was_asked_for() {
         format!("--authentication-kubeconfig={kubeconfig}"),
         format!("--authorization-kubeconfig={kubeconfig}"),
         "--secure-port=0".into(),
+        // A machine short of processors is no reason to give up here.
+        "--leader-elect=false".into(),
         "--use-service-account-credentials=true".into(),
         "--controllers=*,bootstrapsigner,tokencleaner".into(),
         "--allocate-node-cidrs=true".into(),
@@ -90,6 +92,7 @@ fn controllers_move_a_real_cluster_to_what_was_asked_for() {
         format!("--cluster-signing-cert-file={}", file("ca.crt")),
         format!("--cluster-signing-key-file={}", file("ca.key")),
         format!("--root-ca-file={}", file("ca.crt")),
+        format!("--service-account-private-key-file={}", file("sa.key")),
     ];
     std::thread::spawn(move || kube_controller_manager::main(args.into_iter().map(OsString::from)));
 
@@ -98,6 +101,11 @@ fn controllers_move_a_real_cluster_to_what_was_asked_for() {
     a_deployment_rolls_out_and_its_service_follows(&cluster);
     deleting_an_owner_deletes_what_it_owns(&cluster);
     a_job_completes(&cluster);
+    a_jobs_policies_decide_how_it_ends(&cluster);
+    a_sets_claims_go_as_its_policy_says(&cluster);
+    an_autoscaler_keeps_its_target_within_bounds(&cluster);
+    a_secret_gets_its_accounts_token(&cluster);
+    service_ranges_are_ready_and_kept_while_used(&cluster);
     a_bootstrapping_kubelet_gets_its_certificate_and_nobody_else(&cluster);
     a_deleted_namespace_is_emptied_and_goes(&cluster);
 }
@@ -178,6 +186,126 @@ fn a_job_completes(cluster: &Cluster) {
     });
     let pods = get(cluster, &["pods", "-l", "job-name=j"]);
     assert!(pods["items"][0]["metadata"]["finalizers"].is_null(), "a counted pod is free to go");
+}
+
+fn a_jobs_policies_decide_how_it_ends(cluster: &Cluster) {
+    let job = |name: &str, spec: Value| {
+        let mut job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": {"completionMode": "Indexed", "completions": 3,
+            "parallelism": 3, "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "x"}]}}}});
+        for (key, value) in spec.as_object().unwrap() {
+            job["spec"][key] = value.clone();
+        }
+        create(cluster, &job, &[]);
+    };
+    let has = |name: &str, kind: &str, reason: &str| {
+        let conditions = get(cluster, &["job", name])["status"]["conditions"].clone();
+        conditions.as_array().into_iter().flatten().any(|c| c["type"] == kind && c["status"] == "True" && c["reason"] == reason)
+    };
+    // The first pod of index 0 that is seen fails with that code; the others succeed.
+    let fail = |name: &str| {
+        let mut pods = Vec::new();
+        for _ in 0..300 {
+            let list = get(cluster, &["pods", "-l", &format!("job-name={name},batch.kubernetes.io/job-completion-index=0")]);
+            pods = list["items"].as_array().cloned().unwrap_or_default();
+            if !pods.is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let status = json!({"status": {"phase": "Failed", "containerStatuses": [{"name": "c", "image": "x", "imageID": "x", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 42, "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:00Z"}}}]}});
+        kubectl(
+            cluster,
+            &["patch", "pod", pods[0]["metadata"]["name"].as_str().unwrap(), "--subresource=status", "-p", &status.to_string()],
+        );
+    };
+    job("indexes", json!({"backoffLimitPerIndex": 0}));
+    fail("indexes");
+    eventually(cluster, "a job with a failed index", || has("indexes", "Failed", "FailedIndexes"));
+    let status = get(cluster, &["job", "indexes"])["status"].clone();
+    assert_eq!((&status["failedIndexes"], &status["completedIndexes"], &status["failed"]), (&json!("0"), &json!("1,2"), &json!(1)));
+
+    let rules = json!([{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [42]}}]);
+    job("policy", json!({"podFailurePolicy": {"rules": rules}}));
+    fail("policy");
+    eventually(cluster, "a job that its policy ended", || has("policy", "Failed", "PodFailurePolicy"));
+    job("success", json!({"successPolicy": {"rules": [{"succeededIndexes": "1"}]}}));
+    eventually(cluster, "a job that is content with one index", || {
+        has("success", "Complete", "SuccessPolicy") || has("success", "Complete", "CompletionsReached")
+    });
+    job("foreign", json!({"managedBy": "example.com/queue"}));
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(get(cluster, &["pods", "-l", "job-name=foreign"])["items"].as_array().unwrap().is_empty());
+}
+
+fn a_sets_claims_go_as_its_policy_says(cluster: &Cluster) {
+    let claim =
+        json!({"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    let set = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db"}, "spec": {"serviceName": "db", "replicas": 2,
+        "podManagementPolicy": "Parallel", "selector": {"matchLabels": {"app": "db"}}, "volumeClaimTemplates": [claim],
+        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"},
+        "template": {"metadata": {"labels": {"app": "db"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}}}});
+    create(cluster, &set, &[]);
+    let claims = || {
+        let list = get(cluster, &["pvc", "-l", "app=db"]);
+        list["items"].as_array().unwrap().iter().map(|c| c["metadata"]["name"].as_str().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    let available = |n: i32| get(cluster, &["statefulset", "db"])["status"]["availableReplicas"] == n;
+    eventually(cluster, "two pods with their claims", || available(2) && claims() == ["data-db-0", "data-db-1"]);
+    eventually(cluster, "claims owned by the set", || {
+        get(cluster, &["pvc", "data-db-1"])["metadata"]["ownerReferences"][0]["kind"] == "StatefulSet"
+    });
+    kubectl(cluster, &["scale", "statefulset/db", "--replicas=1"]);
+    eventually(cluster, "a claim gone with its pod", || claims() == ["data-db-0"]);
+    kubectl(cluster, &["delete", "statefulset", "db", "--wait=false"]);
+    eventually(cluster, "no claim", || claims().is_empty());
+}
+
+fn an_autoscaler_keeps_its_target_within_bounds(cluster: &Cluster) {
+    kubectl(cluster, &["create", "deployment", "load", "--image=x", "--replicas=1"]);
+    kubectl(cluster, &["autoscale", "deployment", "load", "--min=3", "--max=5", "--cpu-percent=50"]);
+    eventually(cluster, "the least number", || get(cluster, &["deployment", "load"])["spec"]["replicas"] == 3);
+    let condition = |kind: &str| {
+        let conditions = get(cluster, &["hpa", "load"])["status"]["conditions"].clone();
+        conditions.as_array().into_iter().flatten().find(|c| c["type"] == kind).map(|c| c["reason"].as_str().unwrap().to_string())
+    };
+    eventually(cluster, "a new size, and why there are no metrics", || {
+        condition("ScalingActive").as_deref() == Some("FailedGetResourceMetric")
+            && condition("AbleToScale").as_deref() == Some("SucceededGetScale")
+    });
+    kubectl(cluster, &["delete", "hpa,deployment", "load"]);
+}
+
+fn a_secret_gets_its_accounts_token(cluster: &Cluster) {
+    kubectl(cluster, &["create", "serviceaccount", "robot"]);
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "robot", "annotations": {"kubernetes.io/service-account.name": "robot"}},
+        "type": "kubernetes.io/service-account-token"});
+    create(cluster, &secret, &[]);
+    let token = || get(cluster, &["secret", "robot"])["data"]["token"].as_str().map(str::to_string);
+    eventually(cluster, "a token", || token().is_some());
+    let token = String::from_utf8(base64::engine::general_purpose::STANDARD.decode(token().unwrap()).unwrap()).unwrap();
+    let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}});
+    let answer = run(cluster, &["create", "-o", "json", "-f", "-"], Some(&review)).unwrap();
+    let status = serde_json::from_str::<Value>(&answer).unwrap()["status"].clone();
+    assert_eq!((&status["authenticated"], &status["user"]["username"]), (&json!(true), &json!("system:serviceaccount:default:robot")));
+    kubectl(cluster, &["delete", "serviceaccount", "robot"]);
+    eventually(cluster, "the secret goes with its account", || get(cluster, &["secret", "robot"]).is_null());
+}
+
+fn service_ranges_are_ready_and_kept_while_used(cluster: &Cluster) {
+    let ready = |name: &str, reason: &str| {
+        let conditions = get(cluster, &["servicecidr", name])["status"]["conditions"].clone();
+        conditions.as_array().into_iter().flatten().any(|c| c["type"] == "Ready" && c["reason"] == reason)
+    };
+    let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"}, "spec": {"cidrs": ["10.97.0.0/24"]}});
+    create(cluster, &range, &[]);
+    eventually(cluster, "a ready range", || ready("kubernetes", "NetworkReady") && ready("more", "NetworkReady"));
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "there"}, "spec": {"clusterIP": "10.97.0.7", "ports": [{"port": 80}]}});
+    eventually(cluster, "an address of the new range", || run(cluster, &["create", "-f", "-"], Some(&service)).is_ok());
+    kubectl(cluster, &["delete", "servicecidr", "more", "--wait=false"]);
+    eventually(cluster, "a range that waits", || ready("more", "ServiceCIDRTerminating"));
+    kubectl(cluster, &["delete", "service", "there"]);
+    eventually(cluster, "no range", || get(cluster, &["servicecidr", "more"]).is_null());
 }
 
 fn request(name: &str, common_name: &str, organization: &str) -> Value {

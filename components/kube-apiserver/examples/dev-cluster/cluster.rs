@@ -19,6 +19,8 @@ pub struct Cluster {
     #[allow(dead_code, reason = "only some tests look into etcd")]
     pub etcd_url: String,
     etcd: Child,
+    /// How etcd was started: program and arguments.
+    etcd_line: (PathBuf, Vec<OsString>),
 }
 
 impl Drop for Cluster {
@@ -87,7 +89,22 @@ fn kubeconfig(dir: &Path, name: &str, server: &str, issued: &Issued) {
     write(dir, &format!("{name}.kubeconfig"), &text);
 }
 
+fn run_etcd(dir: &Path, (program, line): &(PathBuf, Vec<OsString>)) -> Child {
+    let log = fs::File::options().append(true).create(true).open(dir.join("etcd.log")).expect("the directory can be written");
+    Command::new(program).args(line).stdout(Stdio::null()).stderr(log).spawn().expect("etcd starts")
+}
+
 impl Cluster {
+    /// Kills etcd as a lost machine would, and starts it again on what it had written.
+    #[allow(dead_code, reason = "only some tests disturb etcd")]
+    pub fn restart_etcd(&mut self, pause: Duration) {
+        // It may have ended by itself.
+        let _ = self.etcd.kill();
+        let _ = self.etcd.wait();
+        std::thread::sleep(pause);
+        self.etcd = run_etcd(&self.dir, &self.etcd_line);
+    }
+
     /// Starts etcd and prepares everything; the caller runs the server with the arguments.
     pub fn prepare(dir: &Path, port: Option<u16>) -> (Self, Vec<OsString>) {
         fs::create_dir_all(dir).expect("the directory can be made");
@@ -95,28 +112,17 @@ impl Cluster {
         let port = port.unwrap_or_else(free_port);
         let (client, peer) = (free_port(), free_port());
         let etcd = etcd_binary().expect("etcd must be in PATH or in ~/.cache/strake/bin");
-        let log = fs::File::create(dir.join("etcd.log")).expect("the directory can be written");
-        let etcd = Command::new(etcd)
-            .args(["--name", "dev", "--data-dir"])
-            .arg(dir.join("etcd"))
-            .args([
-                "--listen-client-urls",
-                &format!("http://127.0.0.1:{client}"),
-                "--advertise-client-urls",
-                &format!("http://127.0.0.1:{client}"),
-            ])
-            .args([
-                "--listen-peer-urls",
-                &format!("http://127.0.0.1:{peer}"),
-                "--initial-advertise-peer-urls",
-                &format!("http://127.0.0.1:{peer}"),
-            ])
-            .args(["--initial-cluster", &format!("dev=http://127.0.0.1:{peer}"), "--unsafe-no-fsync", "--log-level", "warn"])
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("etcd starts");
-        let cluster = Self { dir: dir.clone(), port, etcd_url: format!("http://127.0.0.1:{client}"), etcd };
+        let mut line: Vec<OsString> = ["--name", "dev", "--data-dir"].map(OsString::from).to_vec();
+        line.push(dir.join("etcd").into());
+        let urls = [(client, "listen-client-urls"), (client, "advertise-client-urls"), (peer, "listen-peer-urls")];
+        for (port, flag) in urls.into_iter().chain([(peer, "initial-advertise-peer-urls")]) {
+            line.extend([format!("--{flag}").into(), format!("http://127.0.0.1:{port}").into()]);
+        }
+        line.extend(["--initial-cluster".into(), format!("dev=http://127.0.0.1:{peer}").into()]);
+        line.extend(["--unsafe-no-fsync", "--log-level", "warn"].map(OsString::from));
+        let etcd_line = (etcd, line);
+        let etcd = run_etcd(&dir, &etcd_line);
+        let cluster = Self { dir: dir.clone(), port, etcd_url: format!("http://127.0.0.1:{client}"), etcd, etcd_line };
         if !dir.join("ca.crt").exists() {
             let ca = Authority::generate("dev-ca", jiff::Timestamp::now(), 30 * DAY).expect("a CA can be made");
             write(&dir, "ca.crt", &ca.cert_pem);
@@ -196,7 +202,7 @@ impl Cluster {
     }
 
     #[allow(dead_code, reason = "the example does not wait")]
-    fn wait_ready(&self) {
+    pub fn wait_ready(&self) {
         let until = Instant::now() + Duration::from_secs(60);
         while Instant::now() < until {
             if let Ok(out) = self.kubectl(&["get", "--raw", "/readyz"]).output()

@@ -55,7 +55,7 @@ pub fn yaml_to_json(body: &[u8]) -> Result<Bytes, String> {
     // Of several documents the first one counts, and of a key that comes twice the last value.
     let first = || serde_yaml::Deserializer::from_slice(body).next();
     let Some(document) = first() else { return Ok(Bytes::from_static(b"null")) };
-    let mut v = Value::deserialize(document).map_err(|e| e.to_string())?;
+    let mut v = super::yaml_budget::read(document, body.len())?;
     if merges(&v)
         && let Some(document) = first()
     {

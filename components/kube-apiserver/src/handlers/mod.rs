@@ -15,6 +15,7 @@ mod subresources;
 mod table;
 mod tables;
 mod watch;
+mod yaml_budget;
 pub use tables::duration;
 pub mod write;
 

@@ -61,10 +61,14 @@ macro_rules! selecting {
     };
 }
 
+mod autoscaling;
+mod job;
 mod quota;
 mod replication_controller;
 mod storage;
 
+pub use self::autoscaling::*;
+pub use self::job::*;
 pub use self::quota::*;
 pub use self::replication_controller::ReplicationController;
 pub use self::storage::*;
@@ -379,10 +383,15 @@ part!(StatefulSetSpec, {
     revision_history_limit: Option<i32>,
     ordinals: Option<Ordinals>,
     #[serde(deserialize_with = "null_default")] volume_claim_templates: Vec<Value>,
+    persistent_volume_claim_retention_policy: Option<ClaimRetention>,
+});
+part!(ClaimRetention, {
+    #[serde(deserialize_with = "null_default")] when_deleted: String,
+    #[serde(deserialize_with = "null_default")] when_scaled: String,
 });
 part!(Ordinals, { start: i32 });
 part!(StatefulSetStrategy, { #[serde(rename = "type")] kind: String, rolling_update: Option<StatefulRollingUpdate> });
-part!(StatefulRollingUpdate, { partition: Option<i32> });
+part!(StatefulRollingUpdate, { partition: Option<i32>, max_unavailable: Option<IntOrString> });
 written!(StatefulSetStatus, {
     observed_generation: i64,
     replicas: i32,
@@ -398,35 +407,6 @@ written!(StatefulSetStatus, {
 object!(ControllerRevision, CONTROLLER_REVISIONS, { revision: i64, data: Value });
 
 // --- batch --------------------------------------------------------------------------------------------------------------------------
-
-object!(Job, JOBS, { spec: JobSpec, status: JobStatus });
-part!(JobSpec, {
-    parallelism: Option<i32>,
-    completions: Option<i32>,
-    completion_mode: Option<String>,
-    backoff_limit: Option<i32>,
-    active_deadline_seconds: Option<i64>,
-    ttl_seconds_after_finished: Option<i64>,
-    suspend: Option<bool>,
-    selector: Option<LabelSelector>,
-    template: Value,
-});
-written!(JobStatus, {
-    #[serde(deserialize_with = "null_default")] conditions: Vec<Condition>,
-    #[serde(skip_serializing_if = "Option::is_none")] start_time: Option<Time>,
-    #[serde(skip_serializing_if = "Option::is_none")] completion_time: Option<Time>,
-    #[serde(deserialize_with = "null_default")] active: i32,
-    #[serde(deserialize_with = "null_default")] succeeded: i32,
-    #[serde(deserialize_with = "null_default")] failed: i32,
-    #[serde(skip_serializing_if = "Option::is_none")] ready: Option<i32>,
-    #[serde(skip_serializing_if = "Option::is_none")] terminating: Option<i32>,
-    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "null_default")] completed_indexes: String,
-    uncounted_terminated_pods: Option<Uncounted>,
-});
-written!(Uncounted, {
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_default")] succeeded: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_default")] failed: Vec<String>,
-});
 
 object!(CronJob, CRON_JOBS, { spec: CronJobSpec, status: CronJobStatus });
 part!(CronJobSpec, {

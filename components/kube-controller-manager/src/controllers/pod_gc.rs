@@ -107,11 +107,14 @@ pub async fn run(context: Context) {
 
 async fn remove(client: &Client, pod: &Pod, disrupted: bool) -> Result<(), Error> {
     let ObjectMeta { namespace, name, uid, .. } = &pod.metadata;
-    if disrupted && !pod.is_terminal() {
-        // Owners count it as failed rather than lost.
+    if !pod.is_terminal() {
+        // Owners count it as failed rather than lost; nobody else will ever say how it ended.
+        let mut body = json!({"metadata": {"uid": uid}, "status": {"phase": "Failed"}});
         let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
             "message": "PodGC: node no longer exists", "lastTransitionTime": Time::now()});
-        let body = json!({"metadata": {"uid": uid}, "status": {"phase": "Failed", "conditions": [condition]}});
+        if disrupted {
+            body["status"]["conditions"] = json!([condition]);
+        }
         ownership::ignore_missing(client, &Request::patch(&PODS, namespace, name, &Patch::strategic(&body)).subresource("status")).await?;
     }
     let options = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::uid(uid) };

@@ -5,6 +5,9 @@
 
 mod indexes;
 mod plan;
+mod policy;
+#[cfg(test)]
+mod policy_tests;
 #[cfg(test)]
 mod tests;
 
@@ -82,6 +85,9 @@ impl Controller {
             }
             return Ok(Action::Done);
         };
+        if job.spec.is_foreign() {
+            return Ok(Action::Done);
+        }
         if !self.statuses.met(&key, self.jobs.version(), |_| false) {
             return Ok(Action::Retry);
         }
@@ -125,7 +131,7 @@ impl Controller {
         }
         let owner = owner_reference(&JOBS, &job.metadata);
         let create = |n: usize| {
-            let body = plan::pod(job, &owner, plan.create[n]);
+            let body = plan::pod(job, &owner, plan.create[n], plan.create[n].and_then(|index| plan.failures.get(&index).copied()));
             async move {
                 match self.client.call::<Pod>(&Request::create(&PODS, &job.metadata.namespace, &body)).await {
                     Ok(pod) => {

@@ -148,7 +148,7 @@ fn an_indexed_job_runs_each_index_once() {
     assert_eq!(second.status.completed_indexes, "0");
     assert_eq!((second.create, second.delete[0].name.as_str()), (vec![Some(2)], "c"));
     j.status = second.status;
-    let body = new_pod(&j, &OwnerReference { name: "j".into(), ..Default::default() }, Some(2));
+    let body = new_pod(&j, &OwnerReference { name: "j".into(), ..Default::default() }, Some(2), None);
     assert_eq!(body["spec"]["hostname"], "j-2");
     assert_eq!(body["spec"]["containers"][0]["env"][0]["name"], "JOB_COMPLETION_INDEX");
     assert_eq!(body["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"], "2");

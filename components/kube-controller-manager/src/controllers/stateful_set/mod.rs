@@ -14,7 +14,7 @@ use serde_json::json;
 
 use self::plan::{Observed, Step, plan};
 use super::revisions;
-use crate::api::{ControllerRevision, Pod, StatefulSet};
+use crate::api::{ControllerRevision, PersistentVolumeClaim, Pod, StatefulSet};
 use crate::context::{Context, Pods};
 use crate::expectations::Expectations;
 use crate::ownership::{self, claim_all};
@@ -27,6 +27,7 @@ struct Controller {
     sets: Informer<StatefulSet>,
     revisions: Informer<ControllerRevision>,
     pods: Pods,
+    claims: Informer<PersistentVolumeClaim>,
     expectations: Arc<Expectations>,
 }
 
@@ -37,6 +38,7 @@ pub async fn run(context: Context) {
         sets: context.informers.stateful_sets(),
         revisions: context.informers.controller_revisions(),
         pods: context.informers.pods(),
+        claims: context.informers.claims(),
         expectations: Arc::default(),
         context: context.clone(),
     };
@@ -46,6 +48,7 @@ pub async fn run(context: Context) {
     controller.sets.wait_synced().await;
     controller.revisions.wait_synced().await;
     controller.pods.informer.wait_synced().await;
+    controller.claims.wait_synced().await;
     work(&context, queue, 5, controller).await;
 }
 
@@ -86,6 +89,7 @@ impl Reconcile for Controller {
         let update_name = format!("{}-{}", set.metadata.name, update.hash());
         let observed = Observed { set: &set, pods: &pods, update_revision: &update_name, now: jiff::Timestamp::now() };
         let plan = plan(&observed);
+        self.claim_owners(&set, &pods).await?;
         if current {
             for step in &plan.steps {
                 self.apply(&set, &key, step, &history).await?;
@@ -104,6 +108,23 @@ impl Reconcile for Controller {
 }
 
 impl Controller {
+    /// Gives the pods' claims the owners that the set's retention policy asks for: before a pod goes, so that its claims go with it.
+    async fn claim_owners(&self, set: &StatefulSet, pods: &[Arc<Pod>]) -> Result<(), Error> {
+        for pod in pods {
+            for name in plan::claim_names(set, &pod.metadata) {
+                let Some(claim) = self.claims.get(&pod.metadata.namespace, &name) else { continue };
+                let Some(owners) = plan::claim_owners(set, &pod.metadata, &claim.metadata) else { continue };
+                let key = (pod.metadata.namespace.as_str(), name.as_str());
+                let change = |object: &mut serde_json::Value| object["metadata"]["ownerReferences"] = owners;
+                match self.client.update(&PERSISTENT_VOLUME_CLAIMS, key, &claim.metadata.uid, "", change).await {
+                    Err(error) if !error.is_not_found() => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn apply(&self, set: &StatefulSet, key: &ObjectKey, step: &Step, history: &[Arc<ControllerRevision>]) -> Result<(), Error> {
         match step {
             Step::Delete(pod) => {

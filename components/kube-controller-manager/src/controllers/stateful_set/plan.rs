@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_client::{LabelMap, ObjectMeta, OwnerReference};
+use k8s_client::{
+    LabelMap, ObjectMeta, OwnerReference, Resource, owner_reference,
+    resources::{PODS, STATEFUL_SETS},
+};
 use serde_json::{Value, json};
 
 use crate::api::{Pod, StatefulSet, StatefulSetStatus, template_labels};
@@ -117,22 +120,71 @@ fn steps(observed: &Observed<'_>, mine: &[(i32, &Pod)], range: &Range, current: 
     if set.spec.update_strategy.kind == "OnDelete" || !steps.is_empty() {
         return steps;
     }
-    // Over: from the highest ordinal down to the partition, one at a time.
-    for (ordinal, pod) in mine.iter().rev().filter(|(ordinal, _)| (range.partition.max(range.start)..range.end).contains(ordinal)) {
-        if revision_of(pod) != *update_revision && !pod.metadata.is_deleting() {
-            tracing::debug!(pod = pod.metadata.name, ordinal, "replaced by the new revision");
-            return vec![Step::Delete(Box::new(pod.metadata.clone()))];
+    // Over: from the highest ordinal down to the partition, so many at a time as may be away.
+    let replicas = range.end - range.start;
+    let rolling = set.spec.update_strategy.rolling_update.as_ref();
+    let most = rolling.and_then(|r| r.max_unavailable.as_ref()).and_then(|v| v.scaled(replicas, true)).unwrap_or(1).max(1);
+    let reached: Vec<&(i32, &Pod)> =
+        mine.iter().rev().filter(|(ordinal, _)| (range.partition.max(range.start)..range.end).contains(ordinal)).collect();
+    // A pod that is away already takes one of the places, wherever it is; with one place alone the pod in turn decides, so that a revision
+    // that never gets healthy can be replaced by one that does.
+    let mut room = if most > 1 { most - as_i32(reached.iter().filter(|(_, pod)| !healthy(pod)).count()) } else { 1 };
+    for (_, pod) in reached {
+        let old = revision_of(pod) != *update_revision && !pod.metadata.is_deleting();
+        if old && (room > 0 || !healthy(pod)) {
+            steps.push(Step::Delete(Box::new(pod.metadata.clone())));
+            room -= i32::from(most == 1 || healthy(pod));
+        } else if most == 1 && !healthy(pod) {
+            room = 0;
         }
-        if !healthy(pod) {
-            return steps;
+        if room <= 0 && most == 1 {
+            break;
         }
     }
     steps
 }
 
+fn as_i32(n: usize) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+/// The owners that a claim of the pod gains or loses, as a patch of its metadata; nothing when they are right.
+///
+/// A claim that goes with the set is owned by the set; one that goes when the set shrinks is owned by its pod from the moment on that the pod is
+/// beyond the set's range, so that it goes when the pod does.
+pub fn claim_owners(set: &StatefulSet, pod: &ObjectMeta, claim: &ObjectMeta) -> Option<Value> {
+    let policy = set.spec.persistent_volume_claim_retention_policy.as_ref()?;
+    let start = set.spec.ordinals.as_ref().map_or(0, |ordinals| ordinals.start);
+    let range = start..start.saturating_add(set.spec.replicas.unwrap_or(1));
+    let condemned = ordinal(&set.metadata.name, &pod.name).is_some_and(|ordinal| !range.contains(&ordinal));
+    let of_pod = policy.when_scaled == "Delete" && condemned;
+    let of_set = policy.when_deleted == "Delete" && !of_pod;
+    let mut owners = claim.owner_references.clone();
+    // Whoever else controls the claim keeps it.
+    if owners.iter().any(|owner| owner.controller == Some(true) && owner.uid != set.metadata.uid && owner.uid != pod.uid) {
+        return None;
+    }
+    let stale = |owner: &OwnerReference, kind: &str, name: &str, uid: &str| owner.kind == kind && owner.name == name && owner.uid != uid;
+    let mut want = |resource: &Resource, owner: &ObjectMeta, wanted: bool| {
+        owners.retain(|known| (wanted || known.uid != owner.uid) && !stale(known, &resource.kind, &owner.name, &owner.uid));
+        if wanted && !owners.iter().any(|known| known.uid == owner.uid) {
+            owners.push(owner_reference(resource, owner));
+        }
+    };
+    want(&STATEFUL_SETS, &set.metadata, of_set);
+    want(&PODS, pod, of_pod);
+    (owners != claim.owner_references).then(|| json!(owners))
+}
+
+/// Names of the claims of a pod of the set.
+pub fn claim_names(set: &StatefulSet, pod: &ObjectMeta) -> Vec<String> {
+    let Some(ordinal) = ordinal(&set.metadata.name, &pod.name) else { return Vec::new() };
+    set.spec.volume_claim_templates.iter().filter_map(|template| claim_name(set, template, ordinal)).collect()
+}
+
 fn status(observed: &Observed<'_>, mine: &[(i32, &Pod)], current: &str, replicas: i32) -> StatefulSetStatus {
     let Observed { set, update_revision, now, .. } = observed;
-    let count = |test: &dyn Fn(&Pod) -> bool| i32::try_from(mine.iter().filter(|(_, pod)| test(pod)).count()).unwrap_or(i32::MAX);
+    let count = |test: &dyn Fn(&Pod) -> bool| as_i32(mine.iter().filter(|(_, pod)| test(pod)).count());
     let mut status = StatefulSetStatus {
         observed_generation: set.metadata.generation,
         replicas: count(&|_| true),

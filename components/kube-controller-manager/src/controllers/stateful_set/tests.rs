@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use k8s_client::OwnerReference;
+use k8s_client::{ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
 
-use super::plan::{Observed, Plan, Step, claims, ordinal, plan, pod as new_pod};
+use super::plan::{Observed, Plan, Step, claim_names, claim_owners, claims, ordinal, plan, pod as new_pod};
 use crate::api::{Pod, StatefulSet};
 
 fn set(spec: Value) -> StatefulSet {
@@ -106,5 +106,56 @@ fn a_pod_has_its_name_its_host_name_and_its_claims() {
         [("db-0", Some(0)), ("db-12", Some(12)), ("db-01", None), ("db", None), ("db-x", None), ("db2-1", None), ("db--1", None)]
     {
         assert_eq!(ordinal("db", name), want, "{name}");
+    }
+}
+
+#[test]
+fn as_many_are_replaced_at_once_as_may_be_away() {
+    let many = |n: Value| {
+        set(json!({"replicas": 4, "podManagementPolicy": "Parallel",
+            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 0, "maxUnavailable": n}}}))
+    };
+    for (most, pods, want) in [
+        (json!(2), &["0:old:ok", "1:old:ok", "2:old:ok", "3:old:ok"][..], "-3 -2"),
+        (json!(2), &["0:old:ok", "1:old:ok", "2:old:ok", "3:new:bad"], "-2"),
+        (json!(2), &["0:old:ok", "1:old:ok", "2:new:bad", "3:new:bad"], ""),
+        (json!(2), &["0:old:bad", "1:old:ok", "2:old:ok", "3:old:ok"], "-3 -0"),
+        (json!("50%"), &["0:old:ok", "1:old:ok", "2:old:ok", "3:new:ok"], "-2 -1"),
+        (json!(1), &["0:old:ok", "1:old:ok", "2:old:ok", "3:new:bad"], ""),
+        (json!(1), &["0:old:ok", "1:old:ok", "2:old:ok", "3:old:bad"], "-3"),
+    ] {
+        assert_eq!(show(&planned(&many(most.clone()), pods)), want, "{most} {pods:?}");
+    }
+}
+
+#[test]
+fn claims_are_owned_by_what_they_go_with() {
+    let own = |owner: &str| match owner {
+        "set" => OwnerReference { kind: "StatefulSet".into(), name: "db".into(), uid: "s".into(), ..OwnerReference::default() },
+        "pod" => OwnerReference { kind: "Pod".into(), name: "db-1".into(), uid: "p".into(), ..OwnerReference::default() },
+        "older pod" => OwnerReference { kind: "Pod".into(), name: "db-1".into(), uid: "gone".into(), ..OwnerReference::default() },
+        other => OwnerReference { kind: other.into(), uid: other.into(), controller: Some(true), ..OwnerReference::default() },
+    };
+    let pod = ObjectMeta { name: "db-1".into(), uid: "p".into(), ..ObjectMeta::default() };
+    for (deleted, scaled, replicas, before, want) in [
+        ("Retain", "Retain", 2, &[][..], None),
+        ("Retain", "Retain", 2, &["set", "pod"], Some(vec![])),
+        ("Delete", "Retain", 2, &[], Some(vec!["s"])),
+        ("Delete", "Retain", 1, &["set"], None),
+        ("Retain", "Delete", 2, &[], None),
+        ("Retain", "Delete", 1, &[], Some(vec!["p"])),
+        ("Retain", "Delete", 2, &["pod"], Some(vec![])),
+        ("Delete", "Delete", 1, &["set"], Some(vec!["p"])),
+        ("Delete", "Delete", 2, &["pod"], Some(vec!["s"])),
+        ("Retain", "Delete", 1, &["older pod"], Some(vec!["p"])),
+        ("Delete", "Delete", 2, &["Somebody"], None),
+    ] {
+        let set = set(json!({"replicas": replicas, "volumeClaimTemplates": [{"metadata": {"name": "data"}}],
+            "persistentVolumeClaimRetentionPolicy": {"whenDeleted": deleted, "whenScaled": scaled}}));
+        let claim = ObjectMeta { owner_references: before.iter().map(|owner| own(owner)).collect(), ..ObjectMeta::default() };
+        let found = claim_owners(&set, &pod, &claim);
+        let uids = found.as_ref().map(|owners| owners.as_array().unwrap().iter().map(|o| o["uid"].as_str().unwrap()).collect::<Vec<_>>());
+        assert_eq!(uids, want, "{deleted} {scaled} {replicas} {before:?}");
+        assert_eq!(claim_names(&set, &pod), ["data-db-1"]);
     }
 }
