@@ -1,9 +1,11 @@
 //! `cargo xtask image`: the binaries, then the image from them.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
 use image::cache::Cache;
+use image::signing::Signing;
 use image::tools::Tools;
 use image::{Image, Inputs, Versions};
 
@@ -13,6 +15,20 @@ use crate::project::Project;
 /// The Kubernetes version the components are compatible with.
 pub const KUBERNETES: &str = "v1.36.2";
 
+/// What to build.
+#[derive(clap::Args)]
+pub struct Wanted {
+    /// Move to the newest Debian packages and write the lock files
+    #[arg(long)]
+    relock: bool,
+    /// Sign the boot chain and the upgrade file with these keys (`strakectl gen secureboot-keys DIR`); the ISO enrols them in a firmware in setup mode
+    #[arg(long, value_name = "DIR")]
+    secureboot_keys: Option<PathBuf>,
+    /// Let machines trust these keys alone: without Microsoft's certificates, which the option ROMs of many cards are signed with
+    #[arg(long, requires = "secureboot_keys")]
+    no_microsoft: bool,
+}
+
 /// What was built and what it was built with.
 pub struct Built {
     pub image: Image,
@@ -20,31 +36,41 @@ pub struct Built {
     pub cache: Cache,
 }
 
-/// Builds everything up to the ISO.
+/// Builds everything up to the ISO, unsigned.
 pub fn build(project: &Project, versions: Versions, say: &dyn Fn(&str)) -> Result<Built> {
+    build_wanted(project, versions, None, say)
+}
+
+/// The same, signed with the keys of a directory if there is one (and whether Microsoft's are trusted too).
+fn build_wanted(project: &Project, versions: Versions, keys: Option<(&PathBuf, bool)>, say: &dyn Fn(&str)) -> Result<Built> {
     host::prepare()?;
     let cache = Cache::open()?;
     say("tools");
     let tools = Tools::prepare(&cache, &project.root.join("image/locks"), versions, say)?;
+    let signing = keys.map(|(dir, microsoft)| Signing::prepare(&cache, &project.root, dir, microsoft, say)).transpose()?;
     say("binaries");
     project.build()?;
+    let out = if signing.is_some() { project.signed_image_dir() } else { project.image_dir() };
     let inputs = Inputs {
         project: &project.root,
         binaries: &project.binaries(),
-        out: &project.image_dir(),
+        out: &out,
         version: env!("CARGO_PKG_VERSION"),
         kubernetes: KUBERNETES,
         versions,
+        signing: signing.as_ref(),
     };
     let image = image::build(&cache, &tools, &inputs, say)?;
     Ok(Built { image, tools, cache })
 }
 
 /// The command: builds, and prints what came out.
-pub fn command(project: &Project, relock: bool) -> Result<()> {
+pub fn command(project: &Project, wanted: &Wanted) -> Result<()> {
     let started = Instant::now();
     let say = |step: &str| println!("[{:>6.1} s] {step}", started.elapsed().as_secs_f32());
-    let Built { image, .. } = build(project, if relock { Versions::Newest } else { Versions::Locked }, &say)?;
+    let versions = if wanted.relock { Versions::Newest } else { Versions::Locked };
+    let keys = wanted.secureboot_keys.as_ref().map(|dir| (dir, !wanted.no_microsoft));
+    let Built { image, .. } = build_wanted(project, versions, keys, &say)?;
     for (name, file) in [
         ("root", &image.root),
         ("UKI", &image.uki),
@@ -57,5 +83,12 @@ pub fn command(project: &Project, relock: bool) -> Result<()> {
     }
     println!("{:>16}  {}", "root hash", image.verity.root_hash());
     println!("{:>16}  {}", "kernel", image.kernel);
+    let signed = match &wanted.secureboot_keys {
+        Some(dir) => format!("with the keys in {}", dir.display()),
+        None => {
+            "by nobody: firmware with secure boot starts it not, and any upgrade file is taken (--secureboot-keys DIR signs)".to_owned()
+        }
+    };
+    println!("{:>16}  {signed}", "signed");
     Ok(())
 }

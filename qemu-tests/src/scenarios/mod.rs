@@ -7,6 +7,7 @@ mod legacy_bios;
 mod power_cut;
 mod rejoin;
 mod restarts;
+mod secure_boot;
 mod upgrade;
 mod verity;
 
@@ -23,6 +24,7 @@ pub const ALL: &[Scenario] = &[
     rejoin::SCENARIO,
     verity::SCENARIO,
     upgrade::SCENARIO,
+    secure_boot::SCENARIO,
 ];
 
 /// Those that `cargo xtask test` runs; the others are asked for by name.
