@@ -1,10 +1,13 @@
 //! Signing with keys that the user owns (`strakectl gen secureboot-keys`): the programs that the firmware starts, by Debian's sbsign; the
-//! variables that make a firmware in setup mode trust these keys, by its sbvarsign; and the manifest of the upgrade file, by Ed25519.
+//! variables that make a firmware in setup mode trust these keys ([`variable`]: what Debian's sbvarsign 0.9.4 signs, OVMF refuses); and the
+//! manifest of the upgrade file, by Ed25519.
 
 mod lists;
+mod variable;
 
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use pki::{SigningKey, VerifyingKey};
 use uuid::{Uuid, uuid};
 
@@ -14,11 +17,16 @@ use crate::digest;
 use crate::error::{Error, FileContext};
 use crate::process::run;
 use crate::tools::Tools;
+use variable::{Signer, Variable};
 
 /// The files of a directory of keys, as `strakectl gen secureboot-keys` writes them.
 const FILES: &[&str] = &["PK.pem", "PK.key", "KEK.pem", "KEK.key", "db.pem", "db.key", "upgrade.pub", "upgrade.key", "owner.guid"];
 /// Of these the image depends; the others only sign.
 const PUBLIC: &[&str] = &["PK.pem", "KEK.pem", "db.pem", "upgrade.pub", "owner.guid"];
+
+/// Whose variables PK and KEK are, and whose db is.
+const GLOBAL: Uuid = uuid!("8be4df61-93ca-11d2-aa0d-00e098032b8c");
+const IMAGE_SECURITY: Uuid = uuid!("d719b2cb-3d3a-4596-a3bc-dad00e67656f");
 
 /// Who Microsoft's certificates belong to, as it tells firmware makers.
 const MICROSOFT: Uuid = uuid!("77fa9abd-0359-4d32-bd60-28f4e78f784b");
@@ -101,17 +109,19 @@ impl Signing {
     pub fn enrolment(&self, scratch: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
         let (kek, db) = if self.microsoft { (MICROSOFT_KEK, MICROSOFT_DB) } else { (&[][..], &[][..]) };
         let mut files = Vec::new();
-        for (name, signer, others) in [("PK", "PK", &[][..]), ("KEK", "PK", kek), ("db", "KEK", db)] {
+        for (name, vendor, signer, others) in [("PK", GLOBAL, "PK", &[][..]), ("KEK", GLOBAL, "PK", kek), ("db", IMAGE_SECURITY, "KEK", db)]
+        {
             let mut certificates = vec![(self.owner, der(&self.dir.join(format!("{name}.pem")))?)];
             for other in others {
                 certificates.push((MICROSOFT, der(&self.tools.file(&format!("{MICROSOFT_DIR}/{other}"))?)?));
             }
-            let (list, out) = (scratch.join(format!("{name}.esl")), scratch.join(format!("{name}.auth")));
-            let content = lists::render(&certificates).ok_or_else(|| Error::malformed(&list, "a certificate is too long"))?;
-            std::fs::write(&list, content).on("write", &list)?;
-            let mut command = self.tools.command("sbvarsign")?;
-            command.arg("--key").arg(self.dir.join(format!("{signer}.key"))).arg("--cert").arg(self.dir.join(format!("{signer}.pem")));
-            run(command.arg("--output").arg(&out).arg(name).arg(&list))?;
+            let out = scratch.join(format!("{name}.auth"));
+            let content = lists::render(&certificates).ok_or_else(|| Error::malformed(&out, "a certificate is too long"))?;
+            let key_file = self.dir.join(format!("{signer}.key"));
+            let key = pki::pem::private_key(&read(&key_file)?).map_err(|problem| Error::malformed(&key_file, problem.to_string()))?;
+            let signer = Signer { certificate: &der(&self.dir.join(format!("{signer}.pem")))?, key: key.secret_der() };
+            let write = variable::write(&Variable { name, vendor, content: &content }, &signer, Timestamp::now());
+            std::fs::write(&out, write.map_err(|problem| Error::malformed(&key_file, problem))?).on("write", &out)?;
             files.push((format!("loader/keys/auto/{name}.auth"), out));
         }
         Ok(files)
