@@ -11,6 +11,7 @@ use crate::debian::ROOT;
 use crate::debian::store::{self, Versions};
 use crate::digest;
 use crate::error::{Error, FileContext};
+use crate::executables;
 use crate::hash_tree;
 use crate::kmod;
 use crate::media::{self, IsoInputs, UkiInputs};
@@ -113,7 +114,9 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     };
     let staging = scratch.join("root");
     std::fs::create_dir(&staging).on("create", &staging)?;
-    root::plan(&root_inputs, &modules)?.write_to(&staging)?;
+    let tree = root::plan(&root_inputs, &modules)?;
+    executables::check(&tree, &configs.join("executables.list"))?;
+    tree.write_to(&staging)?;
     let root_file = inputs.out.join("root.erofs");
     remove(&root_file)?;
     media::erofs(tools, &staging, &root_file)?;

@@ -174,7 +174,9 @@ fn add_programs(tree: &mut Tree, inputs: &RootInputs<'_>) -> Result<(), Error> {
     let programs: Vec<PathBuf> = PROGRAMS.iter().map(|(from, _)| PathBuf::from(from)).collect();
     for library in elf::closure(inputs.packages, &programs, &[LIBRARIES])? {
         let from = inputs.packages.join(&library);
-        tree.copy(&library.to_string_lossy(), std::fs::canonicalize(&from).on("resolve", &from)?, 0o755);
+        // Of the libraries only the loader can be run.
+        let mode = if library.ends_with("ld-linux-x86-64.so.2") { 0o755 } else { 0o644 };
+        tree.copy(&library.to_string_lossy(), std::fs::canonicalize(&from).on("resolve", &from)?, mode);
     }
     tree.link("usr/lib64/ld-linux-x86-64.so.2", "../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
     Ok(())

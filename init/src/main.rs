@@ -6,6 +6,7 @@
 //! runs in a helper process, which is this binary again (see [`helper`]).
 
 mod cmdline;
+mod confinement;
 mod console;
 mod control;
 mod event_loop;

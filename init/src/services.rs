@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use rustix::thread::CapabilitySet;
+
+use crate::confinement::{CLOCK, Confinement, MOUNTS};
+
 /// One service of the table.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ServiceDef {
@@ -22,7 +26,49 @@ pub struct ServiceDef {
     pub stop_timeout: Duration,
     /// Whether what it leaves behind is killed with it. Not so for containerd: its shims hold the containers.
     pub kill_leftovers: bool,
+    /// What it may not do. containerd has no limits: they would be those of every container.
+    pub confinement: Option<&'static Confinement>,
 }
+
+/// It reads the kernel's log and keeps files.
+const LOGD_LIMITS: Confinement = Confinement { capabilities: CapabilitySet::SYSLOG, refused: &[MOUNTS, CLOCK] };
+
+/// Disks, links, the clock, the loader's variables and the control plane's files.
+const MACHINED_LIMITS: Confinement = Confinement {
+    capabilities: CapabilitySet::CHOWN
+        .union(CapabilitySet::DAC_OVERRIDE)
+        .union(CapabilitySet::DAC_READ_SEARCH)
+        .union(CapabilitySet::FOWNER)
+        .union(CapabilitySet::FSETID)
+        .union(CapabilitySet::KILL)
+        .union(CapabilitySet::LINUX_IMMUTABLE)
+        .union(CapabilitySet::NET_ADMIN)
+        .union(CapabilitySet::NET_BIND_SERVICE)
+        .union(CapabilitySet::NET_RAW)
+        .union(CapabilitySet::SYS_ADMIN)
+        .union(CapabilitySet::SYS_RESOURCE)
+        .union(CapabilitySet::SYS_TIME)
+        .union(CapabilitySet::SYSLOG),
+    refused: &[],
+};
+
+/// Volumes with their owners, cgroups, and the kernel's log for what ran out of memory.
+const KUBELET_LIMITS: Confinement = Confinement {
+    capabilities: CapabilitySet::CHOWN
+        .union(CapabilitySet::DAC_OVERRIDE)
+        .union(CapabilitySet::DAC_READ_SEARCH)
+        .union(CapabilitySet::FOWNER)
+        .union(CapabilitySet::FSETID)
+        .union(CapabilitySet::KILL)
+        .union(CapabilitySet::NET_ADMIN)
+        .union(CapabilitySet::SYS_ADMIN)
+        .union(CapabilitySet::SYS_RESOURCE)
+        .union(CapabilitySet::SYSLOG),
+    refused: &[CLOCK],
+};
+
+/// Rules of the packet filter, and entries of connection tracking.
+const KUBE_PROXY_LIMITS: Confinement = Confinement { capabilities: CapabilitySet::NET_ADMIN, refused: &[MOUNTS, CLOCK] };
 
 /// In the order in which they are shown and started.
 pub const TABLE: &[ServiceDef] = &[
@@ -37,6 +83,7 @@ pub const TABLE: &[ServiceDef] = &[
         oom_score_adj: -900,
         stop_timeout: Duration::from_secs(5),
         kill_leftovers: true,
+        confinement: Some(&LOGD_LIMITS),
     },
     ServiceDef {
         name: "machined",
@@ -49,6 +96,7 @@ pub const TABLE: &[ServiceDef] = &[
         oom_score_adj: -900,
         stop_timeout: Duration::from_secs(10),
         kill_leftovers: true,
+        confinement: Some(&MACHINED_LIMITS),
     },
     ServiceDef {
         name: "containerd",
@@ -61,6 +109,7 @@ pub const TABLE: &[ServiceDef] = &[
         oom_score_adj: -999,
         stop_timeout: Duration::from_secs(15),
         kill_leftovers: false,
+        confinement: None,
     },
     ServiceDef {
         name: "kubelet",
@@ -73,6 +122,7 @@ pub const TABLE: &[ServiceDef] = &[
         oom_score_adj: -999,
         stop_timeout: Duration::from_secs(10),
         kill_leftovers: true,
+        confinement: Some(&KUBELET_LIMITS),
     },
     ServiceDef {
         name: "kube-proxy",
@@ -85,6 +135,7 @@ pub const TABLE: &[ServiceDef] = &[
         oom_score_adj: -999,
         stop_timeout: Duration::from_secs(5),
         kill_leftovers: true,
+        confinement: Some(&KUBE_PROXY_LIMITS),
     },
 ];
 

@@ -1,6 +1,6 @@
 //! Starting a service's process. PID 1 does nothing between fork and exec: the child is this binary again (`--exec-service`),
-//! which puts itself into its cgroup, sets its limits, and only then becomes the service. So no moment of the service's life
-//! is outside its cgroup.
+//! which puts itself into its cgroup, sets its limits, gives up what the service need not do, and only then becomes the service. So no
+//! moment of the service's life is outside its cgroup or with more rights.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,9 @@ use std::process::{Command, Stdio};
 use node_ipc::init::EnvVar;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::services::ServiceDef;
+use crate::confinement::Confinement;
+use crate::report;
+use crate::services::{ServiceDef, TABLE};
 
 pub const HELPER: &str = "--exec-service";
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
@@ -33,8 +35,7 @@ pub fn service(def: &ServiceDef, args: &[String], env: &[EnvVar], streams: Strea
     }
     fs::create_dir_all(Path::new(CGROUP_ROOT).join(def.cgroup))?;
     let child = Command::new("/proc/self/exe")
-        .args([HELPER, def.cgroup, &def.oom_score_adj.to_string(), def.program])
-        .args(def.leading_args)
+        .args([HELPER, def.name])
         .args(args)
         .env_clear()
         .env("PATH", "/usr/bin:/usr/sbin")
@@ -47,17 +48,18 @@ pub fn service(def: &ServiceDef, args: &[String], env: &[EnvVar], streams: Strea
     i32::try_from(child.id()).map_err(io::Error::other)
 }
 
-/// The child's half: `--exec-service <cgroup> <oom_score_adj> <program> [args…]`. Returns only when it failed.
+/// The child's half: `--exec-service <name> [args…]`. Returns only when it failed.
 pub fn exec_service(args: &[String]) -> i32 {
-    let [cgroup, oom_score_adj, program, rest @ ..] = args else {
-        eprintln!("init: {HELPER}: too few arguments");
+    let Some((def, rest)) = args.split_first().and_then(|(name, rest)| Some((TABLE.iter().find(|def| def.name == *name)?, rest))) else {
+        eprintln!("init: {HELPER}: there is no such service: {args:?}");
         return 2;
     };
-    let procs = Path::new(CGROUP_ROOT).join(cgroup).join("cgroup.procs");
+    let ServiceDef { oom_score_adj, program, .. } = def;
+    let procs = Path::new(CGROUP_ROOT).join(def.cgroup).join("cgroup.procs");
     if let Err(error) = fs::write(&procs, "0") {
         eprintln!("init: enter {}: {error}", procs.display());
     }
-    if let Err(error) = fs::write("/proc/self/oom_score_adj", oom_score_adj) {
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", oom_score_adj.to_string()) {
         eprintln!("init: set oom_score_adj to {oom_score_adj}: {error}");
     }
     let limit = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };
@@ -66,12 +68,17 @@ pub fn exec_service(args: &[String]) -> i32 {
     }
     let _ = rustix::process::setsid();
     unblock_signals();
+    // Last, because what came before needs some of it.
+    if let Some(Err(error)) = def.confinement.map(Confinement::enter) {
+        eprintln!("init: confine {}: {}", def.name, report::chain(&error));
+        return 126;
+    }
     let mut command = Command::new(program);
     // So that a program knows that logd reads its output, and gives it events instead of lines (systemd.exec(5)).
     if let Ok(found) = rustix::fs::fstat(std::io::stderr()) {
         command.env("JOURNAL_STREAM", format!("{}:{}", found.st_dev, found.st_ino));
     }
-    let error = command.args(rest).exec();
+    let error = command.args(def.leading_args).args(rest).exec();
     eprintln!("init: execute {program}: {error}");
     127
 }

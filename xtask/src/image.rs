@@ -1,10 +1,11 @@
 //! `cargo xtask image`: the binaries, then the image from them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use image::cache::Cache;
+use image::digest;
 use image::signing::Signing;
 use image::tools::Tools;
 use image::{Image, Inputs, Versions};
@@ -21,6 +22,9 @@ pub struct Wanted {
     /// Move to the newest Debian packages and write the lock files
     #[arg(long)]
     relock: bool,
+    /// Build it a second time in another directory and compare the bytes
+    #[arg(long, conflicts_with_all = ["relock", "secureboot_keys"])]
+    twice: bool,
     /// Sign the boot chain and the upgrade file with these keys (`strakectl gen secureboot-keys DIR`); the ISO enrols them in a firmware in setup mode
     #[arg(long, value_name = "DIR")]
     secureboot_keys: Option<PathBuf>,
@@ -51,17 +55,39 @@ fn build_wanted(project: &Project, versions: Versions, keys: Option<(&PathBuf, b
     say("binaries");
     project.build()?;
     let out = if signing.is_some() { project.signed_image_dir() } else { project.image_dir() };
-    let inputs = Inputs {
-        project: &project.root,
-        binaries: &project.binaries(),
-        out: &out,
-        version: env!("CARGO_PKG_VERSION"),
-        kubernetes: KUBERNETES,
-        versions,
-        signing: signing.as_ref(),
-    };
+    let inputs = Inputs { signing: signing.as_ref(), ..inputs(project, &project.binaries(), &out, versions) };
     let image = image::build(&cache, &tools, &inputs, say)?;
     Ok(Built { image, tools, cache })
+}
+
+fn inputs<'a>(project: &'a Project, binaries: &'a Path, out: &'a Path, versions: Versions) -> Inputs<'a> {
+    Inputs { project: &project.root, binaries, out, version: env!("CARGO_PKG_VERSION"), kubernetes: KUBERNETES, versions, signing: None }
+}
+
+/// Builds the image and then once more in another directory: the same bytes, or it is said which file has others.
+pub fn reproducible(project: &Project, say: &dyn Fn(&str)) -> Result<Built> {
+    let built = build(project, Versions::Locked, say)?;
+    let scratch = project.target.join("image-again");
+    if scratch.exists() {
+        std::fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
+    }
+    say("once more, to compare");
+    let again = image::build(&built.cache, &built.tools, &inputs(project, &project.binaries(), &scratch, Versions::Locked), &|_| ())?;
+    let mut others = Vec::new();
+    for ((name, first), (_, second)) in files(&built.image).into_iter().zip(files(&again)) {
+        if digest::of_file(first)? != digest::of_file(second)? {
+            others.push(format!("{name}: {} and {}", first.display(), second.display()));
+        }
+    }
+    if !others.is_empty() {
+        bail!("two builds from the same inputs differ: {}", others.join("; "));
+    }
+    std::fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
+    Ok(built)
+}
+
+fn files(image: &Image) -> [(&'static str, &Path); 5] {
+    [("root", &image.root), ("UKI", &image.uki), ("ISO", &image.iso), ("upgrade file", &image.upgrade), ("example workload", &image.hello)]
 }
 
 /// The command: builds, and prints what came out.
@@ -70,14 +96,8 @@ pub fn command(project: &Project, wanted: &Wanted) -> Result<()> {
     let say = |step: &str| println!("[{:>6.1} s] {step}", started.elapsed().as_secs_f32());
     let versions = if wanted.relock { Versions::Newest } else { Versions::Locked };
     let keys = wanted.secureboot_keys.as_ref().map(|dir| (dir, !wanted.no_microsoft));
-    let Built { image, .. } = build_wanted(project, versions, keys, &say)?;
-    for (name, file) in [
-        ("root", &image.root),
-        ("UKI", &image.uki),
-        ("ISO", &image.iso),
-        ("upgrade file", &image.upgrade),
-        ("example workload", &image.hello),
-    ] {
+    let Built { image, .. } = if wanted.twice { reproducible(project, &say)? } else { build_wanted(project, versions, keys, &say)? };
+    for (name, file) in files(&image) {
         let size = std::fs::metadata(file)?.len() as f64 / f64::from(1 << 20);
         println!("{name:>16}  {size:>6.1} MiB  {}", file.display());
     }
@@ -85,10 +105,11 @@ pub fn command(project: &Project, wanted: &Wanted) -> Result<()> {
     println!("{:>16}  {}", "kernel", image.kernel);
     let signed = match &wanted.secureboot_keys {
         Some(dir) => format!("with the keys in {}", dir.display()),
-        None => {
-            "by nobody: firmware with secure boot starts it not, and any upgrade file is taken (--secureboot-keys DIR signs)".to_owned()
-        }
+        None => "by nobody: secure boot refuses it, and it takes any upgrade file (--secureboot-keys DIR signs)".to_owned(),
     };
     println!("{:>16}  {signed}", "signed");
+    if wanted.twice {
+        println!("{:>16}  two builds gave the same bytes", "reproducible");
+    }
     Ok(())
 }

@@ -5,15 +5,15 @@ use std::ffi::{OsStr, OsString};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ::image::Versions;
+use ::image::cache::Cache;
+use ::image::debian::{ROOT, store};
+use ::image::tools::Tools;
 use anyhow::{Context, Result, bail};
-use image::Versions;
-use image::cache::Cache;
-use image::debian::{ROOT, store};
-use image::tools::Tools;
 
 use crate::containers::Containers;
 use crate::project::{Project, describe, succeed};
-use crate::{host, scenarios, tidy};
+use crate::{host, image, scenarios, tidy};
 
 /// The tests that need a real containerd.
 const WITH_CONTAINERS: &str = "package(kubelet) & binary(containerd)";
@@ -37,6 +37,7 @@ pub fn all(project: &Project) -> Result<()> {
     stage("tidy", &|| tidy::check(project))?;
     stage("lints", &|| succeed(&mut project.cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])))?;
     stage("tests", &|| tests(project))?;
+    stage("image", &|| image::reproducible(project, &|step| println!("{step}")).map(drop))?;
     stage("scenarios", &|| scenarios::run(project, &scenarios::select(&[])?))?;
     println!("everything passed in {:.0} s: {}", started.elapsed().as_secs_f32(), times.join(", "));
     Ok(())

@@ -30,6 +30,8 @@ fn run(context: &Context) -> Result<(), Error> {
     reach(context, &clients, cluster.plan())?;
     context.say("exec and logs");
     exec_and_logs(context, &clients)?;
+    context.say("what the host services may do");
+    confined(&clients, cluster.plan())?;
     context.say("etcd snapshot");
     snapshot(context, &clients)?;
 
@@ -106,6 +108,26 @@ fn exec_and_logs(context: &Context, clients: &Clients) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Every host service but containerd runs without the privileges that it does not need.
+fn confined(clients: &Clients, plan: &ClusterPlan) -> Result<(), Error> {
+    let api = plan.control_plane().local_api();
+    let text = clients.strakectl(["-n", &api, "services", "-o", "json"])?;
+    let services: Value = serde_json::from_str(&text).map_err(|problem| unexpected("services", "JSON", &format!("{problem}: {text}")))?;
+    let mut seen = 0;
+    for service in items(&services).chain(services.as_array().into_iter().flatten()) {
+        let (Some(name), Some(pid)) = (service["name"].as_str(), service["pid"].as_i64()) else { continue };
+        let status = clients.strakectl(["-n", &api, "read", &format!("/proc/{pid}/status")])?;
+        let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim).unwrap_or_default().to_owned();
+        let found = (value("NoNewPrivs:"), value("Seccomp:"));
+        let expected = if name == "containerd" { ("0", "0") } else { ("1", "2") };
+        if (found.0.as_str(), found.1.as_str()) != expected {
+            return Err(unexpected(&format!("new privileges and system calls of {name}"), &format!("{expected:?}"), &format!("{found:?}")));
+        }
+        seen += 1;
+    }
+    if seen == 5 { Ok(()) } else { Err(unexpected("the running host services", "5", &text)) }
 }
 
 fn snapshot(context: &Context, clients: &Clients) -> Result<(), Error> {

@@ -23,9 +23,10 @@ pub const ALL: &[Scenario] = &[
     dead_worker::SCENARIO,
     rejoin::SCENARIO,
     verity::SCENARIO,
-    upgrade::SCENARIO,
+    upgrade::SHORT,
+    upgrade::FAULTS,
     secure_boot::SCENARIO,
 ];
 
 /// Those that `cargo xtask test` runs; the others are asked for by name.
-pub const IN_CI: &[Scenario] = &[legacy_bios::SCENARIO, boot::SCENARIO, first_cluster::SCENARIO];
+pub const IN_CI: &[Scenario] = &[legacy_bios::SCENARIO, boot::SCENARIO, upgrade::SHORT, first_cluster::SCENARIO];

@@ -13,11 +13,18 @@ use crate::cluster::plan::Node;
 use crate::error::{Error, FileContext};
 use crate::scenario::{Context, RunningCluster, Scenario};
 
-/// The scenario.
-pub const SCENARIO: Scenario = Scenario {
+/// What CI runs: one that is bad, then one that is good.
+pub const SHORT: Scenario = Scenario {
     name: "upgrade",
-    protects: "a bad new system leads back to the old one by itself with the reason told, a good one stays, and a damaged root leads to the other slot",
-    run,
+    protects: "a bad new system leads back to the old one by itself with the reason told, and a good one stays",
+    run: short,
+};
+
+/// The rest, which takes long.
+pub const FAULTS: Scenario = Scenario {
+    name: "upgrade-faults",
+    protects: "a system that hangs is left too, rollback and a damaged root lead to the other slot, and a cluster's machine is upgraded with its pods moved",
+    run: faults,
 };
 
 /// How long a system that cannot become good gets; the shortest there is.
@@ -33,43 +40,25 @@ struct Bad {
     reason: &'static str,
 }
 
-const BAD: &[Bad] = &[
-    // It prints how it is used and ends, which stops the kernel.
-    Bad { what: "an init that ends", version: "0.1.1", program: "init", instead: "strakectl", reason: "said nothing" },
-    // It runs and does nothing.
-    Bad { what: "a machined that does nothing", version: "0.1.2", program: "machined", instead: "pause", reason: "said nothing" },
-];
+/// It prints how it is used and ends, which stops the kernel.
+const ENDS: Bad = Bad { what: "an init that ends", version: "0.1.1", program: "init", instead: "strakectl", reason: "said nothing" };
+/// It runs and does nothing.
+const IDLES: Bad =
+    Bad { what: "a machined that does nothing", version: "0.1.2", program: "machined", instead: "pause", reason: "said nothing" };
 const GOOD: &str = "0.2.0";
 const BETTER: &str = "0.3.0";
 
-fn run(context: &Context) -> Result<(), Error> {
-    let cluster = context.installed_machine()?;
-    let machine = Subject { context, node: cluster.plan().control_plane().clone(), cluster };
-    let first = context.image.version.clone();
-    machine.runs("ROOT-A", &first)?;
-    for bad in BAD {
-        let image = variant(context, bad.version, Some((bad.program, bad.instead)))?;
-        let before = machine.boot_id()?;
-        machine.upgrade(&image, &["--drain-seconds", "0", "--deadline", DEADLINE])?;
-        let last = machine.wait_state("failed", bad.version)?;
-        let reason = last["reason"].as_str().unwrap_or_default();
-        if !reason.contains(bad.reason) || machine.boot_id()? == before {
-            return Err(unexpected(&format!("a restart, and a reason with {:?}", bad.reason), last.to_string()));
-        }
-        machine.runs("ROOT-A", &first)?;
-        machine.told_on_the_console(bad.version)?;
-        context.say(&format!("{}: back in ROOT-A by itself: {reason}", bad.what));
-    }
+fn short(context: &Context) -> Result<(), Error> {
+    let machine = Subject::installed(context)?;
+    machine.undoes(&ENDS)?;
+    machine.takes_good_one()
+}
 
-    let image = variant(context, GOOD, None)?;
-    let would = machine.upgrade(&image, &["--dry-run"])?;
-    if !would.contains("would write") {
-        return Err(unexpected("what would be done", would));
-    }
-    machine.upgrade(&image, &["--deadline", "900"])?;
-    machine.wait_state("good", GOOD)?;
-    machine.runs("ROOT-B", GOOD)?;
-    context.say("a good system proved itself");
+fn faults(context: &Context) -> Result<(), Error> {
+    let machine = Subject::installed(context)?;
+    let first = context.image.version.clone();
+    machine.undoes(&IDLES)?;
+    machine.takes_good_one()?;
 
     machine.power_cut(|_| Ok(()))?;
     machine.runs("ROOT-B", GOOD)?;
@@ -139,7 +128,43 @@ struct Subject<'a> {
     node: Node,
 }
 
-impl Subject<'_> {
+impl<'a> Subject<'a> {
+    fn installed(context: &'a Context) -> Result<Self, Error> {
+        let cluster = context.installed_machine()?;
+        let machine = Self { context, node: cluster.plan().control_plane().clone(), cluster };
+        machine.runs("ROOT-A", &context.image.version)?;
+        Ok(machine)
+    }
+
+    /// A bad system is tried, and the old one is back by itself.
+    fn undoes(&self, bad: &Bad) -> Result<(), Error> {
+        let image = variant(self.context, bad.version, Some((bad.program, bad.instead)))?;
+        let before = self.boot_id()?;
+        self.upgrade(&image, &["--drain-seconds", "0", "--deadline", DEADLINE])?;
+        let last = self.wait_state("failed", bad.version)?;
+        let reason = last["reason"].as_str().unwrap_or_default();
+        if !reason.contains(bad.reason) || self.boot_id()? == before {
+            return Err(unexpected(&format!("a restart, and a reason with {:?}", bad.reason), last.to_string()));
+        }
+        self.runs("ROOT-A", &self.context.image.version)?;
+        self.told_on_the_console(bad.version)?;
+        self.context.say(&format!("{}: back in ROOT-A by itself: {reason}", bad.what));
+        Ok(())
+    }
+
+    fn takes_good_one(&self) -> Result<(), Error> {
+        let image = variant(self.context, GOOD, None)?;
+        let would = self.upgrade(&image, &["--dry-run"])?;
+        if !would.contains("would write") {
+            return Err(unexpected("what would be done", would));
+        }
+        self.upgrade(&image, &["--deadline", "900"])?;
+        self.wait_state("good", GOOD)?;
+        self.runs("ROOT-B", GOOD)?;
+        self.context.say("a good system proved itself");
+        Ok(())
+    }
+
     fn strakectl(&self, words: &[&str]) -> Result<String, Error> {
         let api = self.node.local_api();
         self.cluster.clients().strakectl([&["--timeout", "5", "-n", &api], words].concat())
