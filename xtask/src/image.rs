@@ -55,7 +55,8 @@ fn build_wanted(project: &Project, versions: Versions, keys: Option<(&PathBuf, b
     say("binaries");
     project.build()?;
     let out = if signing.is_some() { project.signed_image_dir() } else { project.image_dir() };
-    let inputs = Inputs { signing: signing.as_ref(), ..inputs(project, &project.binaries(), &out, versions) };
+    let binaries = project.binaries();
+    let inputs = Inputs { signing: signing.as_ref(), ..inputs(project, &binaries, &out, versions) };
     let image = image::build(&cache, &tools, &inputs, say)?;
     Ok(Built { image, tools, cache })
 }
