@@ -18,6 +18,7 @@ use crate::media::{self, IsoInputs, UkiInputs};
 use crate::oci::{self, ImageSpec};
 use crate::process::run;
 use crate::root::{self, Modules, OUR_PROGRAMS, Release, RootInputs};
+use crate::signing::Signing;
 use crate::tools::Tools;
 use crate::tree::Tree;
 use crate::upgrade::{self, UpgradeInputs};
@@ -46,6 +47,8 @@ pub struct Inputs<'a> {
     pub kubernetes: &'a str,
     /// Whether to move to the newest packages.
     pub versions: Versions,
+    /// Who signs it, if anybody.
+    pub signing: Option<&'a Signing>,
 }
 
 /// A finished image: where its files are and what it is called.
@@ -107,6 +110,7 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
         release: &release,
         bill_of_materials: &bill_of_materials,
         stub_image: &stub,
+        upgrade_keys: inputs.signing.map(Signing::upgrade_keys),
     };
     let staging = scratch.join("root");
     std::fs::create_dir(&staging).on("create", &staging)?;
@@ -121,25 +125,51 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
 
     say("initramfs and UKI");
     let initramfs = inputs.out.join("initramfs.zst");
-    let packed = zstd::encode_all(&cpio::archive(&initramfs_tree(inputs, tools, &modules, &kernel, &verity)?)?[..], ZSTD_LEVEL);
+    let arguments = command_line(&configs.join("kernel-arguments"))?;
+    let mut tree = initramfs_tree(inputs, tools, &modules, &kernel, &verity)?;
+    // What the command line must be, for init to compare: the stub of the UKI may take more from elsewhere.
+    tree.file("cmdline", arguments.as_str(), 0o644);
+    let packed = zstd::encode_all(&cpio::archive(&tree)?[..], ZSTD_LEVEL);
     std::fs::write(&initramfs, packed.on("compress", &initramfs)?).on("write", &initramfs)?;
     let uki = inputs.out.join("strake.efi");
     let uki_inputs = UkiInputs {
         kernel: &packages.dir.join(format!("boot/vmlinuz-{kernel}")),
         kernel_release: &kernel,
         initramfs: &initramfs,
-        command_line: &command_line(&configs.join("kernel-arguments"))?,
+        command_line: &arguments,
         os_release: &release.os_release(),
     };
-    media::uki(tools, &uki_inputs, &uki)?;
+    let mut boot_loader = packages.dir.join("usr/lib/systemd/boot/efi/systemd-bootx64.efi");
+    let mut boot_files = vec![("EFI/BOOT/BOOTX64.EFI".to_owned(), uki.clone())];
+    if let Some(signing) = inputs.signing {
+        say("signatures");
+        let plain = scratch.join("unsigned.efi");
+        media::uki(tools, &uki_inputs, &plain)?;
+        remove(&uki)?;
+        signing.program(&plain, &uki)?;
+        let signed = scratch.join("systemd-bootx64.efi");
+        signing.program(&boot_loader, &signed)?;
+        let conf = scratch.join("loader.conf");
+        std::fs::write(&conf, signing.loader_conf()).on("write", &conf)?;
+        boot_files = vec![
+            ("EFI/BOOT/BOOTX64.EFI".to_owned(), signed.clone()),
+            ("EFI/Linux/strake.efi".to_owned(), uki.clone()),
+            ("loader/loader.conf".to_owned(), conf),
+        ];
+        boot_files.extend(signing.enrolment(&scratch)?);
+        boot_loader = signed;
+    } else {
+        media::uki(tools, &uki_inputs, &uki)?;
+    }
 
     say("ISO");
     let esp = scratch.join("esp.img");
-    media::fat_image(&[("EFI/BOOT/BOOTX64.EFI", &uki)], &esp)?;
+    let boot_files: Vec<(&str, &Path)> = boot_files.iter().map(|(path, file)| (path.as_str(), file.as_path())).collect();
+    media::fat_image(&boot_files, &esp)?;
     let files = [
         (format!("strake/{root_uuid}.erofs"), root_file.clone()),
         ("EFI/Linux/strake.efi".to_owned(), uki.clone()),
-        ("EFI/systemd/systemd-bootx64.efi".to_owned(), packages.dir.join("usr/lib/systemd/boot/efi/systemd-bootx64.efi")),
+        ("EFI/systemd/systemd-bootx64.efi".to_owned(), boot_loader),
     ];
     let iso = inputs.out.join("strake.iso");
     remove(&iso)?;
@@ -148,7 +178,10 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     say("upgrade file");
     let upgrade = inputs.out.join("strake.upgrade");
     let (version, kubernetes) = (inputs.version, inputs.kubernetes);
-    upgrade::write(&UpgradeInputs { version, kubernetes, kernel: &kernel, root: &root_file, verity, uki: &uki }, &upgrade)?;
+    upgrade::write(
+        &UpgradeInputs { version, kubernetes, kernel: &kernel, root: &root_file, verity, uki: &uki, signing: inputs.signing },
+        &upgrade,
+    )?;
 
     let hello = inputs.out.join("hello.tar");
     let hello_tree = root::hello_tree(&packages.dir.join("usr/bin/busybox"), &configs.join("examples/hello.sh"));
@@ -173,6 +206,9 @@ fn input_digest(inputs: &Inputs<'_>, bill_of_materials: &str) -> Result<String, 
     let mut all = digest::Inputs::default();
     all.add("builder", BUILDER.as_bytes()).add("packages", bill_of_materials.as_bytes());
     all.add("version", inputs.version.as_bytes()).add("kubernetes", inputs.kubernetes.as_bytes());
+    if let Some(signing) = inputs.signing {
+        signing.add_to(&mut all)?;
+    }
     for name in OUR_PROGRAMS.iter().chain(["pause"].iter()) {
         all.add(name, &digest::of_file(&inputs.binaries.join(name))?);
     }

@@ -1,5 +1,5 @@
 //! Builds what Strake boots from: Debian packages ([`debian`]) and our binaries become a read-only root ([`root`]) with its hash tree ([`hash_tree`]), an
-//! initramfs, a UKI, a hybrid ISO ([`media`]) and an upgrade file; [`build`] strings the steps together. Equal inputs give equal bytes. Nothing here needs root rights or
+//! initramfs, a UKI, a hybrid ISO ([`media`]) and an upgrade file, signed if somebody's keys are given ([`signing`]); [`build`] strings the steps together. Equal inputs give equal bytes. Nothing here needs root rights or
 //! changes the builder's machine outside the cache ([`cache`]) and the output directory.
 
 pub mod bios;
@@ -17,6 +17,7 @@ mod media;
 mod oci;
 mod process;
 mod root;
+pub mod signing;
 pub mod tools;
 mod tree;
 mod upgrade;
@@ -24,3 +25,4 @@ mod upgrade;
 pub use build::{Image, Inputs, build};
 pub use debian::store::Versions;
 pub use error::Error;
+pub use media::fat_image;

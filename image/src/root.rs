@@ -67,6 +67,8 @@ pub struct RootInputs<'a> {
     pub bill_of_materials: &'a str,
     /// The OCI archive of the stub image.
     pub stub_image: &'a [u8],
+    /// The keys whose upgrade files the system takes, in PEM; without any it takes those that nobody signed.
+    pub upgrade_keys: Option<&'a str>,
 }
 
 /// What a machine says it is.
@@ -144,6 +146,9 @@ pub fn plan(inputs: &RootInputs<'_>, modules: &Modules) -> Result<Tree, Error> {
     tree.copy(&format!("{share}/sysctl.conf"), inputs.configs.join("sysctl.conf"), 0o644);
     tree.file(&format!("{share}/packages.lock"), inputs.bill_of_materials, 0o644);
     tree.file(&format!("{share}/images/stub.tar"), inputs.stub_image, 0o644);
+    if let Some(keys) = inputs.upgrade_keys {
+        tree.file(&format!("{share}/upgrade-keys.pem"), keys, 0o644);
+    }
     Ok(tree)
 }
 

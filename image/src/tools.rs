@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cache::Cache;
-use crate::debian::TOOLS;
 use crate::debian::store::{self, Unpacked, Versions};
+use crate::debian::{SIGNING, TOOLS};
 use crate::elf;
 use crate::error::{Error, FileContext};
 
@@ -27,6 +27,12 @@ impl Tools {
     /// Makes sure that the tools are in the cache.
     pub fn prepare(cache: &Cache, lock_dir: &Path, versions: Versions, say: &dyn Fn(&str)) -> Result<Self, Error> {
         let Unpacked { dir, .. } = store::prepare(cache, lock_dir, &TOOLS, versions, say)?;
+        Ok(Self { dir })
+    }
+
+    /// The tools that sign, likewise.
+    pub fn signing(cache: &Cache, lock_dir: &Path, versions: Versions, say: &dyn Fn(&str)) -> Result<Self, Error> {
+        let Unpacked { dir, .. } = store::prepare(cache, lock_dir, &SIGNING, versions, say)?;
         Ok(Self { dir })
     }
 

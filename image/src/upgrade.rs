@@ -5,11 +5,12 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use slots::manifest::{ARCHITECTURE, FORMAT, MEMBERS, Manifest};
+use slots::manifest::{ARCHITECTURE, FORMAT, MEMBERS, Manifest, SIGNATURE};
 use slots::record::System;
 
 use crate::digest;
 use crate::error::{Error, FileContext};
+use crate::signing::Signing;
 
 /// What goes into it.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,8 @@ pub struct UpgradeInputs<'a> {
     pub verity: verity::Parameters,
     /// The kernel image.
     pub uki: &'a Path,
+    /// Who signs it.
+    pub signing: Option<&'a Signing>,
 }
 
 /// Writes the file.
@@ -49,6 +52,10 @@ pub fn write(inputs: &UpgradeInputs<'_>, out: &Path) -> Result<(), Error> {
         archive.append_data(&mut header, name, content).on("write", out)
     };
     append(MEMBERS[0], text.len() as u64, &mut &text[..])?;
+    if let Some(signing) = inputs.signing {
+        let signature = signing.manifest(&text)?;
+        append(SIGNATURE, signature.len() as u64, &mut &signature[..])?;
+    }
     for (name, path) in [(MEMBERS[1], inputs.root), (MEMBERS[2], inputs.uki)] {
         append(name, size(path)?, &mut File::open(path).on("open", path)?)?;
     }
@@ -66,7 +73,8 @@ mod tests {
         std::fs::write(&root, vec![5; 3 * 4096]).unwrap();
         std::fs::write(&uki, b"kernel").unwrap();
         let verity = verity::Parameters::new(verity::Digest([1; 32]), verity::Digest([2; 32]), 2).unwrap();
-        let inputs = UpgradeInputs { version: "1.2.3", kubernetes: "v1.36.2", kernel: "6.12", root: &root, verity, uki: &uki };
+        let inputs =
+            UpgradeInputs { version: "1.2.3", kubernetes: "v1.36.2", kernel: "6.12", root: &root, verity, uki: &uki, signing: None };
         write(&inputs, &out).unwrap();
         let bytes = std::fs::read(&out).unwrap();
         let mut archive = tar::Archive::new(&bytes[..]);

@@ -1,6 +1,14 @@
-//! The kernel command line: the words that init understands. Unknown words are the kernel's or somebody else's.
+//! The kernel command line: the words that init understands, and whether it is the one that the image was built with. Unknown words are the
+//! kernel's or somebody else's.
+//!
+//! The stub of a unified kernel image appends what it finds in the machine's SMBIOS table, in files beside the image, and, without secure
+//! boot, takes another command line from whoever starts it. The image's own stands in the initramfs too, under the same signature.
 
+use std::path::Path;
 use std::time::Duration;
+
+/// The image's own command line, in the initramfs.
+pub const BUILT_IN: &str = "/cmdline";
 
 /// What the command line asks of init.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,9 +38,53 @@ pub fn parse(line: &str) -> CommandLine {
     parsed
 }
 
+/// What the running command line says otherwise than the image's own, for a person to read; nothing when they agree.
+pub fn changed() -> Option<String> {
+    let built_in = std::fs::read_to_string(Path::new(BUILT_IN)).unwrap_or_default();
+    difference(&built_in, &std::fs::read_to_string("/proc/cmdline").unwrap_or_default())
+}
+
+fn difference(built_in: &str, running: &str) -> Option<String> {
+    const MOST: usize = 200;
+    let (built_in, running): (Vec<_>, Vec<_>) = (built_in.split_ascii_whitespace().collect(), running.split_ascii_whitespace().collect());
+    if built_in == running {
+        return None;
+    }
+    let words = match running.strip_prefix(&built_in[..]) {
+        Some(added) => format!("it has more: {}", added.join(" ")),
+        None => format!("it is: {}", running.join(" ")),
+    };
+    Some(words.chars().take(MOST).collect())
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    #[test]
+    fn only_the_images_own_words_are_its_own() {
+        for (built_in, running, expected) in [
+            ("a b=1", "a b=1\n", None),
+            ("a  b=1\n", " a b=1 ", None),
+            ("", "", None),
+            ("a b=1", "a b=1 init=/x", Some("it has more: init=/x")),
+            ("a b=1", "a b=2", Some("it is: a b=2")),
+            ("a b=1", "b=1 a", Some("it is: b=1 a")),
+            ("a b=1", "", Some("it is: ")),
+            ("", "a", Some("it has more: a")),
+        ] {
+            assert_eq!(difference(built_in, running).as_deref(), expected, "{built_in:?} {running:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_added_word_goes_unseen(line in "[a-z= ]{0,40}", added in "[a-z.=]{1,300}") {
+            prop_assert!(difference(&line, &format!("{line} {added}")).is_some());
+        }
+    }
 
     #[test]
     fn words_are_found_and_bad_ones_ignored() {

@@ -12,6 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use host::loop_device;
+use host::secure_boot::SecureBoot;
 use node_ipc::init::{BOOT_INFO_FILE, BootInfo, BootSource, MEDIA_DIR, Slot};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
@@ -29,6 +30,8 @@ const SETTLE: Duration = Duration::from_millis(1500);
 
 #[derive(Debug, thiserror::Error)]
 enum StageOneError {
+    #[error("secure boot is enabled, and the kernel's command line is not the image's own; {0}")]
+    CommandLine(String),
     #[error("no root {uuid} {place} after {waited:?}; devices: {devices}")]
     RootNotFound { uuid: String, place: String, waited: Duration, devices: String },
     #[error(transparent)]
@@ -51,6 +54,7 @@ enum StageOneError {
 pub fn run() -> Result<Infallible, Box<dyn Error>> {
     mounts::mount_all(mounts::STAGE_ONE, |_| {})?;
     report::info("stage one");
+    only_own_command_line(SecureBoot::of(Path::new("/")), cmdline::changed())?;
     load_listed_modules(Path::new("/modules.list"));
 
     // Needs a module; without the firmware's variables the root is looked for on every disk.
@@ -64,6 +68,21 @@ pub fn run() -> Result<Infallible, Box<dyn Error>> {
 
     switch_root()?;
     Err(StageOneError::Exec(Command::new("/usr/bin/init").exec()).into())
+}
+
+/// Under secure boot only what is signed may say how the kernel runs: neither the firmware's tables nor files beside the image.
+fn only_own_command_line(secure_boot: SecureBoot, changed: Option<String>) -> Result<(), StageOneError> {
+    if secure_boot != SecureBoot::Unknown {
+        report::notice(&format!("secure boot is {}", secure_boot.word()));
+    }
+    match changed {
+        None => Ok(()),
+        Some(change) if secure_boot == SecureBoot::Enabled => Err(StageOneError::CommandLine(change)),
+        Some(change) => {
+            report::notice(&format!("the kernel's command line is not the image's own; {change}"));
+            Ok(())
+        }
+    }
 }
 
 /// One path per line, in load order. A module that fails may not be needed, so the search for the root decides.
@@ -220,6 +239,23 @@ fn remove_tree(dir: &Path, dev: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_command_line_is_refused_under_secure_boot_only() {
+        let changed = || Some("it has more: lockdown=none".to_owned());
+        for (secure_boot, change, taken) in [
+            (SecureBoot::Enabled, changed(), false),
+            (SecureBoot::Enabled, None, true),
+            (SecureBoot::Disabled, changed(), true),
+            (SecureBoot::Unknown, changed(), true),
+        ] {
+            let outcome = only_own_command_line(secure_boot, change);
+            assert_eq!(outcome.is_ok(), taken, "{secure_boot:?}");
+            if let Err(error) = outcome {
+                assert!(error.to_string().contains("lockdown=none"), "{error}");
+            }
+        }
+    }
 
     #[test]
     fn emptying_a_tree_stops_at_other_devices() {

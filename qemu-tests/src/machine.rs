@@ -37,6 +37,8 @@ pub struct MachineSpec {
     pub switch: Option<PathBuf>,
     /// Which firmware starts it.
     pub firmware: Firmware,
+    /// A string in its SMBIOS table (type 11), which whoever runs the machine can put there.
+    pub oem_string: Option<String>,
     /// The directory of its console, logs and firmware variables.
     pub dir: PathBuf,
     /// The directory of its sockets (short, because socket names are limited to 107 bytes).
@@ -53,10 +55,13 @@ pub struct Disk {
 }
 
 /// Which firmware starts a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Firmware {
     /// OVMF.
+    #[default]
     Uefi,
+    /// OVMF that can check signatures: in setup mode until somebody enrols keys.
+    SecureBoot,
     /// SeaBIOS.
     LegacyBios,
 }
@@ -83,11 +88,14 @@ impl Machine {
             std::fs::remove_file(machine.monitor_socket()).on("remove", machine.monitor_socket())?;
         }
         let variables = spec.dir.join("firmware-variables.fd");
-        if spec.firmware == Firmware::Uefi && !variables.exists() {
+        if spec.firmware != Firmware::LegacyBios && !variables.exists() {
             let template = tools.file("usr/share/OVMF/OVMF_VARS_4M.fd")?;
             std::fs::copy(&template, &variables).on("copy", &template)?;
         }
-        let code = tools.file("usr/share/OVMF/OVMF_CODE_4M.fd")?;
+        let code = match spec.firmware {
+            Firmware::SecureBoot => tools.file("usr/share/OVMF/OVMF_CODE_4M.secboot.fd")?,
+            Firmware::Uefi | Firmware::LegacyBios => tools.file("usr/share/OVMF/OVMF_CODE_4M.fd")?,
+        };
         let output = spec.dir.join("qemu.log");
         let log = File::create(&output).on("create", &output)?;
         let errors = log.try_clone().on("share", &output)?;
@@ -252,12 +260,27 @@ fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variable
     let mut words: Vec<String> = Vec::new();
     let mut add = |parts: &[&str]| words.extend(parts.iter().map(|part| (*part).to_owned()));
     add(&["-name", &spec.name, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "std"]);
-    add(&["-machine", "q35,hpet=off", "-accel", accelerator.accel(), "-cpu", accelerator.cpu()]);
+    let secure = spec.firmware == Firmware::SecureBoot;
+    // Only code in system management mode may write the variables, so that a system cannot enrol keys.
+    add(&[
+        "-machine",
+        if secure { "q35,hpet=off,smm=on" } else { "q35,hpet=off" },
+        "-accel",
+        accelerator.accel(),
+        "-cpu",
+        accelerator.cpu(),
+    ]);
+    if secure {
+        add(&["-global", "driver=cfi.pflash01,property=secure,value=on"]);
+    }
+    if let Some(text) = &spec.oem_string {
+        add(&["-smbios", &format!("type=11,value={text}")]);
+    }
     add(&["-smp", &spec.processors.to_string(), "-m", &spec.memory_mib.to_string(), "-rtc", "base=utc"]);
     add(&["-qmp", &monitor_argument(&spec.run.join(format!("{}.qmp", spec.name)))]);
     add(&["-chardev", &format!("file,id=console,path={},append=on", spec.dir.join("console.log").display()), "-serial", "chardev:console"]);
     add(&["-device", "virtio-rng-pci", "-device", "i6300esb", "-action", "watchdog=reset"]);
-    if spec.firmware == Firmware::Uefi {
+    if spec.firmware != Firmware::LegacyBios {
         add(&["-drive", &format!("if=pflash,unit=0,format=raw,readonly=on,file={}", code.display())]);
         add(&["-drive", &format!("if=pflash,unit=1,format=raw,file={}", variables.display())]);
     }
@@ -293,6 +316,7 @@ mod tests {
             iso: Some("/d/strake.iso".into()),
             switch: Some("/r/switch".into()),
             firmware: Firmware::Uefi,
+            oem_string: None,
             dir: "/d".into(),
             run: "/r".into(),
         }
@@ -317,6 +341,12 @@ mod tests {
         layered.firmware = Firmware::LegacyBios;
         let line = arguments(&layered, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
         assert!(line.contains("format=qcow2,cache=writeback") && !line.contains("pflash"), "{line}");
+        layered.firmware = Firmware::SecureBoot;
+        layered.oem_string = Some("io.example=1".into());
+        let line = arguments(&layered, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
+        for part in ["smm=on", "property=secure,value=on", "unit=0,format=raw,readonly=on,file=/c", "type=11,value=io.example=1"] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a scenario is, and what it is given. The list of all of them is [`crate::scenarios::ALL`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use image::Image;
@@ -71,6 +71,7 @@ impl Context {
             iso: Some(self.image.iso.clone()),
             switch: None,
             firmware: Firmware::Uefi,
+            oem_string: None,
             dir: self.dir.join(name),
             run: self.run.clone(),
         }
@@ -97,9 +98,14 @@ impl Context {
 
     /// A single machine that was installed from the ISO and runs from its disk, without Kubernetes.
     pub fn installed_machine(&self) -> Result<RunningCluster, Error> {
-        let spec = ClusterSpec { workers: 0, ..ClusterSpec::small() };
+        self.installed_from(&self.image.iso, Firmware::Uefi)
+    }
+
+    /// The same from another medium and with other firmware.
+    pub fn installed_from(&self, iso: &Path, firmware: Firmware) -> Result<RunningCluster, Error> {
+        let spec = ClusterSpec { workers: 0, firmware, ..ClusterSpec::small() };
         let cluster = Cluster::open(&self.dir.join("cluster"), &self.run.join("cluster"), &self.programs, &spec).map(RunningCluster)?;
-        cluster.install_machines(&self.image.iso, self.accelerator, self)?;
+        cluster.install_machines(iso, self.accelerator, self)?;
         Ok(cluster)
     }
 

@@ -1,11 +1,12 @@
 //! `cargo xtask image`: the binaries, then the image from them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use image::cache::Cache;
 use image::digest;
+use image::signing::Signing;
 use image::tools::Tools;
 use image::{Image, Inputs, Versions};
 
@@ -15,6 +16,23 @@ use crate::project::Project;
 /// The Kubernetes version the components are compatible with.
 pub const KUBERNETES: &str = "v1.36.2";
 
+/// What to build.
+#[derive(clap::Args)]
+pub struct Wanted {
+    /// Move to the newest Debian packages and write the lock files
+    #[arg(long)]
+    relock: bool,
+    /// Build it a second time in another directory and compare the bytes
+    #[arg(long, conflicts_with_all = ["relock", "secureboot_keys"])]
+    twice: bool,
+    /// Sign the boot chain and the upgrade file with these keys (`strakectl gen secureboot-keys DIR`); the ISO enrols them in a firmware in setup mode
+    #[arg(long, value_name = "DIR")]
+    secureboot_keys: Option<PathBuf>,
+    /// Let machines trust these keys alone: without Microsoft's certificates, which the option ROMs of many cards are signed with
+    #[arg(long, requires = "secureboot_keys")]
+    no_microsoft: bool,
+}
+
 /// What was built and what it was built with.
 pub struct Built {
     pub image: Image,
@@ -22,20 +40,29 @@ pub struct Built {
     pub cache: Cache,
 }
 
-/// Builds everything up to the ISO.
+/// Builds everything up to the ISO, unsigned.
 pub fn build(project: &Project, versions: Versions, say: &dyn Fn(&str)) -> Result<Built> {
+    build_wanted(project, versions, None, say)
+}
+
+/// The same, signed with the keys of a directory if there is one (and whether Microsoft's are trusted too).
+fn build_wanted(project: &Project, versions: Versions, keys: Option<(&PathBuf, bool)>, say: &dyn Fn(&str)) -> Result<Built> {
     host::prepare()?;
     let cache = Cache::open()?;
     say("tools");
     let tools = Tools::prepare(&cache, &project.root.join("image/locks"), versions, say)?;
+    let signing = keys.map(|(dir, microsoft)| Signing::prepare(&cache, &project.root, dir, microsoft, say)).transpose()?;
     say("binaries");
     project.build()?;
-    let image = image::build(&cache, &tools, &inputs(project, &project.binaries(), &project.image_dir(), versions), say)?;
+    let out = if signing.is_some() { project.signed_image_dir() } else { project.image_dir() };
+    let binaries = project.binaries();
+    let inputs = Inputs { signing: signing.as_ref(), ..inputs(project, &binaries, &out, versions) };
+    let image = image::build(&cache, &tools, &inputs, say)?;
     Ok(Built { image, tools, cache })
 }
 
 fn inputs<'a>(project: &'a Project, binaries: &'a Path, out: &'a Path, versions: Versions) -> Inputs<'a> {
-    Inputs { project: &project.root, binaries, out, version: env!("CARGO_PKG_VERSION"), kubernetes: KUBERNETES, versions }
+    Inputs { project: &project.root, binaries, out, version: env!("CARGO_PKG_VERSION"), kubernetes: KUBERNETES, versions, signing: None }
 }
 
 /// Builds the image and then once more in another directory: the same bytes, or it is said which file has others.
@@ -65,21 +92,24 @@ fn files(image: &Image) -> [(&'static str, &Path); 5] {
 }
 
 /// The command: builds, and prints what came out.
-pub fn command(project: &Project, relock: bool, twice: bool) -> Result<()> {
+pub fn command(project: &Project, wanted: &Wanted) -> Result<()> {
     let started = Instant::now();
     let say = |step: &str| println!("[{:>6.1} s] {step}", started.elapsed().as_secs_f32());
-    let Built { image, .. } = match (twice, relock) {
-        (true, _) => reproducible(project, &say)?,
-        (false, true) => build(project, Versions::Newest, &say)?,
-        (false, false) => build(project, Versions::Locked, &say)?,
-    };
+    let versions = if wanted.relock { Versions::Newest } else { Versions::Locked };
+    let keys = wanted.secureboot_keys.as_ref().map(|dir| (dir, !wanted.no_microsoft));
+    let Built { image, .. } = if wanted.twice { reproducible(project, &say)? } else { build_wanted(project, versions, keys, &say)? };
     for (name, file) in files(&image) {
         let size = std::fs::metadata(file)?.len() as f64 / f64::from(1 << 20);
         println!("{name:>16}  {size:>6.1} MiB  {}", file.display());
     }
     println!("{:>16}  {}", "root hash", image.verity.root_hash());
     println!("{:>16}  {}", "kernel", image.kernel);
-    if twice {
+    let signed = match &wanted.secureboot_keys {
+        Some(dir) => format!("with the keys in {}", dir.display()),
+        None => "by nobody: secure boot refuses it, and it takes any upgrade file (--secureboot-keys DIR signs)".to_owned(),
+    };
+    println!("{:>16}  {signed}", "signed");
+    if wanted.twice {
         println!("{:>16}  two builds gave the same bytes", "reproducible");
     }
     Ok(())

@@ -31,15 +31,8 @@ enum Verb {
     Up(cluster::Up),
     /// End the cluster and remove it
     Down,
-    /// Build the image: root, UKI and ISO
-    Image {
-        /// Move to the newest Debian packages and write the lock files
-        #[arg(long)]
-        relock: bool,
-        /// Build it a second time in another directory and compare the bytes
-        #[arg(long, conflicts_with = "relock")]
-        twice: bool,
-    },
+    /// Build the image: root, UKI, ISO and upgrade file
+    Image(image::Wanted),
     /// Run everything CI runs, or only the named scenarios
     Test {
         /// Run only this scenario (may be repeated)
@@ -68,7 +61,7 @@ fn main() -> Result<()> {
         Verb::Switch { socket } => Ok(qemu_tests::switch::serve(&socket)?),
         Verb::Up(up) => cluster::up(&Project::find()?, &up),
         Verb::Down => cluster::down(&Project::find()?),
-        Verb::Image { relock, twice } => image::command(&Project::find()?, relock, twice),
+        Verb::Image(wanted) => image::command(&Project::find()?, &wanted),
         Verb::Test { list: true, .. } => {
             scenarios::list();
             Ok(())

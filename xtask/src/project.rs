@@ -37,6 +37,11 @@ impl Project {
         self.target.join("image")
     }
 
+    /// Where those of a signed image are written, so that neither takes the other's place.
+    pub fn signed_image_dir(&self) -> PathBuf {
+        self.target.join("image-signed")
+    }
+
     /// The directory of release binaries.
     pub fn binaries(&self) -> PathBuf {
         self.target.join(TARGET).join("release")

@@ -15,6 +15,7 @@
 //! | [`process`] | child processes, bounded in time and output |
 //! | [`seqpacket`] | a call over a SOCK_SEQPACKET unix socket |
 //! | [`loader_variables`] | what the boot loader and the system tell each other through the firmware |
+//! | [`secure_boot`] | whether the firmware and the kernel take only what is signed |
 //! | [`system`] | the hostname |
 
 pub mod block;
@@ -27,6 +28,7 @@ pub mod loop_device;
 pub mod mount;
 pub mod net;
 pub mod process;
+pub mod secure_boot;
 pub mod seqpacket;
 pub mod sntp;
 pub mod system;

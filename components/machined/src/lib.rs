@@ -23,6 +23,7 @@ pub mod reconcilers;
 pub mod resources;
 mod root;
 mod run;
+mod security;
 mod service_words;
 mod serving;
 pub mod state;

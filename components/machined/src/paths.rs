@@ -93,6 +93,11 @@ impl Paths {
         self.at("/usr/share/strake/release.json")
     }
 
+    /// The keys whose upgrade files this image takes; an image that takes any has no such file.
+    pub fn upgrade_keys(&self) -> PathBuf {
+        self.at("/usr/share/strake/upgrade-keys.pem")
+    }
+
     /// OCI archives that every machine needs.
     pub fn bundled_images(&self) -> PathBuf {
         self.at("/usr/share/strake/images")

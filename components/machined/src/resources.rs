@@ -19,6 +19,7 @@ pub const KINDS: &[&str] = &[
     "events",
     "boot",
     "root",
+    "security",
     "upgrade",
     "disks",
     "links",

@@ -31,6 +31,7 @@ use crate::paths::Paths;
 use crate::reconcilers::{self, Board, Console, Network, Outcome, Standing};
 use crate::resources::Store;
 use crate::root;
+use crate::security;
 use crate::state::StateDir;
 use crate::trial::{self, Trials};
 use crate::upgrade;
@@ -56,6 +57,7 @@ pub async fn run() -> anyhow::Result<()> {
     let network = Network::connect().context("connect to the kernel's network")?;
     let store = Store::default();
     root::show(&store, &boot);
+    security::show(&store, &paths);
     let milestones = Milestones::new(&paths, store.clone());
     milestones.reach("machined");
     let machine = Arc::new(Machine {

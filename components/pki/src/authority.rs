@@ -142,6 +142,18 @@ impl Issued {
     pub fn self_signed(spec: &LeafSpec, now: Timestamp) -> Result<Self, PkiError> {
         self_signed(spec, now)
     }
+
+    /// A self-signed certificate for signing programs and variables of the firmware, with an RSA key.
+    pub fn for_firmware(common_name: &str, now: Timestamp, lifetime: Duration) -> Result<Self, PkiError> {
+        let key = PrivateKey::generate_rsa()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = subject(common_name, None);
+        set_validity(&mut params, seconds(now, SKEW, false), seconds(now, lifetime, true));
+        params.serial_number = Some(serial()?);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let certificate = params.self_signed(&key.0).map_err(|e| PkiError::Sign(common_name.to_owned(), e))?;
+        Ok(Self { cert_pem: pem::encode("CERTIFICATE", certificate.der()), key_pem: key.to_pem() })
+    }
 }
 
 pub(crate) fn leaf_params(spec: &LeafSpec, now: Timestamp, earliest: Timestamp, latest: Timestamp) -> Result<CertificateParams, PkiError> {
@@ -286,6 +298,17 @@ mod tests {
             ("system:node:cp-1", ["cp-1".to_owned()].as_slice(), false)
         );
         assert_eq!(signed.public_key, key.public_der());
+    }
+
+    #[test]
+    fn a_key_for_the_firmware_is_rsa_and_no_authority() {
+        let made = Issued::for_firmware("db of test", now(), 10 * DAY).expect("generate");
+        let certificate = Certificate::from_pem(&made.cert_pem).expect("parse");
+        assert_eq!((certificate.common_name.as_str(), certificate.authority), ("db of test", false));
+        let key = PrivateKey::from_pem(&made.key_pem).expect("key");
+        assert_eq!(certificate.public_key, key.public_der());
+        // A SubjectPublicKeyInfo with a modulus of 2048 bits has 294 bytes.
+        assert_eq!(key.public_der().len(), 294);
     }
 
     #[test]

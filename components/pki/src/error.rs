@@ -12,6 +12,9 @@ pub enum PkiError {
     /// A text is no private key.
     #[error("read a private key: it is not a PKCS#8, SEC1 or PKCS#1 key in PEM")]
     ParseKey,
+    /// A text is no public key.
+    #[error("read a public key: {0}")]
+    ParsePublicKey(&'static str),
     /// A text or DER is no certificate.
     #[error("read a certificate: {0}")]
     ParseCertificate(String),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, PublicKeyData as _, RsaKeySize};
 
 use crate::{PkiError, pem};
 
@@ -13,6 +13,11 @@ impl PrivateKey {
     /// A new ECDSA P-256 key.
     pub fn generate() -> Result<Self, PkiError> {
         KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map(Self).map_err(PkiError::GenerateKey)
+    }
+
+    /// A new RSA key of 2048 bits: what every firmware takes (UEFI 2.10, section 32.4).
+    pub fn generate_rsa() -> Result<Self, PkiError> {
+        KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).map(Self).map_err(PkiError::GenerateKey)
     }
 
     /// Reads a key in PEM.

@@ -1,5 +1,6 @@
 //! An upgrade file: a tar archive of `manifest.json`, `root.erofs` (the root with its hash tree) and `strake.efi` (the unified kernel image),
-//! in this order, so that a machine can decide before it has read more than the beginning, and needs no room for the file.
+//! in this order, so that a machine can decide before it has read more than the beginning, and needs no room for the file. Behind the manifest there may
+//! be its signature, `manifest.sig`: everything else is found by the hashes in the manifest.
 
 use serde::{Deserialize, Serialize};
 use verity::Digest;
@@ -8,6 +9,8 @@ use crate::record::System;
 
 /// The members' names, in their order.
 pub const MEMBERS: [&str; 3] = ["manifest.json", "root.erofs", "strake.efi"];
+/// The name of the manifest's signature (Ed25519, over its bytes as they are), which stands behind it in a signed file.
+pub const SIGNATURE: &str = "manifest.sig";
 /// The most bytes of a manifest.
 pub const MOST: u64 = 16 << 10;
 /// The most bytes of a kernel image.

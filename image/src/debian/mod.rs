@@ -53,6 +53,9 @@ pub const TOOLS: PackageSet = PackageSet {
     ],
 };
 
+/// What signs an image with somebody's keys: fetched only for that. python3-virt-firmware is there for Microsoft's certificates.
+pub const SIGNING: PackageSet = PackageSet { name: "signing", packages: &["python3-virt-firmware", "sbsigntool"] };
+
 /// The suite everything comes from.
 pub const SUITE: &str = "trixie";
 

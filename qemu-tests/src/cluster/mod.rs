@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::accel::Accelerator;
 use crate::console::last_value;
 use crate::error::{Error, FileContext};
-use crate::machine::{Disk, Firmware, Machine, MachineSpec, create_disk};
+use crate::machine::{Disk, Machine, MachineSpec, create_disk};
 use crate::network::{Forward, Network, free_port};
 use plan::{ClusterPlan, ClusterSpec, MACHINE_API, NAME, Node};
 pub use programs::{Clients, Programs};
@@ -188,7 +188,8 @@ impl Cluster {
             disk: Some(disk(&dir)),
             iso: iso.map(Path::to_owned),
             switch: Some(self.network().switch()),
-            firmware: Firmware::Uefi,
+            firmware: self.plan.spec.firmware,
+            oem_string: None,
             dir,
             run: self.run.clone(),
         }

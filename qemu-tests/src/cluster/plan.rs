@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Firmware;
 use crate::network::{Forward, GATEWAY};
 
 /// The port of the machine API.
@@ -28,6 +29,9 @@ pub struct ClusterSpec {
     pub worker_memory_mib: u32,
     /// Size of each machine's disk in bytes.
     pub disk_bytes: u64,
+    /// Which firmware starts them.
+    #[serde(default)]
+    pub firmware: Firmware,
 }
 
 /// One machine of the cluster.
@@ -59,7 +63,7 @@ pub struct ClusterPlan {
 impl ClusterSpec {
     /// The cluster of the scenarios: the least memory that must do.
     pub fn small() -> Self {
-        Self { workers: 1, memory_mib: 1024, worker_memory_mib: 512, disk_bytes: 20 << 30 }
+        Self { workers: 1, memory_mib: 1024, worker_memory_mib: 512, disk_bytes: 20 << 30, firmware: Firmware::Uefi }
     }
 }
 
@@ -145,7 +149,7 @@ mod tests {
     use super::*;
 
     fn plan(workers: u8) -> ClusterPlan {
-        let spec = ClusterSpec { workers, memory_mib: 1024, worker_memory_mib: 512, disk_bytes: 1 };
+        let spec = ClusterSpec { workers, memory_mib: 1024, worker_memory_mib: 512, disk_bytes: 1, firmware: Firmware::Uefi };
         ClusterPlan::new(&spec, Ok::<u16, Infallible>).unwrap()
     }
 

@@ -7,6 +7,7 @@ mod legacy_bios;
 mod power_cut;
 mod rejoin;
 mod restarts;
+mod secure_boot;
 mod upgrade;
 mod verity;
 
@@ -24,6 +25,7 @@ pub const ALL: &[Scenario] = &[
     verity::SCENARIO,
     upgrade::SHORT,
     upgrade::FAULTS,
+    secure_boot::SCENARIO,
 ];
 
 /// Those that `cargo xtask test` runs; the others are asked for by name.

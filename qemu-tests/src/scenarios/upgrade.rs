@@ -113,6 +113,7 @@ fn variant(context: &Context, version: &str, replaced: Option<(&str, &str)>) -> 
         version,
         kubernetes: &context.image.kubernetes,
         versions: Versions::Locked,
+        signing: None,
     };
     let Image { upgrade, iso, .. } = image::build(&cache, &context.programs.tools, &inputs, &|_| {}).map_err(failed)?;
     std::fs::remove_file(&iso).on("remove", &iso)?;

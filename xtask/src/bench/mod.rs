@@ -104,6 +104,7 @@ fn image(project: &Project, cache: &Cache, tools: &Tools) -> Result<Vec<Figure>>
         version: env!("CARGO_PKG_VERSION"),
         kubernetes: KUBERNETES,
         versions: Versions::Locked,
+        signing: None,
     };
     let begin = Instant::now();
     let built = image::build(cache, tools, &inputs, &|step| eprintln!("{step}"))?;

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `layout.rs` | where the slots, META and the boot partition of this disk are; reading and changing META |
 //! | `write.rs` | from an upgrade file to a slot that can be started |
+//! | `trust.rs` | whose upgrade files are taken |
 //! | `table.rs` | the partition's UUID, by which the new root is found |
 //! | `health.rs` | how healthy this machine is |
 //! | `drain.rs` | moving pods away before the restart, and letting them come back |
@@ -19,10 +20,12 @@ mod start;
 mod table;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod write;
 
 pub use judge::{at_boot, watch};
 pub use start::{Options, begin, roll_back};
+pub use trust::Trust;
 
 use serde_json::{Value, json};
 use slots::record::Upgrade;
@@ -60,6 +63,18 @@ pub enum UpgradeError {
     /// It is not an upgrade file.
     #[error("the file is no upgrade: it has {found:?} where {wanted} should be")]
     Member { wanted: &'static str, found: String },
+    /// The image's keys can't be read.
+    #[error("read the keys whose upgrade files this image takes")]
+    ReadKeys(#[source] std::io::Error),
+    /// The image's keys are none.
+    #[error("the keys whose upgrade files this image takes")]
+    Keys(#[from] pki::PkiError),
+    /// It has no signature, and needs one.
+    #[error("the upgrade file is not signed, and this image takes only what is signed with a key of its own ({0})")]
+    Unsigned(String),
+    /// Its signature is another key's, or of something else.
+    #[error("the upgrade file's signature was made with no key of this image ({0}), or the file was changed after it was signed")]
+    WrongSignature(String),
     /// Its manifest is none.
     #[error("the upgrade's manifest cannot be read")]
     Manifest(#[source] serde_json::Error),
@@ -105,6 +120,8 @@ impl UpgradeError {
                 | E::UnderWay(_)
                 | E::File(_)
                 | E::Member { .. }
+                | E::Unsigned(_)
+                | E::WrongSignature(_)
                 | E::Manifest(_)
                 | E::Size { .. }
                 | E::Refused(_)

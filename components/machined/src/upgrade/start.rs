@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::layout::Layout;
 use super::write::{self, Archive, Pieces};
-use super::{UpgradeError, drain, health, show};
+use super::{Trust, UpgradeError, drain, health, show};
 use crate::clock::unix_seconds;
 use crate::install::Progress;
 use crate::machine::Machine;
@@ -49,7 +49,7 @@ pub async fn begin(
         let mut say = |step: Progress| drop(told.try_send(step));
         let mut archive = tar::Archive::new(Pieces::new(pieces));
         let mut archive = Archive::new(&mut archive)?;
-        let manifest = archive.manifest()?;
+        let manifest = archive.manifest(&Trust::read(&written_machine.paths.upgrade_keys())?)?;
         write::check(&writer, &manifest, allow)?;
         if dry_run {
             return Ok((manifest, None));

@@ -6,11 +6,11 @@ use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::path::Path;
 
-use slots::manifest::{self, Allow, MEMBERS, Manifest, Room};
+use slots::manifest::{self, Allow, MEMBERS, Manifest, Room, SIGNATURE};
 use slots::record::{self, State, Upgrade};
 
 use super::layout::Layout;
-use super::{UpgradeError, table};
+use super::{Trust, UpgradeError, table};
 use crate::install::{Progress, slot};
 
 /// Which file people are told of: it has no name here.
@@ -19,26 +19,49 @@ const FILE: &str = "the upgrade file";
 /// The parts of an upgrade file, in their order.
 pub struct Archive<'a, R: Read> {
     entries: tar::Entries<'a, R>,
+    /// One that was met before it was asked for.
+    met: Option<tar::Entry<'a, R>>,
 }
 
 impl<'a, R: Read> Archive<'a, R> {
     /// Begins to read.
     pub fn new(archive: &'a mut tar::Archive<R>) -> Result<Self, UpgradeError> {
-        Ok(Archive { entries: archive.entries().map_err(UpgradeError::File)? })
+        Ok(Archive { entries: archive.entries().map_err(UpgradeError::File)?, met: None })
+    }
+
+    fn next(&mut self) -> Result<Option<tar::Entry<'a, R>>, UpgradeError> {
+        match self.met.take() {
+            Some(entry) => Ok(Some(entry)),
+            None => self.entries.next().transpose().map_err(UpgradeError::File),
+        }
     }
 
     fn member(&mut self, wanted: &'static str) -> Result<tar::Entry<'a, R>, UpgradeError> {
         let missing = |found: &str| UpgradeError::Member { wanted, found: found.chars().take(80).collect() };
-        let entry = self.entries.next().ok_or_else(|| missing("nothing"))?.map_err(UpgradeError::File)?;
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let entry = self.next()?.ok_or_else(|| missing("nothing"))?;
+        let name = name(&entry);
         if name == wanted { Ok(entry) } else { Err(missing(&name)) }
     }
 
-    /// The first part.
-    pub fn manifest(&mut self) -> Result<Manifest, UpgradeError> {
+    /// The first part, which is looked into only when whoever signed it is trusted.
+    pub fn manifest(&mut self, trust: &Trust) -> Result<Manifest, UpgradeError> {
         let mut text = Vec::new();
         self.member(MEMBERS[0])?.take(manifest::MOST).read_to_end(&mut text).map_err(UpgradeError::File)?;
+        trust.check(&text, self.signature()?.as_deref())?;
         manifest::read(&text).map_err(UpgradeError::Manifest)
+    }
+
+    /// What stands behind the manifest, if it is its signature.
+    fn signature(&mut self) -> Result<Option<Vec<u8>>, UpgradeError> {
+        let Some(entry) = self.next()? else { return Ok(None) };
+        if name(&entry) != SIGNATURE {
+            self.met = Some(entry);
+            return Ok(None);
+        }
+        let mut signature = Vec::new();
+        // A byte more than there may be: a longer one is none.
+        entry.take(pki::SIGNATURE_BYTES as u64 + 1).read_to_end(&mut signature).map_err(UpgradeError::File)?;
+        Ok(Some(signature))
     }
 
     fn sized(&mut self, wanted: &'static str, expected: u64) -> Result<tar::Entry<'a, R>, UpgradeError> {
@@ -48,6 +71,10 @@ impl<'a, R: Read> Archive<'a, R> {
             has => Err(UpgradeError::Size { what: wanted, has, expected }),
         }
     }
+}
+
+fn name(entry: &tar::Entry<'_, impl Read>) -> String {
+    String::from_utf8_lossy(&entry.path_bytes()).into_owned()
 }
 
 /// Whether this machine takes the upgrade now.
@@ -143,9 +170,13 @@ mod tests {
     }
 
     fn read(bytes: &[u8]) -> Result<(Manifest, u64), UpgradeError> {
+        read_trusting(bytes, &Trust::default())
+    }
+
+    fn read_trusting(bytes: &[u8], trust: &Trust) -> Result<(Manifest, u64), UpgradeError> {
         let mut archive = tar::Archive::new(bytes);
         let mut archive = Archive::new(&mut archive)?;
-        let manifest = archive.manifest()?;
+        let manifest = archive.manifest(trust)?;
         let root = archive.sized(MEMBERS[1], manifest.system.root.total_bytes())?.size();
         archive.sized(MEMBERS[2], manifest.uki_bytes)?;
         Ok((manifest, root))
@@ -179,6 +210,31 @@ mod tests {
         }
         let whole = archive(&[m, r, u]);
         assert!(read(&whole[..1000]).is_err(), "a file that is cut off");
+
+        let (key, other) = (pki::SigningKey::generate().unwrap(), pki::SigningKey::generate().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("keys"), key.public_pem()).unwrap();
+        let trust = Trust::read(&dir.path().join("keys")).unwrap();
+        let (right, wrong) = (key.sign(&text), other.sign(&text));
+        let signed = archive(&[m, ("manifest.sig", &right), r, u]);
+        assert_eq!(read_trusting(&signed, &trust).unwrap(), read(&whole).unwrap());
+        assert!(read(&signed).is_ok(), "an image without keys takes a signed file");
+        let long = [&right[..], b"x"].concat();
+        let changed = [&text[..], b" "].concat();
+        for (members, expected) in [
+            (vec![m, r, u], "is not signed"),
+            (vec![m], "is not signed"),
+            (vec![m, ("manifest.sig", &wrong[..]), r, u], "no key of this image"),
+            (vec![m, ("manifest.sig", &right[..40]), r, u], "no key of this image"),
+            (vec![m, ("manifest.sig", &long[..]), r, u], "no key of this image"),
+            (vec![("manifest.json", &changed[..]), ("manifest.sig", &right[..]), r, u], "changed after it was signed"),
+            // What is not believed is not even read.
+            (vec![("manifest.json", &b"{"[..]), ("manifest.sig", &right[..]), r, u], "changed after it was signed"),
+            (vec![m, ("manifest.sig", &right[..])], "\"nothing\" where root.erofs should be"),
+        ] {
+            let error = crate::api::chain(&read_trusting(&archive(&members), &trust).unwrap_err());
+            assert!(error.contains(expected), "{error}: {expected}");
+        }
     }
 
     #[test]

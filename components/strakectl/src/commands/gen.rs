@@ -19,6 +19,7 @@ use pki::{Authority, Issued, LeafSpec, PrivateKey};
 use rand::RngExt as _;
 
 use super::Cx;
+use super::secureboot_keys::SecurebootKeys;
 use crate::context::{Context, StrakeConfig};
 
 const DAY: Duration = Duration::from_secs(86400);
@@ -34,6 +35,7 @@ pub enum Gen {
     Machine(Machine),
     /// Write a strakeconfig with a client certificate of a role.
     Client(Client),
+    SecurebootKeys(SecurebootKeys),
 }
 
 /// `strakectl gen cluster`.
@@ -133,6 +135,7 @@ impl Gen {
             Self::Cluster(verb) => verb.run(),
             Self::Machine(verb) => verb.run(),
             Self::Client(verb) => verb.run(),
+            Self::SecurebootKeys(verb) => verb.run(),
         }
     }
 }
@@ -354,6 +357,7 @@ mod tests {
             Gen::Cluster(verb) => verb.run(),
             Gen::Machine(verb) => verb.run(),
             Gen::Client(verb) => verb.run(),
+            Gen::SecurebootKeys(verb) => verb.run(),
         }
     }
 

@@ -67,6 +67,7 @@ fn columns(kind: &str) -> &'static [&'static str] {
         "events" => &["LAST", "SEVERITY", "REASON", "COUNT", "MESSAGE"],
         "boot" => &["MILESTONE=id", "SECONDS", "SINCE POWER ON=sincePowerOn"],
         "root" => &["SLOT=id", "DEVICE", "VERITY", "ROOT HASH=rootHash"],
+        "security" => &["NAME=id", "SECURE BOOT=secureBoot", "LOCKDOWN", "MODULES", "UPGRADES", "UPGRADE KEYS=upgradeKeys"],
         "upgrade" => &["NAME=id", "SLOT", "STATE", "FROM", "TO", "ENDED", "REASON"],
         "etcd-members" => &["ID", "NAME", "PEERS", "CLIENTS", "LEARNER", "LEADER"],
         "etcd-snapshots" => &["NAME=id", "SIZE|bytes", "TAKEN", "REVISION", "KEYS", "SHA256"],
