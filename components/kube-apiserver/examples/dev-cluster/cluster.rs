@@ -35,7 +35,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A free port of a range that is this process's own. Tests run in processes of their own, side by side: what the kernel gave one of them
 /// it would give the next one too before anything listens there.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     const FIRST: u16 = 10_000;
     const OWN: u16 = 16;
     const RANGES: u32 = 1_375;

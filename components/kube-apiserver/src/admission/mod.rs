@@ -1,5 +1,6 @@
 //! Admission: the plugins in upstream's order, those that change objects first, then those that only judge.
 
+mod arrivals;
 mod configuration;
 mod escalation;
 mod limit_ranger;
@@ -153,6 +154,7 @@ const UPSTREAM: &[&str] = &[
 /// The plugins that change objects, then the webhooks that do. When a webhook changed something, everybody looks once more.
 pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Result<(), ApiError> {
     let mut rounds = webhooks::Rounds::default();
+    arrivals::wait(a, doc).await?;
     loop {
         let admission = &a.ctx.server.admission;
         admission.mutating.iter().try_for_each(|m| m(a, doc, old))?;

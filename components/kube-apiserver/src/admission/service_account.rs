@@ -7,7 +7,22 @@ use serde_json::{Value, json};
 use super::{Attributes, Operation};
 use crate::http::{ApiError, Group};
 
+/// The account of pods that name none.
+pub const DEFAULT: &str = "default";
 const MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// The account that a pod will run as; a mirror pod has none.
+pub fn name_of(pod: &Doc) -> Option<&str> {
+    if is_mirror(pod) {
+        return None;
+    }
+    Some(pod.at("spec.serviceAccountName").str()).map(|name| if name.is_empty() { DEFAULT } else { name })
+}
+
+/// A mirror pod shows what a kubelet runs by itself; it can have no account.
+fn is_mirror(pod: &Doc) -> bool {
+    pod.at("metadata.annotations").get("kubernetes.io/config.mirror").exists()
+}
 
 pub fn admit(a: &Attributes<'_>, pod: &mut Doc, _: Option<&Doc>) -> Result<(), ApiError> {
     if a.operation != Operation::Create || !a.is("", "pods") {
@@ -16,8 +31,7 @@ pub fn admit(a: &Attributes<'_>, pod: &mut Doc, _: Option<&Doc>) -> Result<(), A
     let internal = |e: k8s_schema::EditError| ApiError::internal(e);
     let name = a.ctx.info.name.as_str();
     let forbidden = |why: String| Err(ApiError::forbidden(Group("", "pods"), pod_name(pod, name), why));
-    // A mirror pod shows what a kubelet runs by itself; it can have no account.
-    if pod.at("metadata.annotations").get("kubernetes.io/config.mirror").exists() {
+    if is_mirror(pod) {
         if !pod.at("spec.serviceAccountName").str().is_empty() {
             return forbidden("a mirror pod may not reference service accounts".into());
         }
@@ -31,7 +45,7 @@ pub fn admit(a: &Attributes<'_>, pod: &mut Doc, _: Option<&Doc>) -> Result<(), A
         return Ok(());
     }
     if pod.at("spec.serviceAccountName").str().is_empty() {
-        pod.set("spec.serviceAccountName", "default").map_err(internal)?;
+        pod.set("spec.serviceAccountName", DEFAULT).map_err(internal)?;
     }
     let account_name = pod.at("spec.serviceAccountName").str().to_owned();
     pod.set("spec.serviceAccount", account_name.as_str()).map_err(internal)?;

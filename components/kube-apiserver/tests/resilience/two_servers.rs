@@ -9,10 +9,7 @@ use super::*;
 async fn two(dir: &tempfile::TempDir) -> (Cluster, Client, Client) {
     let path = dir.path().to_owned();
     let (cluster, args) = tokio::task::spawn_blocking(move || Cluster::prepare(&path, None)).await.unwrap();
-    let second = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap().port()
-    };
+    let second = cluster::free_port();
     let other = args.iter().map(|arg| match arg.to_str() {
         Some(text) if text.starts_with("--secure-port=") => format!("--secure-port={second}").into(),
         _ => arg.clone(),
@@ -58,6 +55,31 @@ async fn what_one_server_wrote_the_other_reads_lists_and_watches_at_once() {
             let event = bounded("the event", watch.next()).await.unwrap();
             assert_eq!((event["type"].as_str().unwrap(), version(&event["object"])), (kind, version(object)));
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_made_a_moment_ago_is_there_for_what_needs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_cluster, a, b) = two(&dir).await;
+    let pod = |account: &str| json!({"metadata": {"name": account}, "spec": {"serviceAccountName": account, "containers": [{"name": "main", "image": "x"}]}});
+    for n in 0..20 {
+        let namespace = format!("n{n}");
+        let path = |plural: &str| format!("/api/v1/namespaces/{namespace}/{plural}");
+        done(&a, Method::POST, "/api/v1/namespaces", json!({"metadata": {"name": namespace}})).await;
+        done(&b, Method::POST, &path("configmaps"), json!({"metadata": {"name": "x"}})).await;
+        done(&a, Method::POST, &path("serviceaccounts"), json!({"metadata": {"name": "own"}})).await;
+        done(&b, Method::POST, &path("pods"), pod("own")).await;
+        // The default account comes from a controller, a moment later.
+        let (pods, accounts) = (path("pods"), path("serviceaccounts"));
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(20 * n)).await;
+            done(&a, Method::POST, &accounts, json!({"metadata": {"name": "default"}})).await
+        };
+        let (made, _) = tokio::join!(done(&b, Method::POST, &pods, pod("default")), later);
+        assert_eq!(made["spec"]["serviceAccountName"], "default");
+        let (code, refused) = call(&b, Method::POST, &path("pods"), &[], &pod("missing")).await.unwrap();
+        assert_eq!(code, 403, "{refused}");
     }
 }
 
