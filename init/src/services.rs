@@ -33,7 +33,8 @@ pub struct ServiceDef {
 /// It reads the kernel's log and keeps files.
 const LOGD_LIMITS: Confinement = Confinement { capabilities: CapabilitySet::SYSLOG, refused: &[MOUNTS, CLOCK] };
 
-/// Disks, links, the clock, the loader's variables and the control plane's files.
+/// Disks, links, the clock, the loader's variables, the control plane's files, and what other users' processes hold of memory (the call
+/// ptrace itself is refused).
 const MACHINED_LIMITS: Confinement = Confinement {
     capabilities: CapabilitySet::CHOWN
         .union(CapabilitySet::DAC_OVERRIDE)
@@ -46,6 +47,7 @@ const MACHINED_LIMITS: Confinement = Confinement {
         .union(CapabilitySet::NET_BIND_SERVICE)
         .union(CapabilitySet::NET_RAW)
         .union(CapabilitySet::SYS_ADMIN)
+        .union(CapabilitySet::SYS_PTRACE)
         .union(CapabilitySet::SYS_RESOURCE)
         .union(CapabilitySet::SYS_TIME)
         .union(CapabilitySet::SYSLOG),
