@@ -1,7 +1,7 @@
 //! Whole texts: what is accepted, what is refused and with which words.
 
 use machine_config::diff::{Effect, diff, requires_reboot};
-use machine_config::{Config, Documents, json_schema};
+use machine_config::{Config, Documents, KeyKind, VolumeName, json_schema};
 use proptest::prelude::*;
 
 const CERT: &str = "|\n      -----BEGIN CERTIFICATE-----\n      AAAA\n      -----END CERTIFICATE-----\n";

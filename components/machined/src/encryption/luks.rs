@@ -84,11 +84,11 @@ pub fn add_key(device: &Path, with: &[u8], slot: u8, key: &[u8], derivation: Der
     run("add a key", command, with).map(drop)
 }
 
-/// Removes what a key slot holds.
-pub fn remove_key(device: &Path, slot: u8) -> Result<(), LuksError> {
+/// Removes what a key slot holds; `with` is in another.
+pub fn remove_key(device: &Path, with: &[u8], slot: u8) -> Result<(), LuksError> {
     let mut command = command("luksKillSlot", device);
-    command.arg(slot.to_string());
-    run("remove a key", command, b"").map(drop)
+    command.args([&slot.to_string(), "--key-file", "-"]);
+    run("remove a key", command, with).map(drop)
 }
 
 /// Writes a token.
@@ -213,6 +213,39 @@ mod tests {
         let passphrase = Derivation::Passphrase { memory_mib: 64 }.arguments().join(" ");
         assert!(passphrase.contains("argon2id") && passphrase.ends_with("--pbkdf-memory 65536"), "{passphrase}");
         assert!(!Derivation::Random.arguments().join(" ").contains("argon2"));
+    }
+
+    /// Headers alone: a file is never mapped here, which takes the kernel's device mapper.
+    #[test]
+    fn each_key_opens_until_it_is_removed_and_none_after_they_are_destroyed() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("volume");
+        fs::File::create(&volume).unwrap().set_len(32 << 20).unwrap();
+        let (machine, passphrase) = (&b"a key that a machine made"[..], &b"open sesame"[..]);
+        format(&volume, "STATE", 0, machine, Derivation::Random).unwrap();
+        add_key(&volume, machine, 7, passphrase, Derivation::Passphrase { memory_mib: 16 }, dir.path()).unwrap();
+        let token = Token::Passphrase { keyslots: vec!["7".into()] };
+        add_token(&volume, 7, &token).unwrap();
+        assert!(super::super::is_encrypted(&volume).unwrap());
+
+        let header = metadata(&volume).unwrap();
+        assert_eq!((header.keyslots.len(), header.tokens()), (2, vec![(7, token)]));
+        assert_eq!(header.keyslots["7"]["kdf"]["type"], "argon2id");
+        assert_eq!((&header.keyslots["7"]["kdf"]["memory"], &header.keyslots["0"]["kdf"]["iterations"]), (&16384.into(), &1000.into()));
+        test(&volume, 0, machine).unwrap();
+        test(&volume, 7, passphrase).unwrap();
+        assert!(test(&volume, 7, b"open sesam").unwrap_err().is_wrong_key());
+        assert!(test(&volume, 7, machine).unwrap_err().is_wrong_key());
+
+        remove_token(&volume, 7).unwrap();
+        assert!(remove_key(&volume, b"wrong", 0).is_err());
+        remove_key(&volume, passphrase, 0).unwrap();
+        assert!(test(&volume, 0, machine).is_err());
+        test(&volume, 7, passphrase).unwrap();
+        erase(&volume).unwrap();
+        assert!(test(&volume, 7, passphrase).is_err());
+        assert!(metadata(&volume).unwrap().is_erased());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no key is left in a file");
     }
 
     #[test]

@@ -17,8 +17,7 @@ use machine_api::recovery_key::RecoveryKey;
 use machine_config::{Config, KeyFile, KeyKind, RECOVERY_SLOT, VolumeEncryption, VolumeName};
 
 use crate::paths::Paths;
-use luks::Derivation;
-pub use luks::LuksError;
+use luks::{Derivation, LuksError};
 use metadata::Token;
 use sealed::Measured;
 pub use volume::{Opened, Unlocked, close, close_tpm, erase, make, open, unlock};

@@ -197,7 +197,7 @@ fn seal_anew(paths: &Paths, label: &'static str, device: &Path, key: &[u8], (id,
         .and_then(|mut tpm| sealed::seal(&mut tpm, measured.as_ref(), &old.pcrs, slot, &made))
         .map_err(|source| EncryptionError::Seal { volume, source })?;
     luks::remove_token(device, id).map_err(of(label))?;
-    luks::remove_key(device, slot).map_err(of(label))?;
+    luks::remove_key(device, key, slot).map_err(of(label))?;
     luks::add_key(device, key, slot, &made, Derivation::Random, &paths.at("/run/strake/keys")).map_err(of(label))?;
     luks::add_token(device, id, &Token::Tpm2(token)).map_err(of(label))?;
     tracing::warn!(volume = label, slot, "a new key is sealed to the TPM");
