@@ -130,8 +130,12 @@ fn close_volumes() {
 
 /// The mapped devices that machined opened.
 fn open_volumes(blocks: &Path) -> Vec<String> {
-    let names = fs::read_dir(blocks).into_iter().flatten().flatten().filter_map(|entry| fs::read_to_string(entry.path().join("dm/name")).ok());
-    names.map(|name| name.trim().to_owned()).filter(|name| ["strake-state", "strake-etcd", "strake-data"].contains(&name.as_str())).collect()
+    let names =
+        fs::read_dir(blocks).into_iter().flatten().flatten().filter_map(|entry| fs::read_to_string(entry.path().join("dm/name")).ok());
+    names
+        .map(|name| name.trim().to_owned())
+        .filter(|name| ["strake-state", "strake-etcd", "strake-data"].contains(&name.as_str()))
+        .collect()
 }
 
 #[cfg(test)]

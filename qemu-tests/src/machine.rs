@@ -391,7 +391,14 @@ mod tests {
         layered.oem_string = Some("io.example=1".into());
         layered.tpm = Some("/t".into());
         let line = arguments(&layered, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
-        for part in ["smm=on", "property=secure,value=on", "unit=0,format=raw,readonly=on,file=/c", "type=11,value=io.example=1", "path=/r/cp-1.tpm", "tpm-crb,tpmdev=tpm0"] {
+        for part in [
+            "smm=on",
+            "property=secure,value=on",
+            "unit=0,format=raw,readonly=on,file=/c",
+            "type=11,value=io.example=1",
+            "path=/r/cp-1.tpm",
+            "tpm-crb,tpmdev=tpm0",
+        ] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
     }

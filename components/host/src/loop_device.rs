@@ -58,9 +58,8 @@ pub fn attach_part(disk: &Path, start: u64, size: u64) -> Result<(PathBuf, File)
 
 /// A size of 0 is all of it.
 fn configure(file: &Path, writable: bool, (offset, size_limit): (u64, u64)) -> Result<(PathBuf, File), LoopError> {
-    let open = |path: &Path| {
-        OpenOptions::new().read(true).write(writable).open(path).map_err(|error| LoopError::Open(path.to_owned(), error))
-    };
+    let open =
+        |path: &Path| OpenOptions::new().read(true).write(writable).open(path).map_err(|error| LoopError::Open(path.to_owned(), error));
     let backing = open(file)?;
     let control_path = Path::new("/dev/loop-control");
     let control = OpenOptions::new().read(true).write(true).open(control_path);

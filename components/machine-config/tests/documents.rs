@@ -166,7 +166,8 @@ fn encrypted_volumes_say_what_opens_them() {
     let volume = |encryption: &str| {
         format!("{}---\napiVersion: strake.dev/v1alpha1\nkind: VolumeConfig\nname: STATE\nencryption: {encryption}\n", control_plane())
     };
-    let text = volume("{keys: [{slot: 0, tpm2: {}}, {slot: 3, keyFile: {volume: KEYS, path: a/b.key}}, {slot: 6, passphrase: {memoryMiB: 32}}]}");
+    let text =
+        volume("{keys: [{slot: 0, tpm2: {}}, {slot: 3, keyFile: {volume: KEYS, path: a/b.key}}, {slot: 6, passphrase: {memoryMiB: 32}}]}");
     let config = Config::parse("c.yaml", &text).expect("accepted");
     let state = config.encryption(VolumeName::State).expect("encrypted");
     assert!(state.recovery_key && config.encryption(VolumeName::Data).is_none());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::policy::{self, Digest};
 use crate::public::{self, COUNTER_ATTRIBUTES, PublicKey};
 use crate::wire::{self, NO_SESSIONS, Reader, SESSIONS, WireError, Writer};
-use crate::{Transport, TpmError};
+use crate::{TpmError, Transport};
 
 /// `TPM_CC_*` that [`policy`] does not have.
 const NV_DEFINE: u32 = 0x12a;
@@ -152,7 +152,8 @@ impl<T: Transport> Tpm<T> {
     pub fn policy_digest(&mut self, session: Session) -> Result<Digest, TpmError> {
         let operation = "read a policy";
         let answer = self.call(operation, GET_DIGEST, &[session.0], &[], Writer::default(), false)?;
-        let digest = Reader(&answer.parameters).sized().and_then(|found| Digest::try_from(found).map_err(|_| WireError::Malformed("digest")));
+        let digest =
+            Reader(&answer.parameters).sized().and_then(|found| Digest::try_from(found).map_err(|_| WireError::Malformed("digest")));
         digest.map_err(|source| TpmError::Wire { operation, source })
     }
 
@@ -174,7 +175,14 @@ impl<T: Transport> Tpm<T> {
     }
 
     /// What was asserted so far is signed: the session goes on with the key's name instead.
-    pub fn policy_authorize(&mut self, session: Session, approved: &Digest, reference: &[u8], key: &PublicKey, ticket: &Ticket) -> Result<(), TpmError> {
+    pub fn policy_authorize(
+        &mut self,
+        session: Session,
+        approved: &Digest,
+        reference: &[u8],
+        key: &PublicKey,
+        ticket: &Ticket,
+    ) -> Result<(), TpmError> {
         let parameters = Writer::default().sized(approved).sized(reference).sized(&key.name()).bytes(&ticket.0);
         self.call("authorize a policy", policy::POLICY_AUTHORIZE, &[session.0], &[], parameters, false).map(drop)
     }

@@ -56,7 +56,8 @@ pub fn signatures(pcr: &Digest, public: &[u8], private: &[u8]) -> Result<String,
     if tpm::PublicKey::from_spki(public).is_none() {
         return Err("pcr.pub is not a key of ECDSA on P-256".to_owned());
     }
-    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, private).map_err(|problem| format!("it is not a key of ECDSA on P-256: {problem}"))?;
+    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, private)
+        .map_err(|problem| format!("it is not a key of ECDSA on P-256: {problem}"))?;
     let approved = policy::pcr(&EMPTY, &[tpm::PCR_SYSTEM], &[*pcr]);
     let signature = key.sign(&SystemRandom::new(), &policy::to_sign(&approved, b"")).map_err(|_| "the key does not sign".to_owned())?;
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();

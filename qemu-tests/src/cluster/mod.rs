@@ -314,7 +314,13 @@ impl Cluster {
         self.in_maintenance(node, &self.network(), (address, &pairing), words)
     }
 
-    fn in_maintenance(&self, node: &Node, network: &Network, (address, pairing): (Ipv4Addr, &str), words: &[&str]) -> Result<String, Error> {
+    fn in_maintenance(
+        &self,
+        node: &Node,
+        network: &Network,
+        (address, pairing): (Ipv4Addr, &str),
+        words: &[&str],
+    ) -> Result<String, Error> {
         let forward = Forward { host_port: free_port(43000 + u16::from(node.last_byte()))?, address, port: MACHINE_API };
         network.forward(&forward)?;
         let target = format!("127.0.0.1:{}", forward.host_port);

@@ -69,7 +69,15 @@ pub struct ClusterPlan {
 impl ClusterSpec {
     /// The cluster of the scenarios: the least memory that must do.
     pub fn small() -> Self {
-        Self { workers: 1, memory_mib: 1024, worker_memory_mib: 512, disk_bytes: 20 << 30, firmware: Firmware::Uefi, tpm: false, documents: None }
+        Self {
+            workers: 1,
+            memory_mib: 1024,
+            worker_memory_mib: 512,
+            disk_bytes: 20 << 30,
+            firmware: Firmware::Uefi,
+            tpm: false,
+            documents: None,
+        }
     }
 }
 

@@ -123,7 +123,11 @@ fn is_encrypted(context: &Context, cluster: &RunningCluster, node: &Node) -> Res
         let rows: Vec<serde_json::Value> = serde_json::from_str(text).unwrap_or_default();
         rows.len() == VOLUMES.len() && rows.iter().all(|row| row["encrypted"] == true)
     };
-    context.eventually("three encrypted volumes", context.patience(60), || Ok(cluster.clients().strakectl(words).ok().filter(|text| all(text)))).map(drop)
+    context
+        .eventually("three encrypted volumes", context.patience(60), || {
+            Ok(cluster.clients().strakectl(words).ok().filter(|text| all(text)))
+        })
+        .map(drop)
 }
 
 /// Each of the partitions begins as LUKS2 does, and known text is nowhere in them.

@@ -50,7 +50,8 @@ pub fn read(paths: &Paths, volume: &str, path: &str) -> Result<Vec<u8>, KeyFileE
         options: if kind == "ext4" { "noload".to_owned() } else { String::new() },
     };
     LinuxMounts.mount(&request).map_err(|error| failed(crate::api::chain(&error)))?;
-    let content = content(&mounted.join(path)).map_err(|source| KeyFileError::Read { device: device.clone(), path: path.to_owned(), source });
+    let content =
+        content(&mounted.join(path)).map_err(|source| KeyFileError::Read { device: device.clone(), path: path.to_owned(), source });
     LinuxMounts.unmount(&mounted, false).map_err(|error| failed(crate::api::chain(&error)))?;
     let content = content?;
     if content.len() < LEAST || content.len() as u64 > MOST {

@@ -28,8 +28,8 @@ pub enum LuksError {
     #[error("{CRYPTSETUP} could not {operation} ({status}): {said}")]
     Failed { operation: &'static str, status: ExitStatus, said: String },
     /// It did not end.
-    #[error("{CRYPTSETUP} did not {0} within {} s", LIMIT.as_secs())]
-    TimedOut(&'static str),
+    #[error("{CRYPTSETUP} did not {operation} within {} s", LIMIT.as_secs())]
+    TimedOut { operation: &'static str },
     /// It said something else than metadata.
     #[error("read the LUKS2 header")]
     Metadata(#[source] serde_json::Error),
@@ -161,7 +161,7 @@ fn run(operation: &'static str, mut command: Command, input: &[u8]) -> Result<Ve
         if Instant::now() > end {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(LuksError::TimedOut(operation));
+            return Err(LuksError::TimedOut { operation });
         }
         std::thread::sleep(Duration::from_millis(10));
     };

@@ -130,7 +130,8 @@ mod tests {
 
     #[test]
     fn our_tokens_are_found_among_others() {
-        let tpm = Token::Tpm2(TpmToken { keyslots: vec!["3".into()], private: vec![1, 2], public: vec![3], pcrs: vec![7], signer: vec![4] });
+        let tpm =
+            Token::Tpm2(TpmToken { keyslots: vec!["3".into()], private: vec![1, 2], public: vec![3], pcrs: vec![7], signer: vec![4] });
         let text = serde_json::json!({
             "keyslots": {"0": {"type": "luks2"}, "3": {"type": "luks2"}},
             "tokens": {
@@ -145,7 +146,10 @@ mod tests {
         let metadata: Metadata = serde_json::from_value(text).unwrap();
         let found = metadata.tokens();
         assert_eq!(found, [(2, Token::Recovery { keyslots: vec!["0".into()] }), (1, tpm)]);
-        assert_eq!(found.iter().map(|(_, token)| (token.slot(), token.kind())).collect::<Vec<_>>(), [(Some(0), "recoveryKey"), (Some(3), "tpm2")]);
+        assert_eq!(
+            found.iter().map(|(_, token)| (token.slot(), token.kind())).collect::<Vec<_>>(),
+            [(Some(0), "recoveryKey"), (Some(3), "tpm2")]
+        );
         assert!(!metadata.is_erased());
         let erased: Metadata = serde_json::from_str("{\"keyslots\": {}}").unwrap();
         assert!(erased.is_erased() && erased.tokens().is_empty());

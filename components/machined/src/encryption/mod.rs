@@ -89,9 +89,8 @@ pub fn plan(paths: &Paths, config: &Config, given: &Given) -> Result<Vec<Planned
                 .map(Token::Tpm2)
                 .map_err(|source| EncryptionError::Seal { volume, source })
         };
-        let mut read = |file: &KeyFile| {
-            key_file::read(paths, &file.volume, &file.path).map_err(|source| EncryptionError::KeyFile { volume, source })
-        };
+        let mut read =
+            |file: &KeyFile| key_file::read(paths, &file.volume, &file.path).map_err(|source| EncryptionError::KeyFile { volume, source });
         planned.push(Planned { volume, keys: keys(volume, encryption, given, &mut seal, &mut read)? });
     }
     Ok(planned)
@@ -164,7 +163,13 @@ mod tests {
         let mut seal = |pcrs: &[u8], slot: u8, key: &[u8]| {
             assert_eq!((pcrs, key.len()), (&[7][..], 44));
             let signer = key.to_vec();
-            Ok(Token::Tpm2(metadata::TpmToken { keyslots: vec![slot.to_string()], private: vec![], public: vec![], pcrs: pcrs.to_vec(), signer }))
+            Ok(Token::Tpm2(metadata::TpmToken {
+                keyslots: vec![slot.to_string()],
+                private: vec![],
+                public: vec![],
+                pcrs: pcrs.to_vec(),
+                signer,
+            }))
         };
         let mut read = |file: &KeyFile| Ok(format!("{}/{}", file.volume, file.path).into_bytes());
         keys(VolumeName::State, &encryption(text), given, &mut seal, &mut read)
@@ -184,7 +189,10 @@ mod tests {
             (7, Some(7), "recoveryKey", Derivation::Random),
         ];
         assert_eq!(shown, expected);
-        assert_eq!((&keys[1].key.0[..], &keys[2].key.0[..], &keys[3].key.0[..]), (&b"open sesame"[..], &b"KEYS/a/b"[..], recovery_key.key()));
+        assert_eq!(
+            (&keys[1].key.0[..], &keys[2].key.0[..], &keys[3].key.0[..]),
+            (&b"open sesame"[..], &b"KEYS/a/b"[..], recovery_key.key())
+        );
         assert!(!format!("{keys:?}").contains("sesame"));
     }
 

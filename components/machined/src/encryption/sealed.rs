@@ -28,7 +28,9 @@ pub enum SealError {
     #[error("this machine has no TPM 2.0, or the firmware does not show it (/dev/tpmrm0)")]
     NoTpm(#[source] io::Error),
     /// The image cannot be told from others.
-    #[error("the image that was started carries no signed measurements: build it with keys that have pcr.key (`strakectl gen secureboot-keys`)")]
+    #[error(
+        "the image that was started carries no signed measurements: build it with keys that have pcr.key (`strakectl gen secureboot-keys`)"
+    )]
     NotSigned,
     /// The firmware did not measure what it started.
     #[error("nothing was measured: the firmware of this machine does not use its TPM")]
@@ -187,7 +189,9 @@ mod tests {
     #[test]
     fn signatures_are_read_as_the_image_builder_writes_them_and_bad_ones_left_out() {
         let key = pki::PrivateKey::generate().unwrap().public_pem();
-        let entry = |pcrs: &str, pol: &str, sig: &str| format!("{{\"pcrs\":{pcrs},\"pkfp\":\"{}\",\"pol\":\"{pol}\",\"sig\":\"{sig}\"}}", "ab".repeat(32));
+        let entry = |pcrs: &str, pol: &str, sig: &str| {
+            format!("{{\"pcrs\":{pcrs},\"pkfp\":\"{}\",\"pol\":\"{pol}\",\"sig\":\"{sig}\"}}", "ab".repeat(32))
+        };
         let (pol, sig) = ("0f".repeat(32), STANDARD.encode([5; 64]));
         let entries = [entry("[11]", &pol, &sig), entry("[4]", &pol, &sig), entry("[11]", "é", &sig), entry("[11]", &pol, "AAAA")];
         let measured = Measured::parse(&key, format!("{{\"sha256\":[{}],\"sha1\":[]}}", entries.join(",")).as_bytes()).unwrap();

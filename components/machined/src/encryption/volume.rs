@@ -5,6 +5,7 @@ use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use machine_api::recovery_key::RecoveryKey;
+use machine_config::VolumeName;
 
 use super::luks::{self, Derivation, LuksError};
 use super::metadata::{Token, TpmToken};
@@ -165,8 +166,7 @@ fn unlock_one(paths: &Paths, label: &'static str, device: &Path, secret: &str, r
             _ => continue,
         };
         let slot = token.slot().unwrap_or(u8::MAX);
-        let tried =
-            if already { luks::test(device, slot, &key) } else { luks::open(device, &mapped_name(label), slot, &key) };
+        let tried = if already { luks::test(device, slot, &key) } else { luks::open(device, &mapped_name(label), slot, &key) };
         match tried {
             Ok(()) => {
                 right = Some(key);
@@ -189,7 +189,8 @@ fn unlock_one(paths: &Paths, label: &'static str, device: &Path, secret: &str, r
 
 /// A new key in the TPM, in the slot of one that it does not give any more. Cut off in the middle, the volume has one key fewer; `key` opens it all the same.
 fn seal_anew(paths: &Paths, label: &'static str, device: &Path, key: &[u8], (id, old): (u8, &TpmToken)) -> Result<(), EncryptionError> {
-    let volume = label.parse().map_err(|_| EncryptionError::Look(device.to_owned(), std::io::Error::other("no such volume")))?;
+    let volume =
+        label.parse::<VolumeName>().map_err(|_| EncryptionError::Look(device.to_owned(), std::io::Error::other("no such volume")))?;
     let slot = Token::Tpm2(old.clone()).slot().unwrap_or(id);
     let made = machine_key();
     let measured = Measured::read(paths);

@@ -63,7 +63,9 @@ impl Reconciler for Volumes {
             if LinuxMounts.mounted_at(&target)?.is_none() {
                 let device = match crate::boot::open(&machine.paths, label, &device).await? {
                     Opened::Plain(device) | Opened::Mapped(device) => device,
-                    Opened::Erased => return Err(format!("the keys of {label} were destroyed: reset the machine and install it again").into()),
+                    Opened::Erased => {
+                        return Err(format!("the keys of {label} were destroyed: reset the machine and install it again").into());
+                    }
                     Opened::Locked(why) => return Err(format!("{label} is locked: {why}").into()),
                 };
                 mount(&device, &target).await?;

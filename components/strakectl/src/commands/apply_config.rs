@@ -123,7 +123,10 @@ impl ApplyConfig {
         }
         let mut secrets = VolumeSecrets::default();
         if passphrase {
-            let file = self.passphrase_file.as_ref().context("the config encrypts volumes by a passphrase: name its file with --passphrase-file")?;
+            let file = self
+                .passphrase_file
+                .as_ref()
+                .context("the config encrypts volumes by a passphrase: name its file with --passphrase-file")?;
             secrets.passphrase = super::unlock::secret(file)?;
         }
         if recovery {

@@ -38,7 +38,7 @@ pub fn read_or_make(file: &Path) -> anyhow::Result<RecoveryKey> {
         }
         other => other.with_context(|| format!("read {}", file.display()))?,
     };
-    text.parse().with_context(|| format!("read {}", file.display()))
+    text.parse::<RecoveryKey>().with_context(|| format!("read {}", file.display()))
 }
 
 fn make(file: &Path) -> io::Result<RecoveryKey> {

@@ -84,7 +84,19 @@ mod tests {
         let mut names: Vec<String> =
             fs::read_dir(&keys).expect("list").map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned()).collect();
         names.sort();
-        let expected = ["KEK.key", "KEK.pem", "PK.key", "PK.pem", "db.key", "db.pem", "owner.guid", "pcr.key", "pcr.pub", "upgrade.key", "upgrade.pub"];
+        let expected = [
+            "KEK.key",
+            "KEK.pem",
+            "PK.key",
+            "PK.pem",
+            "db.key",
+            "db.pem",
+            "owner.guid",
+            "pcr.key",
+            "pcr.pub",
+            "upgrade.key",
+            "upgrade.pub",
+        ];
         assert_eq!(names, expected);
         for name in &names {
             assert_eq!(fs::metadata(keys.join(name)).expect(name).permissions().mode() & 0o777, 0o600, "{name}");

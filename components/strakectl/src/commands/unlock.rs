@@ -61,7 +61,9 @@ mod tests {
     #[test]
     fn the_end_of_the_line_is_no_part_of_a_passphrase() {
         let file = tempfile::NamedTempFile::new().expect("file");
-        for (content, expected) in [("open sesame\n", Some("open sesame")), (" a b \r\n", Some(" a b ")), ("\n", None), (&"x".repeat(600), None)] {
+        for (content, expected) in
+            [("open sesame\n", Some("open sesame")), (" a b \r\n", Some(" a b ")), ("\n", None), (&"x".repeat(600), None)]
+        {
             std::fs::write(file.path(), content).expect("write");
             assert_eq!(secret(file.path()).ok().as_deref(), expected, "{content:?}");
         }
