@@ -111,8 +111,7 @@ impl Metrics {
         let _ =
             writeln!(w, "# HELP apiserver_storage_objects [STABLE] Stored objects by resource.\n# TYPE apiserver_storage_objects gauge");
         for res in server.registry.all() {
-            if res.group == res.storage_group
-                && res.version == res.storage_version
+            if res.is_storage_version()
                 && let Some(c) = server.objects.reflector.cache(&res.prefix)
             {
                 let _ = writeln!(w, "apiserver_storage_objects{{resource=\"{}\"}} {}", res.group_resource(), c.len());

@@ -53,17 +53,20 @@ pub struct Stored {
     pub body: Bytes,
     /// Converted from what is stored: as it is now it is what clients of the other version see.
     pub shown: bool,
+    /// At the revision of what ended it, with what it was before.
+    former: bool,
     json: ArcSwapOption<Bytes>,
 }
 
 impl Stored {
     pub fn new(key: Arc<str>, rev: i64, labels: Box<[(Arc<str>, Arc<str>)]>, fields: Box<[(&'static str, Arc<str>)]>, body: Bytes) -> Self {
-        Self { key, rev, labels, fields, body, shown: false, json: ArcSwapOption::empty() }
+        Self { key, rev, labels, fields, body, shown: false, former: false, json: ArcSwapOption::empty() }
     }
 
     /// The same object as it was when something at `rev` deleted it.
     pub fn at_revision(&self, rev: i64) -> Self {
-        Self::new(Arc::clone(&self.key), rev, self.labels.clone(), self.fields.clone(), self.body.clone())
+        let new = Self::new(Arc::clone(&self.key), rev, self.labels.clone(), self.fields.clone(), self.body.clone());
+        Self { former: true, ..new }
     }
 
     /// The same object in the version of some clients.
@@ -96,7 +99,7 @@ impl Stored {
     }
 }
 
-/// JSON of stored objects and compressed lists, made once and shared by everyone who reads them, within a budget of bytes; what was made
+/// The JSON, with a newline, of stored objects and compressed lists, made once and shared by everyone who reads them, within a budget of bytes; what was made
 /// first goes first.
 #[derive(Debug)]
 pub struct EncodedCache {
@@ -121,8 +124,16 @@ struct List {
     cost: usize,
 }
 
+/// Writes whose JSON waits for its first reader, at most; watchers come at once or not at all.
+const WRITTEN: usize = 256;
+/// And the bytes of it.
+const WRITTEN_BYTES: usize = 1 << 20;
+
 #[derive(Debug, Default)]
 struct Encoded {
+    /// What writers were answered, by the revision they wrote, which is that of one object.
+    written: VecDeque<(i64, Bytes)>,
+    written_bytes: usize,
     order: VecDeque<(Kept, usize)>,
     lists: HashMap<String, List>,
     last: u64,
@@ -130,6 +141,14 @@ struct Encoded {
 }
 
 impl Encoded {
+    fn take_written(&mut self, rev: i64) -> Option<Bytes> {
+        // The newest are asked for first.
+        let at = self.written.iter().rposition(|(r, _)| *r == rev)?;
+        let (_, line) = self.written.remove(at)?;
+        self.written_bytes -= line.len();
+        Some(line)
+    }
+
     fn push(&mut self, kept: Kept, cost: usize, budget: usize) {
         self.order.push_back((kept, cost));
         self.bytes += cost;
@@ -167,13 +186,37 @@ impl EncodedCache {
         if let Some(b) = stored.json.load_full() {
             return Ok(Bytes::clone(&b));
         }
-        let b = make()?;
+        let answered = if stored.former || stored.shown { None } else { self.state.lock().take_written(stored.rev) };
+        let b = match answered {
+            Some(b) => {
+                #[cfg(debug_assertions)]
+                if let Ok(made) = make() {
+                    assert_eq!(made, b, "a writer was answered something else than readers of {} are", stored.key);
+                }
+                b
+            }
+            None => make()?,
+        };
         let len = b.len();
         if len <= self.largest() {
             stored.json.store(Some(Arc::new(b.clone())));
             self.state.lock().push(Kept::Object(Arc::downgrade(stored)), len, self.budget);
         }
         Ok(b)
+    }
+
+    /// A writer was answered this JSON, of the object that it stored at `rev`.
+    pub fn written(&self, rev: i64, line: Bytes) {
+        if line.len() > WRITTEN_BYTES {
+            return;
+        }
+        let mut state = self.state.lock();
+        state.written_bytes += line.len();
+        state.written.push_back((rev, line));
+        while state.written.len() > WRITTEN || state.written_bytes > WRITTEN_BYTES {
+            let Some((_, old)) = state.written.pop_front() else { break };
+            state.written_bytes -= old.len();
+        }
     }
 
     /// The compressed items of a list, if they were kept when the resource was as it is, by the same maker.
@@ -232,6 +275,23 @@ mod tests {
         get(&a).unwrap();
         get(&b).unwrap();
         assert_eq!(made, 12, "one for a, nine for x, one for a again, one for b");
+    }
+
+    #[test]
+    fn what_a_writer_was_answered_is_read_once_by_its_revision_alone() {
+        let cache = EncodedCache::new(1 << 16);
+        let none = || Err::<Bytes, _>("made anew");
+        let line = Bytes::from_static(b"{}\n");
+        cache.written(7, line.clone());
+        let s = stored("ns/a");
+        assert_eq!(cache.json(&Arc::new(s.at_revision(7)), none), Err("made anew"), "it shows what was before");
+        assert_eq!(cache.json(&s, none), Ok(line.clone()));
+        assert_eq!(cache.json(&s, none), Ok(line.clone()), "it is kept with the object");
+        assert_eq!(cache.json(&stored("ns/a"), none), Err("made anew"), "and nowhere else");
+        (0..2 * WRITTEN as i64).for_each(|rev| cache.written(rev, line.clone()));
+        cache.written(1 << 40, Bytes::from(vec![0; WRITTEN_BYTES]));
+        let state = cache.state.lock();
+        assert_eq!((state.written.len(), state.written_bytes), (1, WRITTEN_BYTES));
     }
 
     #[test]
