@@ -13,7 +13,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CipherSuite, ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -34,7 +34,11 @@ pub fn identity(dir: &Path) -> Result<Arc<ClientConfig>> {
     roots.add(CertificateDer::from_pem_file(file("ca.crt")).context("cannot read ca.crt")?).context("ca.crt is no authority")?;
     let certificate = CertificateDer::from_pem_file(file("admin.crt")).context("cannot read admin.crt")?;
     let key = PrivateKeyDer::from_pem_file(file("admin.key")).context("cannot read admin.key")?;
-    let mut config = ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(vec![certificate], key)?;
+    // Suites in the order in which client-go offers them.
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    let config = ClientConfig::builder_with_provider(Arc::new(provider)).with_safe_default_protocol_versions()?;
+    let mut config = config.with_root_certificates(roots).with_client_auth_cert(vec![certificate], key)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(config))
 }
