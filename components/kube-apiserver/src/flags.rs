@@ -193,26 +193,31 @@ pub struct Flags {
     pub verbosity: u8,
 }
 
-/// A duration as Go writes it, in seconds: `1h0m0s`, `90m`.
-pub fn go_seconds(s: &str) -> anyhow::Result<i64> {
+/// A duration as Go writes it: `1h0m0s`, `90m`, `1.5s`, `250ms`.
+pub fn go_duration(s: &str) -> anyhow::Result<Duration> {
+    const UNITS: [(&str, f64); 8] =
+        [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("μs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
     let bad = || anyhow::anyhow!("{s:?} is not a duration such as 1h0m0s");
-    let (mut total, mut number) = (0i64, String::new());
-    for c in s.chars() {
-        let unit = match c {
-            '0'..='9' => {
-                number.push(c);
-                continue;
-            }
-            'h' => 3600,
-            'm' => 60,
-            's' => 1,
-            _ => return Err(bad()),
-        };
-        let n: i64 = number.parse().map_err(|_| bad())?;
-        total = n.checked_mul(unit).and_then(|x| total.checked_add(x)).ok_or_else(bad)?;
-        number.clear();
+    let mut rest = s.strip_prefix('+').unwrap_or(s);
+    if rest == "0" {
+        return Ok(Duration::ZERO);
     }
-    if number.is_empty() && !s.is_empty() { Ok(total) } else { Err(bad()) }
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+        let (value, after) = rest.split_at(number);
+        let unit = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit);
+        let (_, size) = UNITS.iter().find(|(u, _)| *u == unit).ok_or_else(bad)?;
+        total += value.parse::<f64>().map_err(|_| bad())? * size;
+        rest = after;
+    }
+    if s.is_empty() { Err(bad()) } else { Duration::try_from_secs_f64(total).map_err(|_| bad()) }
+}
+
+/// As [`go_duration`], in whole seconds.
+pub fn go_seconds(s: &str) -> anyhow::Result<i64> {
+    Ok(i64::try_from(go_duration(s)?.as_secs())?)
 }
 
 impl Flags {
@@ -365,7 +370,7 @@ impl Flags {
                 read_only: self.max_requests_inflight,
                 mutating: self.max_mutating_requests_inflight,
             },
-            audit: self.audit.into_config(go_seconds)?,
+            audit: self.audit.into_config(go_duration)?,
         })
     }
 }
@@ -451,7 +456,11 @@ mod tests {
     fn durations_are_gos() {
         assert_eq!(go_seconds("1h0m0s").unwrap(), 3600);
         assert_eq!(go_seconds("90m").unwrap(), 5400);
-        assert!(go_seconds("1").is_err());
-        assert!(go_seconds("x").is_err());
+        assert_eq!(go_duration("1.5s").unwrap(), Duration::from_millis(1500));
+        assert_eq!(go_duration("1m250ms").unwrap(), Duration::from_millis(60_250));
+        assert_eq!(go_duration("0").unwrap(), Duration::ZERO);
+        for bad in ["1", "x", "", "1x", "s", "-1s", "1.2.3s"] {
+            assert!(go_duration(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -316,9 +316,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tracing::info!(milliseconds = started.elapsed().as_millis() as u64, port = config.port, "ready");
         upkeep = Some(tokio::spawn(bootstrap::keep(Arc::clone(&server))));
         tokio::spawn(crate::custom::controller::run(Arc::clone(&server)));
-        tokio::spawn(admission::policy::type_check::run(Arc::clone(&server)));
         aggregation::start(&server);
         tokio::spawn(flow_control::upkeep::run(Arc::clone(&server)));
+        let follower = Arc::clone(&server);
+        tokio::spawn(async move { follower.authz.node.follow().await });
     }
     stop.cancelled().await;
     tracing::info!("shutting down");

@@ -119,18 +119,6 @@ async fn run(
         // It is set here alone.
         let _ = record.set(r);
     }
-    let user = impersonate(&server.authz, user, req.headers()).await?;
-    if let Some(r) = record.get() {
-        r.impersonated(&user);
-    }
-    let mut mark = None;
-    let pass = server.gate.pass(&server, &user, &info, query.get("limit"), &mut mark).await;
-    *marks.lock() = mark;
-    // Its seats are free when this function returns.
-    let _pass = match pass {
-        Ok(pass) => pass,
-        Err(refusal) => return Ok(*refusal),
-    };
     let attributes = Attributes {
         verb: info.verb.clone(),
         is_resource: info.is_resource,
@@ -142,6 +130,18 @@ async fn run(
         name: info.name.clone(),
         path: info.path.clone(),
         field_selector: query.get("fieldSelector").unwrap_or("").to_owned(),
+    };
+    let (user, constraint) = impersonate(&server.authz, user, req.headers(), &attributes).await?;
+    if let Some(r) = record.get() {
+        r.impersonated(&user, constraint);
+    }
+    let mut mark = None;
+    let pass = server.gate.pass(&server, &user, &info, query.get("limit"), &mut mark).await;
+    *marks.lock() = mark;
+    // Its seats are free when this function returns.
+    let _pass = match pass {
+        Ok(pass) => pass,
+        Err(refusal) => return Ok(*refusal),
     };
     let decision = server.authz.decide(&user, &attributes).await;
     if let Some(r) = record.get() {

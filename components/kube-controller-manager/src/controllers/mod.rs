@@ -1,5 +1,6 @@
 //! The controllers, one module each; [`crate::registry`] names them all.
 
+pub mod admission_policy_status;
 pub mod bootstrap_signer;
 pub mod cluster_role_aggregation;
 pub mod cron_job;

@@ -9,16 +9,13 @@ mod constraints;
 mod inputs;
 mod mutate;
 mod params;
-pub mod type_check;
-mod types;
 
 use cel::Value;
 use k8s_schema::Doc;
 
 use compiled::{Bound, Validation};
-pub use compiled::{
-    MutatingPolicy, Named, Policies, Policy, conditions, environment, mutation_environment, variables as declare_variables,
-};
+pub use cel::admission::environment;
+pub use compiled::{MutatingPolicy, Named, Policies, Policy, conditions, mutation_environment, variables as declare_variables};
 pub use inputs::Inputs;
 pub use mutate::mutate;
 
