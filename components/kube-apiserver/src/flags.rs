@@ -262,8 +262,10 @@ impl Flags {
                 bail!("--enable-admission-plugins: unknown plugin {p:?}");
             }
         }
-        let off = self.disable_admission_plugins.into_iter().filter(|p| !self.enable_admission_plugins.contains(p)).collect();
-        let mut admission = admission::Configuration::without(off);
+        if let Some(p) = self.enable_admission_plugins.iter().find(|p| !admission::is_here(p)) {
+            bail!("--enable-admission-plugins: the plugin {p} is not part of this server");
+        }
+        let mut admission = admission::Configuration::of(&self.enable_admission_plugins, &self.disable_admission_plugins);
         if let Some(path) = &self.admission_control_config_file {
             admission = admission.load(path).context("--admission-control-config-file")?;
         }
@@ -441,6 +443,7 @@ mod tests {
             ("--no-such-flag", "--no-such-flag"),
             ("--authorization-mode=AlwaysAllow", "AlwaysAllow"),
             ("--enable-admission-plugins=Nonsense", "Nonsense"),
+            ("--enable-admission-plugins=EventRateLimit", "not part of this server"),
             ("--authorization-mode=Webhook", "--authorization-webhook-config-file"),
             ("--encryption-provider-config-automatic-reload", "--encryption-provider-config"),
             ("--oidc-client-id=x", "--oidc-issuer-url"),

@@ -7,6 +7,7 @@ mod limit_ranger;
 mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
+mod optional;
 pub mod pod_security;
 pub mod policy;
 mod priority;
@@ -116,16 +117,52 @@ static PLUGINS: &[Plugin] = &[
     },
     Plugin { name: "CertificateSubjectRestriction", mutate: None, validate: Some(Looking(small::certificate_subject)) },
     Plugin { name: "DefaultIngressClass", mutate: Some(small::default_ingress_class), validate: None },
+    Plugin { name: "AlwaysPullImages", mutate: Some(optional::always_pull_images), validate: None },
+    Plugin { name: "DenyServiceExternalIPs", mutate: None, validate: Some(Looking(optional::deny_external_ips)) },
+    Plugin { name: "ExtendedResourceToleration", mutate: Some(optional::extended_resource_toleration), validate: None },
+    Plugin { name: "LimitPodHardAntiAffinityTopology", mutate: None, validate: Some(Looking(optional::limit_anti_affinity)) },
+    Plugin { name: "NamespaceExists", mutate: None, validate: Some(Looking(optional::namespace_exists)) },
+    Plugin {
+        name: "OwnerReferencesPermissionEnforcement",
+        mutate: None,
+        validate: Some(Asking(|a, new, old| Box::pin(optional::owner_references(a, new, old)))),
+    },
+    Plugin { name: "PodNodeSelector", mutate: Some(optional::pod_node_selector), validate: None },
+    Plugin { name: "AlwaysDeny", mutate: None, validate: Some(Looking(optional::always_deny)) },
     Plugin { name: ESCALATION, mutate: None, validate: Some(Asking(|a, new, old| Box::pin(escalation::check(a, new, old)))) },
 ];
 
-/// The names a `--enable-admission-plugins` may have, beside those above; they are always on or have nothing to do here yet.
+/// Plugins that are off unless they are named.
+const OFF_BY_DEFAULT: &[&str] = &[
+    "AlwaysPullImages",
+    "DenyServiceExternalIPs",
+    "ExtendedResourceToleration",
+    "LimitPodHardAntiAffinityTopology",
+    "NamespaceExists",
+    "OwnerReferencesPermissionEnforcement",
+    "PodNodeSelector",
+    "AlwaysDeny",
+];
+
+/// Plugins of upstream's that are not here: turning one off is no mistake, turning it on would be.
+const NOT_HERE: &[&str] = &["EventRateLimit", "ImagePolicyWebhook", "NamespaceAutoProvision", "PodTolerationRestriction"];
+
+/// The names that flags and configurations may have.
 pub fn known(name: &str) -> bool {
-    PLUGINS.iter().any(|p| p.name == name && name != ESCALATION) || UPSTREAM.contains(&name)
+    PLUGINS.iter().any(|p| p.name == name && name != ESCALATION) || UPSTREAM.contains(&name) || NOT_HERE.contains(&name)
 }
+
+/// Whether a plugin that is known can be turned on.
+pub fn is_here(name: &str) -> bool {
+    !NOT_HERE.contains(&name)
+}
+
+/// Plugins that are part of something else here.
 
 const UPSTREAM: &[&str] = &[
     "PodGroupProtection",
+    "PodGroupWorkloadExists",
+    "JobValidation",
     "CertificateSigning",
     "ClusterTrustBundleAttest",
     "PodTopologyLabels",
@@ -136,19 +173,7 @@ const UPSTREAM: &[&str] = &[
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionWebhook",
     "ResourceQuota",
-    "PodTolerationRestriction",
-    "AlwaysPullImages",
-    "EventRateLimit",
-    "ImagePolicyWebhook",
-    "PodNodeSelector",
-    "OwnerReferencesPermissionEnforcement",
-    "NamespaceAutoProvision",
-    "NamespaceExists",
-    "ExtendedResourceToleration",
-    "LimitPodHardAntiAffinityTopology",
-    "DenyServiceExternalIPs",
     "AlwaysAdmit",
-    "AlwaysDeny",
 ];
 
 /// The plugins that change objects, then the webhooks that do. When a webhook changed something, everybody looks once more.

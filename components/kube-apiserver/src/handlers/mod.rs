@@ -214,8 +214,11 @@ pub fn encode_doc(ctx: &Ctx, code: u16, res: &Resource, doc: &Doc, wanted: Wante
         }
         (As::Object | As::Discovery, _) => encode_value(code, &doc.to_value(), wanted),
         (As::Table, _) => {
-            // What was done is done, whatever the client wants to see of it.
-            let include = table::Include::parse(ctx.query.get("includeObject")).unwrap_or(table::Include::Metadata);
+            // What was done is done; only the answer is another.
+            let include = match table::Include::parse(ctx.query.get("includeObject")) {
+                Ok(include) => include,
+                Err(e) => return crate::http::chain::error_answer(&e, &ctx.headers),
+            };
             let table = table::of_objects(res, std::slice::from_ref(doc), include, &table::list_meta(doc));
             encode_value(code, &table::versioned(table, wanted), wanted)
         }

@@ -88,6 +88,17 @@ fn set(m: &mut Mut<'_>, path: &str, value: impl Into<Value>) -> Done {
     if empty { m.set(path, value) } else { m.set_default(path, value).map(drop) }
 }
 
+/// A quantity that is finer than a thousandth, rounded up to one.
+fn whole_milli(text: &str) -> Option<String> {
+    // Others need not be read.
+    if !text.ends_with(['n', 'u']) && !text.contains('.') {
+        return None;
+    }
+    let q = Quantity::parse(text).ok()?;
+    let nano = q.scaled(-9);
+    (nano != i64::MAX && nano % 1_000_000 != 0).then(|| Quantity::from_milli(q.milli_value()).to_string())
+}
+
 fn both(a: Done, b: impl FnOnce() -> Done) -> Done {
     a.and_then(|()| b())
 }
@@ -210,6 +221,12 @@ fn container(mut c: Mut<'_>) -> Done {
     set(&mut c, "terminationMessagePath", "/dev/termination-log")?;
     set(&mut c, "terminationMessagePolicy", "File")?;
     set(&mut c, "resources", json!({}))?;
+    for list in ["limits", "requests"] {
+        let fine = c.get("resources").get(list).entries().filter_map(|(k, v)| Some((k.to_owned(), whole_milli(v.str())?)));
+        for (k, v) in fine.collect::<Vec<_>>() {
+            c.set(&format!("resources.{list}[{k}]"), v)?;
+        }
+    }
     c.for_each("ports", |mut p| set(&mut p, "protocol", "TCP"))?;
     c.for_each(
         "env",
