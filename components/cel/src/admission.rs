@@ -1,8 +1,15 @@
 //! What expressions of admission policies and of webhooks' match conditions may name: the request, its namespace, an authorizer.
 
-use std::{collections::BTreeMap, sync::{Arc, LazyLock}};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
 
-use crate::{Env, Type, library, schema::{Decl, ListKind}, types::ObjectType};
+use crate::{
+    Env, Type, library,
+    schema::{Decl, ListKind},
+    types::ObjectType,
+};
 
 fn text() -> Decl {
     Decl::simple(Type::String, 2, 3 << 20)

@@ -342,9 +342,10 @@ fn watch_files(server: &Arc<Server>, cert: &Arc<tls::ServingCert>, config: &Conf
     if let Issuers::File(path) = &config.issuers {
         let (issuers, own, server) = (config.issuers.clone(), config.token_issuers.clone(), Arc::downgrade(server));
         tokio::spawn(tls::on_change(vec![path.clone()], move || {
-            let new = issuers.read(&own)?;
+            let new = issuers.read(&own);
             if let Some(s) = server.upgrade() {
-                s.authn.replace_issuers(new);
+                s.metrics.authentication_reloads.note(new.is_ok());
+                s.authn.replace_issuers(new?);
             }
             Ok::<_, oidc::config::ConfigError>(())
         }));
@@ -364,9 +365,10 @@ fn watch_files(server: &Arc<Server>, cert: &Arc<tls::ServingCert>, config: &Conf
     if let Authorizers::File(path) = &config.authorizers {
         let (authorizers, server) = (config.authorizers.clone(), Arc::downgrade(server));
         tokio::spawn(tls::on_change(vec![path.clone()], move || {
-            let modes = authorizers.read()?;
+            let modes = authorizers.read();
             if let Some(s) = server.upgrade() {
-                s.authz.replace(modes);
+                s.metrics.authorization_reloads.note(modes.is_ok());
+                s.authz.replace(modes?);
             }
             Ok::<_, authz::config::ConfigError>(())
         }));

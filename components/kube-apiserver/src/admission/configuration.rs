@@ -53,8 +53,8 @@ struct Plugin {
 /// What admission goes by.
 #[derive(Debug, Clone)]
 pub struct Configuration {
-    pub(super) mutating: Vec<Mutate>,
-    pub(super) validating: Vec<Validate>,
+    pub(super) mutating: Vec<(&'static str, Mutate)>,
+    pub(super) validating: Vec<(&'static str, Validate)>,
     /// Turned off by name.
     off: Vec<String>,
     pub pod_security: pod_security::Config,
@@ -73,8 +73,8 @@ impl Configuration {
         let off: Vec<String> = off.iter().cloned().chain(unwanted).filter(|p| !on.contains(p)).collect();
         let on = || PLUGINS.iter().filter(|p| !off.iter().any(|o| o == p.name));
         Self {
-            mutating: on().filter_map(|p| p.mutate).collect(),
-            validating: on().filter_map(|p| p.validate).collect(),
+            mutating: on().filter_map(|p| Some((p.name, p.mutate?))).collect(),
+            validating: on().filter_map(|p| Some((p.name, p.validate?))).collect(),
             off,
             pod_security: pod_security::Config::default(),
         }

@@ -17,6 +17,8 @@ mod service_account;
 mod small;
 pub mod webhooks;
 
+use std::time::{Duration, Instant};
+
 pub use configuration::Configuration;
 use futures_util::future::BoxFuture;
 use k8s_schema::Doc;
@@ -178,11 +180,27 @@ const UPSTREAM: &[&str] = &[
 
 /// The plugins that change objects, then the webhooks that do. When a webhook changed something, everybody looks once more.
 pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Result<(), ApiError> {
+    let started = Instant::now();
+    let result = mutating(a, doc, old).await;
+    step(a, "admit", started, result.is_err());
+    result
+}
+
+/// Notes how long one half of admission took.
+fn step(a: &Attributes<'_>, half: &str, started: Instant, rejected: bool) {
+    let rejected = if rejected { "true" } else { "false" };
+    a.ctx.server.metrics.admission.steps.observe(&[a.operation.name(), rejected, half], started.elapsed());
+}
+
+async fn mutating(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Result<(), ApiError> {
     let mut rounds = webhooks::Rounds::default();
     arrivals::wait(a, doc).await?;
     loop {
         let admission = &a.ctx.server.admission;
-        admission.mutating.iter().try_for_each(|m| m(a, doc, old))?;
+        let mut times = Times::new(admission.mutating.len());
+        let asked = admission.mutating.iter().try_for_each(|(name, m)| times.of(name, m(a, doc, old)));
+        times.note(a, "admit", asked.is_err());
+        asked?;
         let first = !rounds.is_second();
         if admission.is_on("MutatingAdmissionPolicy") {
             policy::mutate(a, doc, old, !first).await?;
@@ -196,14 +214,50 @@ pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Res
     }
 }
 
+/// How long plugins take that are asked one after the other: one look at the clock for each.
+struct Times {
+    last: Instant,
+    all: Vec<(&'static str, Duration)>,
+}
+
+impl Times {
+    fn new(plugins: usize) -> Self {
+        Self { last: Instant::now(), all: Vec::with_capacity(plugins) }
+    }
+
+    fn of<T>(&mut self, plugin: &'static str, result: T) -> T {
+        let now = Instant::now();
+        self.all.push((plugin, now - self.last));
+        self.last = now;
+        result
+    }
+
+    fn note(&self, a: &Attributes<'_>, half: &'static str, refused: bool) {
+        a.ctx.server.metrics.admission.plugins.observe(a.operation.name(), half, &self.all, refused);
+    }
+}
+
 pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
+    let started = Instant::now();
+    let result = validating(a, doc, old).await;
+    step(a, "validate", started, result.is_err());
+    result
+}
+
+async fn validating(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
     let admission = &a.ctx.server.admission;
-    for v in &admission.validating {
-        match v {
-            Validate::Looking(judge) => judge(a, doc, old)?,
-            Validate::Asking(judge) => judge(a, doc, old).await?,
+    let mut times = Times::new(admission.validating.len());
+    for (name, v) in &admission.validating {
+        let judged = match v {
+            Validate::Looking(judge) => judge(a, doc, old),
+            Validate::Asking(judge) => judge(a, doc, old).await,
+        };
+        if let Err(e) = times.of(name, judged) {
+            times.note(a, "validate", true);
+            return Err(e);
         }
     }
+    times.note(a, "validate", false);
     judge(a, doc, old).await?;
     // Last, as it is the one that writes.
     if admission.is_on("ResourceQuota") { resource_quota::validate(a, doc, old).await } else { Ok(()) }

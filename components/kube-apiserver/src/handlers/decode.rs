@@ -128,7 +128,7 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
             if !body.starts_with(crate::objects::PROTOBUF_MAGIC) {
                 return Err(unrecognized("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]".into()));
             }
-            let envelope = k8s_schema::open_envelope(&body);
+            let envelope = k8s_schema::proto::open_envelope(&body);
             let envelope = envelope.map_err(|e| unrecognized(e.to_string().replacen("proto: illegal", "proto: Unknown: illegal", 1)))?;
             if envelope.api_version.is_empty() && envelope.kind.is_empty() {
                 let mut doc = Doc::from_protobuf_message(schema, want.ty, envelope.raw).map_err(|e| unhandled(e.to_string()))?;

@@ -293,6 +293,7 @@ async fn route(ctx: &Arc<Ctx>, incoming: Incoming, extensions: Extensions) -> Re
     };
     if res.group.is_empty() && res.plural == "endpoints" {
         ctx.warn("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice");
+        ctx.server.metrics.deprecated("", "v1", "endpoints", &info.subresource);
     }
     if let Some(custom) = &res.custom {
         // Without the path to it, a custom resource is as if it were not there.
@@ -361,7 +362,8 @@ async fn non_resource(ctx: &Arc<Ctx>) -> Result<Answer, ApiError> {
         "openapi" => openapi::dispatch(ctx),
         "healthz" | "livez" | "readyz" => health::health(ctx).await,
         "version" => discovery::version(ctx),
-        "metrics" if path == "/metrics" => Ok(health::metrics(ctx)),
+        "metrics" if path == "/metrics" => Ok(health::metrics(ctx).await),
+        "metrics" if path == "/metrics/slis" => Ok(health::slis(ctx)),
         ".well-known" | "openid" => discovery::openid(ctx),
         _ => Ok(body::text(404, "404 page not found\n")),
     }

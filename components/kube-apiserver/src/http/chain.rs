@@ -2,17 +2,20 @@
 
 use std::{
     panic::AssertUnwindSafe,
+    pin::Pin,
     sync::{Arc, OnceLock, atomic::Ordering},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::FutureExt;
+use bytes::Bytes;
+use futures_util::{FutureExt, Stream};
 use http::{HeaderValue, Method, header};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 
 use super::{
-    Answer, ApiError, Group, Query, RequestInfo, Wanted,
+    Answer, ApiError, Body, Group, Query, RequestInfo, Wanted,
     impersonation::impersonate,
     negotiate::{self, Media},
     serve::Conn,
@@ -23,6 +26,7 @@ use crate::{
     authz::{Attributes, Decision, refusal},
     flow_control::Marks,
     handlers::{self, Ctx},
+    metrics::{LongRunning, Of},
     server::Server,
 };
 
@@ -42,7 +46,10 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
     let method = req.method().clone();
     let query = Query::parse(req.uri().query());
     let info = RequestInfo::parse(&method, req.uri().path(), |k| query.get(k).map(str::to_owned));
-    let (verb, resource, path) = (info.verb.clone(), info.resource.clone(), info.path.clone());
+    let path = info.path.clone();
+    let counted = info.clone();
+    let apply = headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/apply-patch"));
+    let dry_run = query.get("dryRun").is_some_and(|d| d == "All");
     let metrics = Arc::clone(&server.metrics);
     let work = AssertUnwindSafe(run(Arc::clone(&server), conn, req, info, query, &id, &record, &marks)).catch_unwind();
     let worked = work.await;
@@ -67,9 +74,34 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
     if let Some(r) = record.get() {
         answer = r.answered(answer, panicked).await;
     }
-    metrics.request(&verb, &resource, answer.status().as_u16(), started.elapsed());
+    let of = Of::request(&counted, dry_run, apply);
+    let size = if let Body::Full(bytes) = answer.body() { Some(bytes.len() as u64) } else { None };
+    metrics.request(&of, answer.status().as_u16(), started.elapsed(), size);
+    if counted.is_long_running() && size.is_none() {
+        let running = metrics.long_running(&of);
+        answer = answer.map(|body| Body::stream(Counted { body, _running: running }));
+    }
     tracing::debug!(%method, path, code = answer.status().as_u16(), "request");
     answer
+}
+
+/// A stream that is counted as long as it runs.
+struct Counted {
+    body: Body,
+    _running: LongRunning,
+}
+
+impl Stream for Counted {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        match hyper::body::Body::poll_frame(Pin::new(&mut self.body), cx) {
+            Poll::Pending => Poll::Pending,
+            // A node that stops in the middle ends the stream, as it would without us.
+            Poll::Ready(None | Some(Err(_))) => Poll::Ready(None),
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(frame.into_data().unwrap_or_default())),
+        }
+    }
 }
 
 /// An error in the encoding the client takes, JSON when that is none of ours.

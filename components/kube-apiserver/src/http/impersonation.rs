@@ -224,7 +224,9 @@ fn bad_extra(key: &str, values: &[String]) -> Option<String> {
         return Some("impersonating the empty string key in extra is not allowed".into());
     }
     if !prefixed {
-        return Some(format!("impersonating an invalid key in extra is not allowed: {key:?} is not a domain-prefixed path (such as \"acme.io/foo\")"));
+        return Some(format!(
+            "impersonating an invalid key in extra is not allowed: {key:?} is not a domain-prefixed path (such as \"acme.io/foo\")"
+        ));
     }
     if values.iter().any(String::is_empty) {
         return Some("impersonating the empty string value in extra is not allowed".into());

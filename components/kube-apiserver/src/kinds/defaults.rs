@@ -1,7 +1,7 @@
 //! What upstream fills in when a client says nothing, beyond what the schema table can say. Runs on every decoded object.
 
 use base64::{Engine, engine::general_purpose::STANDARD as B64};
-use k8s_schema::{Doc, EditError, Mut};
+use k8s_schema::{Doc, EditError, Mut, Quantity};
 use serde_json::{Value, json};
 
 use crate::registry::Resource;

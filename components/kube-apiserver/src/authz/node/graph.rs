@@ -121,7 +121,7 @@ impl Graph {
         if before == now {
             return;
         }
-        for u in before {
+        if let Some(u) = before {
             for v in u.vertices {
                 if let Some(users) = self.users.get_mut(v.as_str()) {
                     users.remove(&u.node);
@@ -131,7 +131,7 @@ impl Graph {
                 }
             }
         }
-        for u in now {
+        if let Some(u) = now {
             for v in u.vertices {
                 match self.users.get_mut(v.as_str()) {
                     Some(users) => users.add(&u.node),
@@ -145,7 +145,7 @@ impl Graph {
         if before == now {
             return;
         }
-        for n in before {
+        if let Some(n) = before {
             for secret in n.secrets {
                 if let Some(claims) = self.claims.get_mut(secret.as_str()) {
                     if let Some(i) = claims.iter().position(|c| **c == *n.claim) {
@@ -157,7 +157,7 @@ impl Graph {
                 }
             }
         }
-        for n in now {
+        if let Some(n) = now {
             for secret in n.secrets {
                 self.claims.entry(secret.into()).or_default().push(n.claim.as_str().into());
             }
@@ -360,7 +360,12 @@ mod tests {
                     "csi": {"driver": "d", "volumeHandle": "h", "nodeStageSecretRef": {"name": "stage", "namespace": "drivers"}}}}),
             ))
         };
-        let pod = || on("a", json!({"metadata": {"name": "p"}, "spec": {"containers": [], "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}}));
+        let pod = || {
+            on(
+                "a",
+                json!({"metadata": {"name": "p"}, "spec": {"containers": [], "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}}),
+            )
+        };
         let mut g = Graph::default();
         g.change_volume(None, pv("c"));
         assert!(!g.uses_secret("a", "secrets/drivers/stage"));

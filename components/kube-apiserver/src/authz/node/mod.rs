@@ -73,11 +73,7 @@ impl NodeAuthorizer {
                     if a.subresource == "token" && a.verb == "create" {
                         return self.related(node, a, &a.resource);
                     }
-                    return if a.subresource.is_empty() {
-                        self.get(node, a)
-                    } else {
-                        no("only 'create' of 'token' is supported")
-                    };
+                    return if a.subresource.is_empty() { self.get(node, a) } else { no("only 'create' of 'token' is supported") };
                 }
                 ("coordination.k8s.io", "leases") => return lease(node, a),
                 ("resource.k8s.io", "resourceslices") => return self.slice(node, a),

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 
 use cel::Type;
 use k8s_client::{
-    Action, Change, Client, Error, Informer, Method, Named, Object, ObjectKey, ObjectMeta, Patch, Request, Resource, WorkQueue, null_default,
-    resources::VALIDATING_ADMISSION_POLICIES, run_workers,
+    Action, Change, Client, Error, Informer, Method, Named, Object, ObjectKey, ObjectMeta, Patch, Request, Resource, WorkQueue,
+    null_default, resources::VALIDATING_ADMISSION_POLICIES, run_workers,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
