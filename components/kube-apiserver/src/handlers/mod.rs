@@ -269,7 +269,13 @@ pub async fn dispatch(mut ctx: Ctx, body: Incoming, extensions: Extensions) -> R
     }
     let ctx = Arc::new(ctx);
     // Their OpenAPI documents are their own, too.
-    if let Some(remote) = ctx.server.aggregator.route(ctx.info.path.strip_prefix("/openapi/v3").unwrap_or(&ctx.info.path)) {
+    let document = ctx.info.path.strip_prefix("/openapi/v3");
+    let made = |r: &aggregation::Remote| {
+        // But for those that are made here.
+        document.is_some() && ctx.server.aggregator.described(&r.key()).is_some_and(|d| d.v3.is_empty() && d.v2.is_some())
+    };
+    let remote = ctx.server.aggregator.route(document.unwrap_or(&ctx.info.path)).filter(|r| !made(r));
+    if let Some(remote) = remote {
         return aggregation::proxy::serve(&ctx, &remote, body, extensions).await;
     }
     let result = route(&ctx, body, extensions).await;

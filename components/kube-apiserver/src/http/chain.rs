@@ -5,7 +5,6 @@ use std::{
     pin::Pin,
     sync::{Arc, OnceLock, atomic::Ordering},
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -30,15 +29,17 @@ use crate::{
     server::Server,
 };
 
-/// Requests that are not watches or streams must be done by then.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-
 pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<Incoming>) -> Answer {
     let started = std::time::Instant::now();
     let _running = match server.drain.enter(req.uri().path()) {
         Ok(running) => running,
         Err(refusal) => return *refusal,
     };
+    let origin = server.http.origin(req.headers());
+    if let Some(mut a) = server.http.preflight(req.method(), origin.as_ref()) {
+        server.http.mark(&mut a, origin);
+        return a;
+    }
     let id = audit::id_of(req.headers());
     let record = OnceLock::new();
     let marks = Mutex::new(None);
@@ -50,7 +51,7 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
     let counted = info.clone();
     let apply = headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/apply-patch"));
     let dry_run = query.get("dryRun").is_some_and(|d| d == "All");
-    let metrics = Arc::clone(&server.metrics);
+    let kept = Arc::clone(&server);
     let work = AssertUnwindSafe(run(Arc::clone(&server), conn, req, info, query, &id, &record, &marks)).catch_unwind();
     let worked = work.await;
     let panicked = worked.is_err();
@@ -76,9 +77,10 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
     }
     let of = Of::request(&counted, dry_run, apply);
     let size = if let Body::Full(bytes) = answer.body() { Some(bytes.len() as u64) } else { None };
-    metrics.request(&of, answer.status().as_u16(), started.elapsed(), size);
+    kept.http.mark(&mut answer, origin);
+    kept.metrics.request(&of, answer.status().as_u16(), started.elapsed(), size);
     if counted.is_long_running() && size.is_none() {
-        let running = metrics.long_running(&of);
+        let running = kept.metrics.long_running(&of);
         answer = answer.map(|body| Body::stream(Counted { body, _running: running }));
     }
     tracing::debug!(%method, path, code = answer.status().as_u16(), "request");
@@ -197,6 +199,7 @@ async fn run(
         }
     }
     let long = info.is_long_running();
+    let limit = server.http.request_timeout;
     let upgrade = req.headers().contains_key(header::UPGRADE) || req.method() == Method::CONNECT;
     let (mut parts, body) = req.into_parts();
     if let Some(r) = &server.authn.request_header {
@@ -219,7 +222,7 @@ async fn run(
     if long || upgrade {
         return work.await;
     }
-    match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
+    match tokio::time::timeout(limit, work).await {
         Ok(r) => r,
         Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout", 0)),
     }

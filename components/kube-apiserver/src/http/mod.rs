@@ -6,6 +6,7 @@ pub mod drain;
 pub mod gzip;
 pub mod impersonation;
 pub mod negotiate;
+pub mod options;
 pub mod request_info;
 pub mod serve;
 pub mod status;
