@@ -485,6 +485,7 @@ impl Flags {
                 mutating: self.max_mutating_requests_inflight,
             },
             audit: self.audit.into_config(go_duration)?,
+            arguments: Vec::new(),
             http,
             token_file: self.token_auth_file,
             jwks_uri: self.service_account_jwks_uri,

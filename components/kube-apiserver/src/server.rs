@@ -29,7 +29,7 @@ use crate::{
     authn::{self, Authenticator, ClientCa, TokenIssuer, X509, jwt, oidc},
     authz::{self, Authorizer, Mode},
     bootstrap, flow_control,
-    handlers::openapi::OpenApi,
+    handlers::{openapi::OpenApi, zpages::Started},
     http::{
         ApiError,
         drain::{self, Drain},
@@ -145,6 +145,8 @@ pub struct Config {
     pub audit: Option<audit::Config>,
     pub flow_control: flow_control::Config,
     pub drain: drain::Config,
+    /// The command line, without the program's name.
+    pub arguments: Vec<String>,
     pub http: options::Options,
     pub token_file: Option<PathBuf>,
     /// Where the keys of this server's tokens are said to be; none: here.
@@ -187,6 +189,7 @@ pub struct Server {
     /// The server was asked to stop.
     pub stop: CancellationToken,
     pub drain: Drain,
+    pub started: Started,
     pub http: options::Options,
     pub jwks_uri: Option<String>,
     pub toleration_seconds: (i64, i64),
@@ -295,6 +298,7 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         ready: AtomicBool::new(false),
         stop,
         drain: Drain::new(c.drain),
+        started: Started::now(c.arguments.iter().cloned()),
         http: c.http.clone(),
         jwks_uri: c.jwks_uri.clone(),
         toleration_seconds: c.toleration_seconds,

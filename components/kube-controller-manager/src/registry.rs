@@ -108,6 +108,7 @@ pub const CONTROLLERS: &[Controller] = &[
         "clusterrole-aggregation-controller",
         c::cluster_role_aggregation::run
     ),
+    controller!("resourceclaim-controller", ["resource-claim-controller"], true, "resource-claim-controller", c::resource_claim::run),
     controller!(
         "validatingadmissionpolicy-status-controller",
         [],
@@ -126,8 +127,6 @@ const NOT_HERE: &[&str] = &[
     "attachdetach",
     "persistentvolume-expander-controller",
     "persistentvolume-expander",
-    "resourceclaim-controller",
-    "resource-claim-controller",
     "device-taint-eviction-controller",
     "legacy-serviceaccount-token-cleaner-controller",
     "legacy-service-account-token-cleaner",

@@ -16,6 +16,7 @@ mod table;
 mod tables;
 mod watch;
 mod yaml_budget;
+pub mod zpages;
 pub use tables::duration;
 pub mod write;
 
@@ -370,6 +371,8 @@ async fn non_resource(ctx: &Arc<Ctx>) -> Result<Answer, ApiError> {
         "version" => discovery::version(ctx),
         "metrics" if path == "/metrics" => Ok(health::metrics(ctx).await),
         "metrics" if path == "/metrics/slis" => Ok(health::slis(ctx)),
+        "statusz" if path == "/statusz" => zpages::statusz(ctx),
+        "flagz" if path == "/flagz" => zpages::flagz(ctx),
         ".well-known" | "openid" => discovery::openid(ctx),
         _ => Ok(body::text(404, "404 page not found\n")),
     }

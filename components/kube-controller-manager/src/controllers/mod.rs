@@ -24,6 +24,7 @@ pub mod node_lifecycle;
 pub mod persistent_volume;
 pub mod pod_gc;
 pub mod replica_set;
+pub mod resource_claim;
 pub mod resource_quota;
 mod revisions;
 pub mod root_ca;
