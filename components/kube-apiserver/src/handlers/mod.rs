@@ -16,6 +16,7 @@ mod table;
 mod tables;
 mod watch;
 mod yaml_budget;
+pub mod zpages;
 pub use tables::duration;
 pub mod write;
 
@@ -213,8 +214,11 @@ pub fn encode_doc(ctx: &Ctx, code: u16, res: &Resource, doc: &Doc, wanted: Wante
         (As::Object | As::Discovery, Media::Json) if !wanted.pretty => answer(code, Media::Json.content_type(), Body::Full(json_line(doc))),
         (As::Object | As::Discovery, _) => encode_value(code, &doc.to_value(), wanted),
         (As::Table, _) => {
-            // What was done is done, whatever the client wants to see of it.
-            let include = table::Include::parse(ctx.query.get("includeObject")).unwrap_or(table::Include::Metadata);
+            // What was done is done; only the answer is another.
+            let include = match table::Include::parse(ctx.query.get("includeObject")) {
+                Ok(include) => include,
+                Err(e) => return crate::http::chain::error_answer(&e, &ctx.headers),
+            };
             let table = table::of_objects(res, std::slice::from_ref(doc), include, &table::list_meta(doc));
             encode_value(code, &table::versioned(table, wanted), wanted)
         }
@@ -287,7 +291,13 @@ pub async fn dispatch(mut ctx: Ctx, body: Incoming, extensions: Extensions) -> R
     }
     let ctx = Arc::new(ctx);
     // Their OpenAPI documents are their own, too.
-    if let Some(remote) = ctx.server.aggregator.route(ctx.info.path.strip_prefix("/openapi/v3").unwrap_or(&ctx.info.path)) {
+    let document = ctx.info.path.strip_prefix("/openapi/v3");
+    let made = |r: &aggregation::Remote| {
+        // But for those that are made here.
+        document.is_some() && ctx.server.aggregator.described(&r.key()).is_some_and(|d| d.v3.is_empty() && d.v2.is_some())
+    };
+    let remote = ctx.server.aggregator.route(document.unwrap_or(&ctx.info.path)).filter(|r| !made(r));
+    if let Some(remote) = remote {
         return Box::pin(aggregation::proxy::serve(&ctx, &remote, body, extensions)).await;
     }
     let result = route(&ctx, body, extensions).await;
@@ -312,6 +322,7 @@ async fn route(ctx: &Arc<Ctx>, incoming: Incoming, extensions: Extensions) -> Re
     };
     if res.group.is_empty() && res.plural == "endpoints" {
         ctx.warn("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice");
+        ctx.server.metrics.deprecated("", "v1", "endpoints", &info.subresource);
     }
     if let Some(custom) = &res.custom {
         // Without the path to it, a custom resource is as if it were not there.
@@ -380,7 +391,10 @@ async fn non_resource(ctx: &Arc<Ctx>) -> Result<Answer, ApiError> {
         "openapi" => openapi::dispatch(ctx),
         "healthz" | "livez" | "readyz" => health::health(ctx).await,
         "version" => discovery::version(ctx),
-        "metrics" if path == "/metrics" => Ok(health::metrics(ctx)),
+        "metrics" if path == "/metrics" => Ok(health::metrics(ctx).await),
+        "metrics" if path == "/metrics/slis" => Ok(health::slis(ctx)),
+        "statusz" if path == "/statusz" => zpages::statusz(ctx),
+        "flagz" if path == "/flagz" => zpages::flagz(ctx),
         ".well-known" | "openid" => discovery::openid(ctx),
         _ => Ok(body::text(404, "404 page not found\n")),
     }

@@ -151,7 +151,7 @@ fn check_identity(ctx: &Ctx, new: &Doc, old: &Doc) -> Result<(), ApiError> {
 
 async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &WriteOptions) -> Result<(u16, Doc), ApiError> {
     let want: Expected<'_> = write::expected(ctx, res)?;
-    let json = decode::yaml_to_json(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+    let json = decode::yaml_to_json(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?.json;
     let mut applied = match want.custom {
         Some(_) => custom::to_doc(&serde_json::from_slice(&json).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?),
         // Types are checked by merging.

@@ -105,7 +105,10 @@ pub async fn watch(ctx: &Arc<Ctx>, res: &Arc<Resource>) -> Result<Answer, ApiErr
     }
     let seconds = match options.timeout {
         Some(t) if t > 0 => u64::try_from(t).unwrap_or(1800),
-        _ => rand::rng().random_range(1800..3600),
+        _ => {
+            let least = ctx.server.http.min_request_timeout.as_secs().max(1);
+            rand::rng().random_range(least..least * 2)
+        }
     };
     let now = Instant::now();
     let heads = cache.subscribe();

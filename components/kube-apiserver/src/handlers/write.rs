@@ -192,6 +192,10 @@ async fn store_new(
     let mut errors = ErrorList::new();
     meta::validate_create(doc, res.namespaced, strategy.name, &mut errors);
     (strategy.validate_create)(doc, &mut errors);
+    if res.group == "resource.k8s.io" && matches!(res.plural.as_str(), "resourceclaims" | "resourceclaimtemplates") {
+        let namespace = ctx.server.objects.get("namespaces", &ctx.info.namespace);
+        crate::kinds::dra::admin_access(doc, namespace.as_ref(), &mut errors);
+    }
     if let Some(custom) = &res.custom {
         objects::validate_create(custom, doc, &mut errors);
         objects::warnings(doc, None).into_iter().for_each(|w| ctx.warn(w));

@@ -7,6 +7,7 @@ mod gathered;
 pub mod gzip;
 pub mod impersonation;
 pub mod negotiate;
+pub mod options;
 pub mod request_info;
 pub mod serve;
 pub mod status;

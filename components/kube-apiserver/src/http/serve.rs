@@ -32,7 +32,7 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, acceptor: TlsAcce
     http.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).max_buf_size(1 << 20);
     http.http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(250)
+        .max_concurrent_streams(server.http.max_streams)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(15))
         .max_header_list_size(1 << 20)
