@@ -279,8 +279,7 @@ impl Metrics {
 fn objects(w: &mut String, server: &Server) {
     let mut counts = Vec::new();
     for res in server.registry.all() {
-        if res.group == res.storage_group
-            && res.version == res.storage_version
+        if res.is_storage_version()
             && let Some(c) = server.objects.reflector.cache(&res.prefix)
         {
             counts.push((res, c.len()));
