@@ -79,6 +79,13 @@ async fn configmaps(client: &Arc<Client>, load: Load, objects: usize) -> Result<
         bail!("{total} of {objects} ConfigMaps are listed");
     }
     load.run("list", LISTS, each(|client, _| Box::pin(async move { done(client.get(CONFIGMAPS).await) }))).await?;
+    let gzip = |client: Arc<Client>| async move {
+        let headers = [("accept", JSON), ("accept-encoding", "gzip")];
+        client.read(CONFIGMAPS, &headers, async |_| {}).await.map(drop)
+    };
+    // It is repeated that is measured.
+    gzip(Arc::clone(client)).await?;
+    load.run("gzip list", LISTS, each(move |client, _| Box::pin(gzip(client)))).await?;
     let tenth = format!("{CONFIGMAPS}?labelSelector=tenth%3D3");
     let selected = count(client, &tenth).await?;
     if selected != (objects + 6) / 10 {
@@ -199,7 +206,39 @@ async fn fan_out(client: &Arc<Client>, load: Load) -> Result<()> {
     let events = (WATCHERS * UPDATES) as f64;
     print("watch: rate", events / last.duration_since(begin).as_secs_f64(), "/s");
     print("watch: processor", spent * 1000.0 / events, "µs");
+    burst(client, load, &mut arrived).await
+}
+
+/// The same watchers, while many updates come at once.
+async fn burst(client: &Arc<Client>, load: Load, arrived: &mut mpsc::Receiver<Instant>) -> Result<()> {
+    let encodings = encodings(client).await?;
+    let (before, begin) = (processor_ms(load.pid)?, Instant::now());
+    let mut updates = JoinSet::new();
+    for turn in 0..UPDATES {
+        if updates.len() == load.in_flight {
+            updates.join_next().await.context("an update was lost")???;
+        }
+        let client = Arc::clone(client);
+        updates.spawn(async move { update(&client, turn, turn + UPDATES).await });
+    }
+    while let Some(update) = updates.join_next().await {
+        update.context("an update was lost")??;
+    }
+    let last = receive(arrived, WATCHERS * UPDATES).await?;
+    let spent = processor_ms(load.pid)? - before;
+    let events = (WATCHERS * UPDATES) as f64;
+    print("watch burst: rate", events / last.duration_since(begin).as_secs_f64(), "/s");
+    print("watch burst: processor", spent * 1000.0 / events, "µs");
+    print("watch burst: encodings", self::encodings(client).await? - encodings, "");
     Ok(())
+}
+
+/// How many objects the server encoded for readers.
+async fn encodings(client: &Client) -> Result<f64> {
+    let text = client.get("/metrics").await?;
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().find_map(|line| line.strip_prefix("strake_apiserver_encodings_total ")).context("no count of encodings")?;
+    line.trim().parse().context("the count of encodings is no number")
 }
 
 async fn update(client: &Client, name: usize, value: usize) -> Result<()> {

@@ -64,13 +64,16 @@ impl Client {
 
     /// Sends a request and gives the answer's head and its body as it comes.
     pub async fn open(&self, method: Method, path: &str, content_type: &str, body: Bytes) -> Result<Response<Incoming>> {
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("https://127.0.0.1:{}{path}", self.port))
-            .header("accept", "application/json")
-            .header("content-type", content_type)
-            .header("user-agent", "bench")
-            .body(Full::new(body))?;
+        self.open_as(method, path, &[("accept", "application/json"), ("content-type", content_type)], body).await
+    }
+
+    /// As [`Self::open`], with headers of its own.
+    pub async fn open_as(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Result<Response<Incoming>> {
+        let mut request = Request::builder().method(method).uri(format!("https://127.0.0.1:{}{path}", self.port));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.header("user-agent", "bench").body(Full::new(body))?;
         let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
         let mut sender = self.connections[turn].clone();
         sender.ready().await?;
@@ -87,6 +90,21 @@ impl Client {
             bail!("{what} was answered with {status}: {}", String::from_utf8_lossy(&body[..body.len().min(500)]));
         }
         Ok(body)
+    }
+
+    /// Reads a whole answer piece by piece and gives its length. `pace` is awaited after each piece of that many bytes.
+    pub async fn read(&self, path: &str, headers: &[(&str, &str)], mut pace: impl AsyncFnMut(usize)) -> Result<usize> {
+        let answer = self.open_as(Method::GET, path, headers, Bytes::new()).await?;
+        if !answer.status().is_success() {
+            bail!("{path} was answered with {}", answer.status());
+        }
+        let (mut body, mut length) = (answer.into_body(), 0);
+        while let Some(frame) = body.frame().await {
+            let piece = frame?.data_ref().map_or(0, Bytes::len);
+            length += piece;
+            pace(piece).await;
+        }
+        Ok(length)
     }
 
     pub async fn get(&self, path: &str) -> Result<Bytes> {

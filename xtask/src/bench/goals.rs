@@ -64,6 +64,7 @@ const GOALS: &[Goal] = &[
     upstream("paged list: processor", 48.0),
     upstream("watch: rate", 44_000.0),
     goal("watch: processor", 8.0),
+    goal("watch burst: processor", 3.0),
     upstream("merge patch: rate", 1100.0),
     both("merge patch: processor", 0.20, 0.75),
     upstream("apply: rate", 1560.0),

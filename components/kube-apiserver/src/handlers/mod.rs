@@ -44,7 +44,7 @@ use crate::{
     },
     registry::Resource,
     server::Server,
-    storage::Stored,
+    storage::{Encoding, Stored},
 };
 
 /// A request with everything a handler needs.
@@ -247,13 +247,33 @@ pub async fn load_shown(server: &Server, res: &Resource, stored: &Arc<Stored>) -
     load(server, res, &*conversion::one(server, res, stored).await?)
 }
 
-/// The JSON of a stored object with a newline, shared when it is in its storage version.
-pub fn json_line_of(server: &Server, res: &Resource, stored: &Arc<Stored>) -> Result<Bytes, ApiError> {
-    let make = || load(server, res, stored).map(|d| json_line(&d));
+/// A stored object in an encoding, shared when it is in its storage version.
+fn encoded(
+    server: &Server,
+    res: &Resource,
+    stored: &Arc<Stored>,
+    encoding: Encoding,
+    encode: impl FnOnce(&Doc) -> Bytes,
+) -> Result<Bytes, ApiError> {
+    let make = || load(server, res, stored).map(|d| encode(&d));
     // What is kept must be what the definition says now: a request that began under a former one keeps nothing.
     let current =
         || res.custom.is_none() || server.registry.resource(&res.group, &res.version, &res.plural).is_some_and(|r| std::ptr::eq(&*r, res));
-    if res.is_storage_version() && current() { server.encoded.json(stored, make) } else { make() }
+    if res.is_storage_version() && current() { server.encoded.get(stored, encoding, make) } else { make() }
+}
+
+/// The JSON of a stored object with a newline.
+pub fn json_line_of(server: &Server, res: &Resource, stored: &Arc<Stored>) -> Result<Bytes, ApiError> {
+    encoded(server, res, stored, Encoding::Json, json_line)
+}
+
+/// A stored object in protobuf, in upstream's envelope.
+pub fn enveloped(server: &Server, res: &Resource, stored: &Arc<Stored>) -> Result<Bytes, ApiError> {
+    encoded(server, res, stored, Encoding::Protobuf, |doc| {
+        let mut bytes = doc.to_protobuf();
+        bytes.shrink_to_fit();
+        bytes.into()
+    })
 }
 
 /// As [`json_line_of`], without the newline.

@@ -3,7 +3,10 @@
 use std::{
     any::Any,
     collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use arc_swap::ArcSwapOption;
@@ -39,6 +42,15 @@ impl Interner {
 /// Selectable fields of custom resources have no static names, so they stand among the labels, behind a character no label has.
 pub const CUSTOM_FIELD: char = '\0';
 
+/// An encoding that readers share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// With a newline.
+    Json,
+    /// In upstream's envelope.
+    Protobuf,
+}
+
 /// An object of the watch cache.
 #[derive(Debug)]
 pub struct Stored {
@@ -55,12 +67,12 @@ pub struct Stored {
     pub shown: bool,
     /// At the revision of what ended it, with what it was before.
     former: bool,
-    json: ArcSwapOption<Bytes>,
+    encoded: [ArcSwapOption<Bytes>; 2],
 }
 
 impl Stored {
     pub fn new(key: Arc<str>, rev: i64, labels: Box<[(Arc<str>, Arc<str>)]>, fields: Box<[(&'static str, Arc<str>)]>, body: Bytes) -> Self {
-        Self { key, rev, labels, fields, body, shown: false, former: false, json: ArcSwapOption::empty() }
+        Self { key, rev, labels, fields, body, shown: false, former: false, encoded: Default::default() }
     }
 
     /// The same object as it was when something at `rev` deleted it.
@@ -99,17 +111,19 @@ impl Stored {
     }
 }
 
-/// The JSON, with a newline, of stored objects and compressed lists, made once and shared by everyone who reads them, within a budget of bytes; what was made
+/// Encodings of stored objects and compressed lists, made once and shared by everyone who reads them, within a budget of bytes; what was made
 /// first goes first.
 #[derive(Debug)]
 pub struct EncodedCache {
     budget: usize,
+    /// How often an object was encoded for readers.
+    made: AtomicU64,
     state: Mutex<Encoded>,
 }
 
 #[derive(Debug)]
 enum Kept {
-    Object(Weak<Stored>),
+    Object(Weak<Stored>, Encoding),
     /// A list by its key, and which of those that were kept under it.
     List(String, u64),
 }
@@ -156,9 +170,9 @@ impl Encoded {
             let Some((old, cost)) = self.order.pop_front() else { break };
             self.bytes -= cost;
             match old {
-                Kept::Object(old) => {
+                Kept::Object(old, encoding) => {
                     if let Some(old) = old.upgrade() {
-                        old.json.store(None);
+                        old.encoded[encoding as usize].store(None);
                     }
                 }
                 Kept::List(key, id) => {
@@ -173,7 +187,7 @@ impl Encoded {
 
 impl EncodedCache {
     pub fn new(budget: usize) -> Self {
-        Self { budget, state: Mutex::default() }
+        Self { budget, made: AtomicU64::new(0), state: Mutex::default() }
     }
 
     /// What may be kept of one object or list, at most.
@@ -181,13 +195,19 @@ impl EncodedCache {
         self.budget / 8
     }
 
-    /// The JSON of `stored`, encoding it with `make` when nobody did.
-    pub fn json<E>(&self, stored: &Arc<Stored>, make: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
-        if let Some(b) = stored.json.load_full() {
+    /// How often an object was encoded, for however many readers.
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
+    }
+
+    /// `stored` in an encoding, made with `make` when nobody did.
+    pub fn get<E>(&self, stored: &Arc<Stored>, encoding: Encoding, make: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
+        let slot = &stored.encoded[encoding as usize];
+        if let Some(b) = slot.load_full() {
             return Ok(Bytes::clone(&b));
         }
-        let answered = if stored.former || stored.shown { None } else { self.state.lock().take_written(stored.rev) };
-        let b = match answered {
+        let look = encoding == Encoding::Json && !stored.former && !stored.shown;
+        let b = match look.then(|| self.state.lock().take_written(stored.rev)).flatten() {
             Some(b) => {
                 #[cfg(debug_assertions)]
                 if let Ok(made) = make() {
@@ -195,12 +215,15 @@ impl EncodedCache {
                 }
                 b
             }
-            None => make()?,
+            None => {
+                self.made.fetch_add(1, Ordering::Relaxed);
+                make()?
+            }
         };
         let len = b.len();
         if len <= self.largest() {
-            stored.json.store(Some(Arc::new(b.clone())));
-            self.state.lock().push(Kept::Object(Arc::downgrade(stored)), len, self.budget);
+            slot.store(Some(Arc::new(b.clone())));
+            self.state.lock().push(Kept::Object(Arc::downgrade(stored), encoding), len, self.budget);
         }
         Ok(b)
     }
@@ -260,7 +283,7 @@ mod tests {
         let (a, b) = (stored("ns/a"), stored("ns/b"));
         let mut made = 0;
         let mut get = |s: &Arc<Stored>| {
-            cache.json(s, || {
+            cache.get(s, Encoding::Json, || {
                 made += 1;
                 Ok::<_, ()>(Bytes::from_static(b"0123456789"))
             })
@@ -275,6 +298,9 @@ mod tests {
         get(&a).unwrap();
         get(&b).unwrap();
         assert_eq!(made, 12, "one for a, nine for x, one for a again, one for b");
+        assert_eq!(cache.made(), 12);
+        let other = cache.get(&b, Encoding::Protobuf, || Ok::<_, ()>(Bytes::from_static(b"k8s"))).unwrap();
+        assert_eq!((&other[..], cache.made()), (&b"k8s"[..], 13), "each encoding is made for itself");
     }
 
     #[test]
@@ -284,10 +310,10 @@ mod tests {
         let line = Bytes::from_static(b"{}\n");
         cache.written(7, line.clone());
         let s = stored("ns/a");
-        assert_eq!(cache.json(&Arc::new(s.at_revision(7)), none), Err("made anew"), "it shows what was before");
-        assert_eq!(cache.json(&s, none), Ok(line.clone()));
-        assert_eq!(cache.json(&s, none), Ok(line.clone()), "it is kept with the object");
-        assert_eq!(cache.json(&stored("ns/a"), none), Err("made anew"), "and nowhere else");
+        assert_eq!(cache.get(&Arc::new(s.at_revision(7)), Encoding::Json, none), Err("made anew"), "it shows what was before");
+        assert_eq!(cache.get(&s, Encoding::Json, none), Ok(line.clone()));
+        assert_eq!(cache.get(&s, Encoding::Json, none), Ok(line.clone()), "it is kept with the object");
+        assert_eq!(cache.get(&stored("ns/a"), Encoding::Json, none), Err("made anew"), "and nowhere else");
         (0..2 * WRITTEN as i64).for_each(|rev| cache.written(rev, line.clone()));
         cache.written(1 << 40, Bytes::from(vec![0; WRITTEN_BYTES]));
         let state = cache.state.lock();
