@@ -33,7 +33,7 @@ pub fn pcr(image: &[u8]) -> Result<Digest, String> {
 /// Names and contents of a PE file's sections (Microsoft's "PE Format").
 fn sections(image: &[u8]) -> Option<Vec<(String, &[u8])>> {
     let two = |at: usize| Some(u16::from_le_bytes(*image.get(at..)?.first_chunk()?));
-    let four = |at: usize| Some(usize::try_from(u32::from_le_bytes(*image.get(at..)?.first_chunk()?)).ok()?);
+    let four = |at: usize| usize::try_from(u32::from_le_bytes(*image.get(at..)?.first_chunk()?)).ok();
     let head = four(0x3c)?;
     if image.get(head..head.checked_add(4)?)? != b"PE\0\0" {
         return None;

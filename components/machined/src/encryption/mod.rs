@@ -20,7 +20,7 @@ use crate::paths::Paths;
 use luks::{Derivation, LuksError};
 use metadata::Token;
 use sealed::Measured;
-pub use volume::{Opened, Unlocked, close, close_tpm, erase, make, open, unlock};
+pub use volume::{Opened, close, close_tpm, erase, make, open, unlock};
 
 /// Why a volume is not made or not opened.
 #[derive(Debug, thiserror::Error)]

@@ -138,6 +138,7 @@ impl Gen {
             Self::Machine(verb) => verb.run(),
             Self::Client(verb) => verb.run(),
             Self::SecurebootKeys(verb) => verb.run(),
+            Self::RecoveryKey(verb) => verb.run(),
         }
     }
 }
