@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -92,8 +93,8 @@ impl Client {
         Ok(body)
     }
 
-    /// Reads a whole answer piece by piece and gives its length. `pace` is awaited after each piece of that many bytes.
-    pub async fn read(&self, path: &str, headers: &[(&str, &str)], mut pace: impl AsyncFnMut(usize)) -> Result<usize> {
+    /// Reads a whole answer, not faster than so many bytes a second, and gives its length.
+    pub async fn read(&self, path: &str, headers: &[(&str, &str)], pace: Option<f64>) -> Result<usize> {
         let answer = self.open_as(Method::GET, path, headers, Bytes::new()).await?;
         if !answer.status().is_success() {
             bail!("{path} was answered with {}", answer.status());
@@ -102,7 +103,9 @@ impl Client {
         while let Some(frame) = body.frame().await {
             let piece = frame?.data_ref().map_or(0, Bytes::len);
             length += piece;
-            pace(piece).await;
+            if let Some(pace) = pace {
+                tokio::time::sleep(Duration::from_secs_f64(piece as f64 / pace)).await;
+            }
         }
         Ok(length)
     }
