@@ -239,28 +239,31 @@ fn start_tpm(state: &Path, socket: &Path) -> Result<(), Error> {
         _ => {}
     }
     let log = state.join("log");
-    let output = File::create(&log).on("create", &log)?;
-    let mut command = Command::new("swtpm");
-    command.args(["socket", "--tpm2", "--terminate", "--tpmstate", &format!("dir={},mode=0600", state.display())]);
-    command.args(["--ctrl", &format!("type=unixio,path={}", socket.display())]).stdin(Stdio::null());
-    let mut child = command
-        .stdout(output.try_clone().on("share", &log)?)
-        .stderr(output)
-        .process_group(0)
-        .spawn()
-        .map_err(|source| Error::Spawn { program: "swtpm".into(), source })?;
     let deadline = Instant::now() + Duration::from_secs(20);
-    while !socket.exists() {
-        if Instant::now() > deadline || child.try_wait().on("wait for swtpm in", state)?.is_some() {
+    loop {
+        let output = File::create(&log).on("create", &log)?;
+        let errors = output.try_clone().on("share", &log)?;
+        let mut command = Command::new("swtpm");
+        command.args(["socket", "--tpm2", "--terminate", "--tpmstate", &format!("dir={},mode=0600", state.display())]);
+        command.args(["--ctrl", &format!("type=unixio,path={}", socket.display())]);
+        command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
+        let mut child = command.spawn().map_err(|source| Error::Spawn { program: "swtpm".into(), source })?;
+        // The one of a machine whose plug was pulled holds the state for a moment longer; then this one ends at once.
+        while Instant::now() < deadline && child.try_wait().on("wait for swtpm in", state)?.is_none() {
+            if socket.exists() {
+                std::thread::spawn(move || child.wait());
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if Instant::now() >= deadline {
             let _ = child.kill();
             let _ = child.wait();
             let found = std::fs::read_to_string(&log).unwrap_or_default();
             return Err(Error::Unexpected { what: "swtpm".into(), expected: "its socket".into(), found });
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(100));
     }
-    std::thread::spawn(move || child.wait());
-    Ok(())
 }
 
 fn tpm_socket(spec: &MachineSpec) -> PathBuf {
