@@ -5,6 +5,7 @@ mod dead_worker;
 mod first_cluster;
 mod legacy_bios;
 mod power_cut;
+mod power_cut_replay;
 mod rejoin;
 mod restarts;
 mod secure_boot;
@@ -19,6 +20,7 @@ pub const ALL: &[Scenario] = &[
     boot::SCENARIO,
     first_cluster::SCENARIO,
     power_cut::SCENARIO,
+    power_cut_replay::SCENARIO,
     restarts::SCENARIO,
     dead_worker::SCENARIO,
     rejoin::SCENARIO,
