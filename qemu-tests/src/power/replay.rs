@@ -17,7 +17,7 @@ const FILE_DATA: u64 = 64 << 10;
 /// Up to so many writes are each lost, and each kept, alone.
 const EACH_ALONE: usize = 24;
 /// So many ways to tear each write.
-const TEARS: usize = 3;
+const TEARS: usize = 6;
 
 /// How a state came about, for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

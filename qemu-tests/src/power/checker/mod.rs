@@ -21,6 +21,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use node_ipc::init::Slot;
+use serde::{Deserialize, Serialize};
 use slots::loader::{default_slot, entry, other};
 use slots::meta::{self, Meta};
 use slots::record;
@@ -61,7 +62,7 @@ pub trait Disk {
 }
 
 /// A system whose parts the checker knows again.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct System {
     /// Its version.
     pub version: String,

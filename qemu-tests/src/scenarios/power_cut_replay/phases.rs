@@ -1,5 +1,7 @@
 //! What a cut may leave, from one mark of the log to the next. Pure.
 
+use serde::{Deserialize, Serialize};
+
 use crate::power::checker::{Config, Outcome, Runs};
 
 /// The marks, in their order: an operation begins, and what it does is acknowledged.
@@ -35,7 +37,7 @@ pub fn operation(mark: &str) -> &str {
 }
 
 /// What the recorded machine was before and after its operations.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expected {
     /// The version that was installed, and the one that was upgraded to.
     pub versions: [String; 2],
