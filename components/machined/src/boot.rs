@@ -9,10 +9,10 @@ use machine_config::Config;
 use node_ipc::init::{BootInfo, BootSource};
 
 use crate::api::chain;
-use crate::install;
 use crate::machine::{Disks, Loaded};
 use crate::paths::Paths;
 use crate::reconcilers::mount;
+use crate::reset;
 use crate::state::StateDir;
 
 /// What the machine is.
@@ -42,12 +42,18 @@ pub async fn find(paths: &Paths, boot: &BootInfo, disks: &dyn Disks) -> Found {
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 async fn load(paths: &Paths, disks: &dyn Disks) -> Result<Found, Failure> {
+    if reset::has_begun(disks)? {
+        reset::wipe(disks)?;
+        return Ok(Found::NoConfig { trouble: None });
+    }
     let (device, _) = disks.system_partition("STATE")?.ok_or("the disk this system runs from has no partition STATE")?;
     let target = paths.state();
     mount(&device, &target).await?;
     let state = StateDir::new(&target);
     if state.reset_requested() {
-        reset(&target, disks)?;
+        reset::begin(disks)?;
+        LinuxMounts.unmount(&target, false)?;
+        reset::wipe(disks)?;
         return Ok(Found::NoConfig { trouble: None });
     }
     let Some(text) = state.config()? else { return Ok(Found::NoConfig { trouble: None }) };
@@ -60,17 +66,4 @@ async fn load(paths: &Paths, disks: &dyn Disks) -> Result<Found, Failure> {
     let config = Config::parse("config.last-good.yaml", &text)?;
     let trouble = Some("the machine config can't be used; the last good one is in force".to_owned());
     Ok(Found::Config { loaded: Box::new(Loaded { text, config }), trouble })
-}
-
-/// Wipes ETCD and DATA, and STATE last: a power cut in between finds the request again.
-fn reset(state: &Path, disks: &dyn Disks) -> Result<(), Failure> {
-    tracing::warn!("resetting: ETCD, DATA and STATE are made anew");
-    for label in ["ETCD", "DATA"] {
-        if let Some((device, size)) = disks.system_partition(label)? {
-            install::make_empty(&device, label, size)?;
-        }
-    }
-    LinuxMounts.unmount(state, false)?;
-    let (device, size) = disks.system_partition("STATE")?.ok_or("STATE is gone")?;
-    Ok(install::make_empty(&device, "STATE", size)?)
 }

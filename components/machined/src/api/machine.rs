@@ -253,7 +253,7 @@ enum Work {
     /// Everything, from a medium.
     Whole(Box<install::Installation>),
     /// The system is installed and only lacks a config (after a reset).
-    ConfigOnly { state: PathBuf, size: u64, text: String, scratch: PathBuf },
+    ConfigOnly { state: PathBuf, size: u64, text: String, scratch: PathBuf, meta: Option<PathBuf> },
 }
 
 impl Work {
@@ -267,9 +267,16 @@ impl Work {
     fn run(&self, progress: &mut dyn FnMut(Progress)) -> Result<(), InstallError> {
         match self {
             Work::Whole(installation) => installation.run(progress),
-            Work::ConfigOnly { state, size, text, scratch } => {
+            Work::ConfigOnly { state, size, text, scratch, meta } => {
                 progress(Progress { stage: "write the machine config", done: 0, total: 0, detail: state.display().to_string() });
-                install::write_state(state, *size, text, scratch)
+                install::write_state(state, *size, text, scratch)?;
+                // A reset that failed is over: the next boot must not wipe this config.
+                let over = meta.as_ref().map_or(Ok(()), |meta| crate::reset::note(meta, false));
+                over.map_err(|source| InstallError::Step {
+                    step: "note in META that the reset is over",
+                    disk: state.clone(),
+                    source: std::io::Error::other(source),
+                })
             }
         }
     }
@@ -309,7 +316,8 @@ impl Handler {
                 let text = "this disk was laid out for a worker and has no ETCD partition: boot the ISO to install a control plane";
                 return Err(Status::failed_precondition(text));
             }
-            return Ok(Work::ConfigOnly { state, size, text: text.to_owned(), scratch });
+            let meta = machine.disks.system_partition(slots::meta::LABEL).map_err(|error| super::internal(&error))?.map(|(node, _)| node);
+            return Ok(Work::ConfigOnly { state, size, text: text.to_owned(), scratch, meta });
         }
         let media = Media::at(&machine.paths.media(), machine.boot.root);
         let installation = install::prepare(config, text, &target.disk, &target.node, target.sector, media, scratch);

@@ -259,7 +259,9 @@ impl Checker {
             None
         };
         let Some(partition) = find("STATE") else { return never("no STATE".to_owned()) };
-        let config = self.state(disk, partition)?.config();
+        // A reset that was cut off goes on, whatever it left of STATE.
+        let resetting = meta.get(record::RESETTING).is_some();
+        let config = if resetting { Config::None } else { self.state(disk, partition)?.config() };
         if matches!(config, Config::Text(_))
             && let Some(broken) = table.any().iter().filter(|partition| matches!(&*partition.name, "ETCD" | "DATA")).find(|partition| {
                 let mut magic = [0; 2];

@@ -6,9 +6,9 @@ use std::process::Command;
 use gpt::disk::LogicalBlockSize;
 use gpt::mbr::ProtectiveMBR;
 use gpt::partition_types::{OperatingSystem, Type};
-use gpt::uuid::Uuid;
 use sha2::{Digest as _, Sha256};
 use slots::record::{self, State as Upgrading, Upgrade};
+use uuid::Uuid;
 
 use super::firmware::tests::store;
 use super::*;
@@ -318,6 +318,11 @@ fn a_state_that_does_not_open_and_a_reset_are_told_apart() {
     let asked = debugfs("write /dev/null reset-requested");
     put(&mut fixture, &asked);
     assert!(fixture.text(&[]).ends_with("no config"), "{}", fixture.text(&[]));
+    // A reset that was cut off says so in META.
+    let mut begun = Fixture { dir: tempfile::tempdir().unwrap(), systems: fixture.systems.clone(), disk: fixture.disk.clone() };
+    begun.meta(|meta| meta.set(record::RESETTING, Some("1".to_owned())));
+    begun.disk[start("STATE")..start("DATA")].fill(0);
+    assert!(begun.text(&[]).ends_with("no config"), "{}", begun.text(&[]));
     let removed = debugfs("rm config.yaml");
     put(&mut fixture, &removed);
     assert!(fixture.text(&[]).ends_with("no config"));
