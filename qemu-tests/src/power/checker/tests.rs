@@ -3,6 +3,7 @@
 use std::io::Cursor;
 use std::process::Command;
 
+use fatfs::{FileSystem, FsOptions};
 use gpt::disk::LogicalBlockSize;
 use gpt::mbr::ProtectiveMBR;
 use gpt::partition_types::{OperatingSystem, Type};
