@@ -287,7 +287,7 @@ mod tests {
         file.flush().unwrap();
         let events = super::super::log::read(&mut file).unwrap();
         let mut seen = Seen::default();
-        Replay::new(&file, &REGIONS, vec![0xff], 1, 60).run(&events, &mut seen).unwrap();
+        Replay::new(&file, &REGIONS, vec![0xff], 1, 600).run(&events, &mut seen).unwrap();
 
         let before: BTreeSet<_> = [(vec![0, 0, 0, 0], 0xff), (vec![1, 0, 0, 0], 0xff)].into();
         assert_eq!(seen.1, [("flushed".to_owned(), 2)]);

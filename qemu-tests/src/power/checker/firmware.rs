@@ -4,7 +4,7 @@
 //! does when the list is full and is written anew is not followed.
 
 /// systemd's vendor UUID, as it is stored.
-const VENDOR: [u8; 16] = [0x67, 0xb0, 0x82, 0x4a, 0x0c, 0x4a, 0xcf, 0x41, 0xb6, 0xc7, 0x44, 0x0b, 0x29, 0xbb, 0x8c, 0x4f];
+const VENDOR: [u8; 16] = [0x82, 0xb0, 0x67, 0x4a, 0x4c, 0x0a, 0xcf, 0x41, 0xb6, 0xc7, 0x44, 0x0b, 0x29, 0xbb, 0x8c, 0x4f];
 /// The format of a store whose variables may be authenticated.
 const AUTHENTICATED: [u8; 16] = [0x78, 0x2c, 0xf3, 0xaa, 0x7b, 0x94, 0x9a, 0x43, 0xa1, 0x80, 0x2e, 0x14, 0x4e, 0xc3, 0x77, 0x92];
 const STORE_HEADER: usize = 28;
@@ -105,6 +105,13 @@ pub mod tests {
             at = (at + all.len()).next_multiple_of(4);
         }
         store
+    }
+
+    #[test]
+    fn the_vendors_are_the_published_ones() {
+        let stored = |text: &str| uuid::Uuid::parse_str(text).unwrap().to_bytes_le();
+        assert_eq!(VENDOR, stored("4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"));
+        assert_eq!(AUTHENTICATED, stored("aaf32c78-947b-439a-a180-2e144ec37792"));
     }
 
     #[test]

@@ -10,6 +10,9 @@ use verity::Digest;
 
 use super::{Config, Disk, Partition};
 
+/// machined's second try.
+const SECOND_SUPERBLOCK: &[&str] = &["-y", "-b", "32768", "-B", "4096"];
+
 /// What is in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
@@ -32,7 +35,11 @@ impl State {
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
         file.set_len(partition.size)?;
         disk.copy(partition.start, partition.size, &file)?;
-        let checked = run("e2fsck", &["-p"], &path)?;
+        let mut checked = run("e2fsck", &["-p"], &path)?;
+        if !matches!(checked.status.code(), Some(0..=2)) {
+            // As machined does: the superblock may be torn, and there are copies of it.
+            checked = run("e2fsck", SECOND_SUPERBLOCK, &path)?;
+        }
         if !matches!(checked.status.code(), Some(0..=2)) {
             let said = String::from_utf8_lossy(&checked.stdout).into_owned();
             return Ok(State::Broken(said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("e2fsck failed").trim().to_owned()));
