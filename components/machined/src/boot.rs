@@ -2,8 +2,6 @@
 //! and the config is read. Whatever goes wrong leads to maintenance mode with the reason, never to an open machine: it
 //! still takes the console's pairing string to do anything.
 
-use std::path::Path;
-
 use host::mount::{LinuxMounts, Mounts};
 use machine_config::Config;
 use node_ipc::init::{BootInfo, BootSource};
