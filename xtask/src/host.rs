@@ -19,6 +19,8 @@ const NEEDED: &[(&str, &[&str])] = &[
     ("nftables", &["/usr/sbin/nft"]),
     ("e2fsprogs", &["/usr/sbin/e2fsck", "/sbin/e2fsck"]),
     ("iproute2", &["/usr/sbin/ip", "/usr/bin/ip", "/bin/ip", "/sbin/ip"]),
+    ("cryptsetup-bin", &["/usr/sbin/cryptsetup"]),
+    ("swtpm", &["/usr/bin/swtpm"]),
     ("debian-archive-keyring", &["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"]),
 ];
 

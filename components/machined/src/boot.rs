@@ -2,11 +2,14 @@
 //! and the config is read. Whatever goes wrong leads to maintenance mode with the reason, never to an open machine: it
 //! still takes the console's pairing string to do anything.
 
+use std::path::Path;
+
 use host::mount::{LinuxMounts, Mounts};
 use machine_config::Config;
 use node_ipc::init::{BootInfo, BootSource};
 
 use crate::api::chain;
+use crate::encryption::{self, Opened};
 use crate::machine::{Disks, Loaded};
 use crate::paths::Paths;
 use crate::reconcilers::mount;
@@ -41,17 +44,29 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 async fn load(paths: &Paths, disks: &dyn Disks) -> Result<Found, Failure> {
     if reset::has_begun(disks)? {
-        reset::wipe(disks)?;
+        reset::wipe(paths, disks)?;
         return Ok(Found::NoConfig { trouble: None });
     }
     let (device, _) = disks.system_partition("STATE")?.ok_or("the disk this system runs from has no partition STATE")?;
     let target = paths.state();
+    let device = match open(paths, "STATE", &device).await? {
+        Opened::Plain(device) | Opened::Mapped(device) => device,
+        // A reset got so far.
+        Opened::Erased => {
+            reset::wipe(paths, disks)?;
+            return Ok(Found::NoConfig { trouble: None });
+        }
+        Opened::Locked(why) => {
+            tracing::warn!(why, "STATE is locked");
+            return Ok(Found::NoConfig { trouble: Some(format!("STATE is locked: {why}")) });
+        }
+    };
     mount(&device, &target).await?;
     let state = StateDir::new(&target);
     if state.reset_requested() {
         reset::begin(disks)?;
         LinuxMounts.unmount(&target, false)?;
-        reset::wipe(disks)?;
+        reset::wipe(paths, disks)?;
         return Ok(Found::NoConfig { trouble: None });
     }
     let Some(text) = state.config()? else { return Ok(Found::NoConfig { trouble: None }) };
@@ -64,4 +79,10 @@ async fn load(paths: &Paths, disks: &dyn Disks) -> Result<Found, Failure> {
     let config = Config::parse("config.last-good.yaml", &text)?;
     let trouble = Some("the machine config can't be used; the last good one is in force".to_owned());
     Ok(Found::Config { loaded: Box::new(Loaded { text, config }), trouble })
+}
+
+/// Opens a volume in a thread of its own, since it waits for the TPM and for cryptsetup.
+pub async fn open(paths: &Paths, label: &'static str, device: &Path) -> Result<Opened, Failure> {
+    let (paths, device) = (paths.clone(), device.to_owned());
+    Ok(tokio::task::spawn_blocking(move || encryption::open(&paths, label, &device)).await??)
 }

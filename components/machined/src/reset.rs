@@ -8,8 +8,10 @@ use std::path::Path;
 use slots::meta::{self, Meta};
 use slots::record::RESETTING;
 
+use crate::encryption;
 use crate::install;
 use crate::machine::Disks;
+use crate::paths::Paths;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -26,12 +28,16 @@ pub fn begin(disks: &dyn Disks) -> Result<(), Failure> {
 }
 
 /// Makes ETCD, DATA and STATE anew.
-pub fn wipe(disks: &dyn Disks) -> Result<(), Failure> {
+/// Keys of encrypted volumes are destroyed first, and not only written over: a disk may keep what was there before.
+pub fn wipe(paths: &Paths, disks: &dyn Disks) -> Result<(), Failure> {
     tracing::warn!("resetting: ETCD, DATA and STATE are made anew");
+    let erased = encryption::erase(disks)?;
     for label in ["ETCD", "DATA", "STATE"] {
-        if let Some((device, size)) = disks.system_partition(label)? {
-            install::make_empty(&device, label, size)?;
+        let Some((device, size)) = disks.system_partition(label)? else { continue };
+        if erased.contains(&label) {
+            encryption::close(paths, label)?;
         }
+        install::make_empty(&device, label, size)?;
     }
     match disks.system_partition(meta::LABEL)? {
         Some((node, _)) => note(&node, false),
@@ -93,7 +99,7 @@ mod tests {
         assert!(has_begun(&disks).unwrap());
         // As it is found after a cut in the middle of making STATE anew.
         std::fs::write(dir.path().join("STATE"), vec![7; 16 << 20]).unwrap();
-        wipe(&disks).unwrap();
+        wipe(&Paths::under(dir.path()), &disks).unwrap();
         assert!(!has_begun(&disks).unwrap());
         let state = std::fs::read(dir.path().join("STATE")).unwrap();
         assert_eq!(state[1080..1082], [0x53, 0xef], "an ext4 file system");

@@ -2,6 +2,7 @@
 
 mod boot;
 mod dead_worker;
+mod encrypted;
 mod first_cluster;
 mod legacy_bios;
 mod power_cut;
@@ -28,6 +29,7 @@ pub const ALL: &[Scenario] = &[
     upgrade::SHORT,
     upgrade::FAULTS,
     secure_boot::SCENARIO,
+    encrypted::SCENARIO,
 ];
 
 /// Those that `cargo xtask test` runs; the others are asked for by name.

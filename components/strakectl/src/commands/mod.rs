@@ -14,10 +14,12 @@ mod images;
 mod kubeconfig;
 mod lifecycle;
 mod logs;
+mod recovery_key;
 mod resources;
 mod secureboot_keys;
 mod services;
 mod stats;
+mod unlock;
 mod upgrade;
 mod version;
 
@@ -117,6 +119,7 @@ enum Command {
     Reboot(lifecycle::Reboot),
     Shutdown(lifecycle::Shutdown),
     Reset(lifecycle::Reset),
+    Unlock(unlock::Unlock),
     Upgrade(upgrade::Upgrade),
     Rollback(upgrade::Rollback),
     #[command(subcommand)]
@@ -155,6 +158,7 @@ impl Cli {
             Command::Reboot(verb) => verb.run(&cx).await,
             Command::Shutdown(verb) => verb.run(&cx).await,
             Command::Reset(verb) => verb.run(&cx).await,
+            Command::Unlock(verb) => verb.run(&cx).await,
             Command::Upgrade(verb) => verb.run(&cx).await,
             Command::Rollback(verb) => verb.run(&cx).await,
             Command::Gen(verb) => verb.run(&cx),
