@@ -21,6 +21,7 @@ pub mod milestones;
 pub mod pairing;
 pub mod paths;
 pub mod reconcilers;
+mod reset;
 pub mod resources;
 mod root;
 mod run;

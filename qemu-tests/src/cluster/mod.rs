@@ -38,6 +38,8 @@ pub struct Cluster {
     run: PathBuf,
     programs: Programs,
     plan: ClusterPlan,
+    /// Serves the control plane's disk, if what it writes is recorded.
+    recorder: Option<PathBuf>,
 }
 
 /// What a machine that was just started turned out to be.
@@ -67,7 +69,12 @@ impl Cluster {
                 plan
             }
         };
-        Ok(Self { dir: dir.to_owned(), run: run.to_owned(), programs: programs.clone(), plan })
+        Ok(Self { dir: dir.to_owned(), run: run.to_owned(), programs: programs.clone(), plan, recorder: None })
+    }
+
+    /// The same with the control plane's disk and firmware served by the recorder behind this socket.
+    pub fn recorded(self, socket: &Path) -> Self {
+        Self { recorder: Some(socket.to_owned()), ..self }
     }
 
     /// What it consists of.
@@ -189,6 +196,7 @@ impl Cluster {
             iso: iso.map(Path::to_owned),
             switch: Some(self.network().switch()),
             firmware: self.plan.spec.firmware,
+            recorder: self.recorder.clone().filter(|_| node.control_plane),
             oem_string: None,
             tpm: self.plan.spec.tpm.then(|| dir.join("tpm")),
             dir,

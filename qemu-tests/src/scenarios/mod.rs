@@ -6,6 +6,7 @@ mod encrypted;
 mod first_cluster;
 mod legacy_bios;
 mod power_cut;
+mod power_cut_replay;
 mod rejoin;
 mod restarts;
 mod secure_boot;
@@ -20,6 +21,7 @@ pub const ALL: &[Scenario] = &[
     boot::SCENARIO,
     first_cluster::SCENARIO,
     power_cut::SCENARIO,
+    power_cut_replay::SCENARIO,
     restarts::SCENARIO,
     dead_worker::SCENARIO,
     rejoin::SCENARIO,

@@ -308,7 +308,7 @@ enum Work {
     /// Everything, from a medium.
     Whole(Box<install::Installation>),
     /// The system is installed and only lacks a config (after a reset).
-    ConfigOnly { state: PathBuf, parts: Vec<(&'static str, PathBuf, u64)>, text: String, volumes: Volumes },
+    ConfigOnly { state: PathBuf, parts: Vec<(&'static str, PathBuf, u64)>, text: String, volumes: Volumes, meta: Option<PathBuf> },
 }
 
 impl Work {
@@ -330,9 +330,16 @@ impl Work {
     fn run(&self, progress: &mut dyn FnMut(Progress)) -> Result<(), InstallError> {
         match self {
             Work::Whole(installation) => installation.run(progress),
-            Work::ConfigOnly { state, parts, text, volumes } => {
+            Work::ConfigOnly { state, parts, text, volumes, meta } => {
                 progress(Progress { stage: "write the machine config", done: 0, total: 0, detail: state.display().to_string() });
-                install::write_volumes(parts, text, volumes)
+                install::write_volumes(parts, text, volumes)?;
+                // A reset that failed is over: the next boot must not wipe this config.
+                let over = meta.as_ref().map_or(Ok(()), |meta| crate::reset::note(meta, false));
+                over.map_err(|source| InstallError::Step {
+                    step: "note in META that the reset is over",
+                    disk: state.clone(),
+                    source: std::io::Error::other(source),
+                })
             }
         }
     }
@@ -380,7 +387,8 @@ impl Handler {
             let data = machine.disks.system_partition("DATA").map_err(|error| super::internal(&error))?;
             let parts = [("ETCD", etcd), ("DATA", data), ("STATE", Some((state.clone(), size)))];
             let parts = parts.into_iter().filter_map(|(label, part)| part.map(|(node, size)| (label, node, size))).collect();
-            return Ok(Work::ConfigOnly { state, parts, text: text.to_owned(), volumes });
+            let meta = machine.disks.system_partition(slots::meta::LABEL).map_err(|error| super::internal(&error))?.map(|(node, _)| node);
+            return Ok(Work::ConfigOnly { state, parts, text: text.to_owned(), volumes, meta });
         }
         let media = Media::at(&machine.paths.media(), machine.boot.root);
         let installation = install::prepare(config, text, &target.disk, &target.node, target.sector, media, volumes);
