@@ -29,7 +29,7 @@ pub const STUB_IMAGE: &str = "strake.dev/stub:v1";
 pub const HELLO_IMAGE: &str = "strake.dev/hello:v1";
 
 /// Raised when the builder changes so that equal inputs give another image.
-const BUILDER: &str = "5";
+const BUILDER: &str = "6";
 const ZSTD_LEVEL: i32 = 15;
 
 /// What an image is built from.
@@ -178,10 +178,10 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     say("upgrade file");
     let upgrade = inputs.out.join("strake.upgrade");
     let (version, kubernetes) = (inputs.version, inputs.kubernetes);
-    upgrade::write(
-        &UpgradeInputs { version, kubernetes, kernel: &kernel, root: &root_file, verity, uki: &uki, signing: inputs.signing },
-        &upgrade,
-    )?;
+    let (config_schema, signing) = (&configs.join("machine-config.schema.json"), inputs.signing);
+    let upgrade_inputs =
+        UpgradeInputs { version, kubernetes, kernel: &kernel, root: &root_file, verity, uki: &uki, config_schema, signing };
+    upgrade::write(&upgrade_inputs, &upgrade)?;
 
     let hello = inputs.out.join("hello.tar");
     let hello_tree = root::hello_tree(&packages.dir.join("usr/bin/busybox"), &configs.join("examples/hello.sh"));

@@ -15,6 +15,7 @@ mod kubeconfig;
 mod lifecycle;
 mod logs;
 mod resources;
+mod rollout;
 mod secureboot_keys;
 mod services;
 mod stats;
