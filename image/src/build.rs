@@ -179,7 +179,10 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     let esp = scratch.join("esp.img");
     let boot_files: Vec<(&str, &Path)> = boot_files.iter().map(|(path, file)| (path.as_str(), file.as_path())).collect();
     media::fat_image(&boot_files, &esp)?;
+    let keys = scratch.join("config-keys.pem");
+    std::fs::write(&keys, room_for_keys()).on("write", &keys)?;
     let files = [
+        ("strake/config-keys.pem".to_owned(), keys),
         (format!("strake/{root_uuid}.erofs"), root_file.clone()),
         ("EFI/Linux/strake.efi".to_owned(), uki.clone()),
         ("EFI/systemd/systemd-bootx64.efi".to_owned(), boot_loader),
@@ -234,6 +237,13 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     let text = serde_json::to_vec_pretty(&image).map_err(|problem| Error::malformed(&manifest, problem.to_string()))?;
     std::fs::write(&manifest, text).on("write", &manifest)?;
     Ok(image)
+}
+
+/// What stands where `strakectl media` puts the keys of those whose configs a medium takes: nobody's.
+fn room_for_keys() -> Vec<u8> {
+    let mut room = b"# Whose configs this medium takes: written by `strakectl media`\n".to_vec();
+    room.resize(4096, b'\n');
+    room
 }
 
 fn finished(manifest: &Path, digest: &str) -> Option<Image> {

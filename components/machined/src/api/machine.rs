@@ -227,6 +227,31 @@ impl MachineService for Handler {
     }
 }
 
+/// Installs what a config that lay ready says, as if somebody had sent it, and restarts from the disk.
+pub async fn install_by_itself(machine: &Arc<Machine>, place: &str, text: &str) -> Result<(), String> {
+    let told = |status: Status| format!("the config on {place}: {}", status.message());
+    let file = ConfigFile { name: place.to_owned(), content: text.to_owned() };
+    let (config, text) = read(&[file]).map_err(told)?;
+    let changing = machine.changing.clone().try_lock_owned().map_err(|_| told(busy()))?;
+    let work = Handler(machine.clone()).prepare(&config, &text).map_err(told)?;
+    let target = work.target();
+    tracing::warn!(place, target, "installing unattended");
+    let mut said = "";
+    let done = tokio::task::spawn_blocking(move || {
+        work.run(&mut |step: Progress| {
+            if step.stage != said {
+                said = step.stage;
+                tracing::info!(stage = step.stage, detail = step.detail, "installing unattended");
+            }
+        })
+    });
+    let done = done.await.map_err(|error| super::chain(&error))?;
+    done.map_err(|error| format!("install to {target}: {}", super::chain(&error)))?;
+    drop(changing);
+    let restarted = machine.init.reboot("installed unattended; starting from the disk").await;
+    restarted.map_err(|error| format!("restart after the installation: {}", super::chain(&error)))
+}
+
 pub fn busy() -> Status {
     Status::aborted("another change of this machine is under way")
 }

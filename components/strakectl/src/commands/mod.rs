@@ -4,6 +4,7 @@ mod apply_config;
 mod bootstrap;
 mod completion;
 mod config;
+mod config_key;
 mod context;
 mod etcd;
 mod explain;
@@ -14,6 +15,7 @@ mod images;
 mod kubeconfig;
 mod lifecycle;
 mod logs;
+mod media;
 mod resources;
 mod rollout;
 mod secureboot_keys;
@@ -120,6 +122,7 @@ enum Command {
     Reset(lifecycle::Reset),
     Upgrade(upgrade::Upgrade),
     Rollback(upgrade::Rollback),
+    Media(media::Media),
     #[command(subcommand)]
     Gen(r#gen::Gen),
     #[command(subcommand)]
@@ -158,6 +161,7 @@ impl Cli {
             Command::Reset(verb) => verb.run(&cx).await,
             Command::Upgrade(verb) => verb.run(&cx).await,
             Command::Rollback(verb) => verb.run(&cx).await,
+            Command::Media(verb) => verb.run(),
             Command::Gen(verb) => verb.run(&cx),
             Command::Config(verb) => verb.run(&cx),
             Command::Context(verb) => verb.run(&cx),
