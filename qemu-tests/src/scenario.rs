@@ -72,6 +72,8 @@ impl Context {
             switch: None,
             firmware: Firmware::Uefi,
             oem_string: None,
+            clock: None,
+            network_boot: None,
             dir: self.dir.join(name),
             run: self.run.clone(),
         }

@@ -4,6 +4,7 @@ mod boot;
 mod dead_worker;
 mod first_cluster;
 mod legacy_bios;
+mod media;
 mod power_cut;
 mod rejoin;
 mod restarts;
@@ -26,6 +27,8 @@ pub const ALL: &[Scenario] = &[
     upgrade::SHORT,
     upgrade::FAULTS,
     secure_boot::SCENARIO,
+    media::UNATTENDED,
+    media::PXE,
 ];
 
 /// Those that `cargo xtask test` runs; the others are asked for by name.
