@@ -18,6 +18,9 @@ const QUERY: Duration = Duration::from_secs(3);
 /// How often the clock is compared.
 const AGAIN: Duration = Duration::from_secs(600);
 
+/// How long after the start time servers may take before a dead clock is set without them.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Keeps the clock.
 #[derive(Default)]
 pub struct Time {
@@ -57,6 +60,10 @@ impl Reconciler for Time {
         if !is_sane(LinuxClock.wall(), floor) {
             if answered {
                 return Err("the time servers say that it is before this system or its cluster was made".into());
+            }
+            // Those that are configured get a chance first: what is issued now is dated by the floor.
+            if let Some(problem) = problem.as_ref().filter(|_| LinuxClock.monotonic().0 < PATIENCE) {
+                return Err(format!("the clock is behind what is known to be past: {problem}").into());
             }
             let behind = floor.0.saturating_sub(LinuxClock.wall().0);
             LinuxClock.correct(Offset { negative: false, magnitude: behind })?;
