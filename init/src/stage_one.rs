@@ -33,7 +33,9 @@ const SETTLE: Duration = Duration::from_millis(1500);
 
 #[derive(Debug, thiserror::Error)]
 enum StageOneError {
-    #[error("secure boot is enabled, and the kernel's command line is not the image's own; {0}")]
+    #[error(
+        "secure boot is enabled, and the kernel's command line is not the image's own; {0}; take that out of the firmware's tables (SMBIOS type 11) or the loader's files"
+    )]
     CommandLine(String),
     #[error("no root {uuid} {place} after {waited:?}; devices: {devices}")]
     RootNotFound { uuid: String, place: String, waited: Duration, devices: String },

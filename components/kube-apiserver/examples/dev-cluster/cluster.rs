@@ -94,6 +94,19 @@ fn run_etcd(dir: &Path, (program, line): &(PathBuf, Vec<OsString>)) -> Child {
     Command::new(program).args(line).stdout(Stdio::null()).stderr(log).spawn().expect("etcd starts")
 }
 
+/// Tries until `look` gives something.
+#[allow(dead_code, reason = "only some tests wait for what comes by itself")]
+pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(90);
+    while Instant::now() < end {
+        if let Some(found) = look().await {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("waited in vain for {what}");
+}
+
 impl Cluster {
     /// Kills etcd as a lost machine would, and starts it again on what it had written.
     #[allow(dead_code, reason = "only some tests disturb etcd")]

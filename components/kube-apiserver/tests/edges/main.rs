@@ -13,10 +13,10 @@ mod reviews;
 use std::{
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use cluster::Cluster;
+use cluster::{Cluster, until};
 use http_body_util::BodyExt;
 use hyper::{HeaderMap, Method, Request, body::Bytes};
 use kube_client::{
@@ -126,16 +126,4 @@ async fn done(client: &Client, method: Method, path: &str, body: Value) -> Value
     let a = send(client, method, path, &[], &body).await;
     assert!(a.code < 300, "{path}: {} {}", a.code, String::from_utf8_lossy(&a.body));
     a.json()
-}
-
-/// Tries until `look` gives something.
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(90);
-    while Instant::now() < end {
-        if let Some(found) = look().await {
-            return found;
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    panic!("waited in vain for {what}");
 }

@@ -9,13 +9,9 @@ mod half_open;
 mod two_servers;
 mod watch_model;
 
-use std::{
-    ffi::OsString,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{ffi::OsString, path::Path, time::Duration};
 
-use cluster::Cluster;
+use cluster::{Cluster, until};
 use futures_util::TryStreamExt;
 use http_body_util::BodyExt;
 use hyper::{Method, Request};
@@ -83,18 +79,6 @@ async fn get(client: &Client, path: &str) -> Value {
 
 fn version(object: &Value) -> u64 {
     object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or_else(|| panic!("no version: {object}"))
-}
-
-/// Tries until `look` gives something.
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(90);
-    while Instant::now() < end {
-        if let Some(found) = look().await {
-            return found;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("waited in vain for {what}");
 }
 
 /// Waits for something that must come at some time.

@@ -72,10 +72,14 @@ pub enum UpgradeError {
     #[error("the keys whose upgrade files this image takes")]
     Keys(#[from] pki::PkiError),
     /// It has no signature, and needs one.
-    #[error("the upgrade file is not signed, and this image takes only what is signed with a key of its own ({0})")]
+    #[error(
+        "the upgrade file is not signed, and this image takes only what is signed with a key of its own ({0}); build it with `cargo xtask image --secureboot-keys`"
+    )]
     Unsigned(String),
     /// Its signature is another key's, or of something else.
-    #[error("the upgrade file's signature was made with no key of this image ({0}), or the file was changed after it was signed")]
+    #[error(
+        "the upgrade file's signature was made with no key of this image ({0}), or the file was changed after it was signed; take one that is signed with that key"
+    )]
     WrongSignature(String),
     /// Its manifest is none.
     #[error("the upgrade's manifest cannot be read")]

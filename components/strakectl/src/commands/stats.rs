@@ -73,8 +73,10 @@ fn order(processes: &mut [ProcessStats], sort: Sort) {
 fn row(process: ProcessStats) -> Value {
     // init knows restarts of its services only.
     let restarts = (!process.service.is_empty()).then_some(process.restarts);
+    // Every process holds something: what the kernel did not tell is not nothing.
+    let pss = (process.pss > 0).then_some(process.pss);
     json!({
-        "name": process.name, "pid": process.pid, "group": process.group, "service": process.service, "rss": process.rss, "pss": process.pss,
+        "name": process.name, "pid": process.pid, "group": process.group, "service": process.service, "rss": process.rss, "pss": pss,
         "rssAnon": process.rss_anon, "cpuSeconds": process.cpu_seconds, "groupMemory": process.group_memory, "restarts": restarts,
         "threads": process.threads,
     })
@@ -98,9 +100,9 @@ mod tests {
     }
 
     #[test]
-    fn restarts_are_shown_of_services_only() {
+    fn what_is_not_known_is_not_shown() {
         let pod = row(ProcessStats { name: "etcd".into(), ..ProcessStats::default() });
-        assert!(pod["restarts"].is_null());
+        assert!(pod["restarts"].is_null() && pod["pss"].is_null());
         let service = row(ProcessStats { name: "kubelet".into(), service: "kubelet".into(), restarts: 2, ..ProcessStats::default() });
         assert_eq!(service["restarts"], 2);
     }
