@@ -171,7 +171,7 @@ async fn install_by_itself(machine: Arc<Machine>, board: Board) {
         }
         let done = match unattended::Trust::read(&machine.paths.media()) {
             Ok(trust) => match trust.check(&found) {
-                Ok(text) => api::machine::install_by_itself(&machine, &found.place, text).await,
+                Ok(text) => api::install_by_itself(&machine, &found.place, text).await,
                 Err(error) => Err(api::chain(&error)),
             },
             Err(error) => Err(api::chain(&error)),

@@ -16,6 +16,7 @@ const LABEL: &str = "STRAKE-CFG";
 const FILE: &str = "config.yaml";
 /// Volumes that are looked at.
 const MOST: usize = 256;
+const DRIVES: u32 = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -27,7 +28,9 @@ enum Kind {
 pub fn look(paths: &Paths) -> Result<Option<Found>, UnattendedError> {
     let disks = LinuxBlocks::default().disks().unwrap_or_default();
     let devices = disks.into_iter().flat_map(|disk| std::iter::once(disk.path).chain(disk.partitions.into_iter().map(|part| part.path)));
-    for device in devices.take(MOST) {
+    // CD drives are no disks.
+    let drives = (0..DRIVES).map(|number| paths.at(&format!("/dev/sr{number}")));
+    for device in devices.chain(drives).take(MOST) {
         let kind = File::open(&device).ok().and_then(|mut file| kind(&mut file));
         match kind {
             Some(Kind::Fat) => return from_fat(&device).map(Some),

@@ -161,7 +161,8 @@ impl Session<'_> {
 
     /// Asks; where the registry wants to know who asks, it is told, once.
     async fn get(&mut self, url: &str, headers: &[(HeaderName, String)]) -> Result<hyper::Response<Incoming>, FetchError> {
-        let response = self.http.ask(url, &self.with_authorization(headers)).await?;
+        let all = self.with_authorization(headers);
+        let response = self.http.ask(url, &all).await?;
         if response.status() != StatusCode::UNAUTHORIZED || self.authorization.is_some() {
             return if response.status().is_success() { Ok(response) } else { Err(http::refused(url, response).await.into()) };
         }
@@ -175,7 +176,8 @@ impl Session<'_> {
             Some(Challenge::Bearer(parameters)) => format!("Bearer {}", self.token(&parameters, credentials).await?),
             None => return Err(self.reference.problem(format!("it asks for credentials of an unknown kind: {wanted:?}"))),
         });
-        Ok(self.http.get(url, &self.with_authorization(headers)).await?)
+        let all = self.with_authorization(headers);
+        Ok(self.http.get(url, &all).await?)
     }
 
     fn with_authorization(&self, headers: &[(HeaderName, String)]) -> Vec<(HeaderName, String)> {
