@@ -44,7 +44,8 @@ impl Reference {
         let (registry, rest) = text.split_once('/')?;
         let host = registry.split_once(':').map_or(registry, |(host, _)| host);
         let looks_like_a_host = host == "localhost" || registry.contains(['.', ':']);
-        if !looks_like_a_host || registry.is_empty() || !registry.chars().all(|c| c.is_ascii_alphanumeric() || ".:-[]".contains(c)) {
+        let begins_well = registry.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[');
+        if !looks_like_a_host || !begins_well || !registry.chars().all(|c| c.is_ascii_alphanumeric() || ".:-[]".contains(c)) {
             return None;
         }
         let (repository, version) = match rest.split_once('@') {
@@ -266,6 +267,7 @@ mod tests {
             (&format!("r.example/s:1@{digest}"), Some(("r.example", "s", digest.as_str()))),
             ("strake.upgrade", None),
             ("./strake.upgrade", None),
+            ("../strake.upgrade", None),
             ("dir/strake.upgrade", None),
             ("r.example/s@sha256:12", None),
             ("r.example/", None),
