@@ -151,13 +151,21 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
         initramfs: &[&initramfs],
         command_line: &arguments,
         os_release: &release.os_release(),
+        measured: None,
     };
     let mut boot_loader = packages.dir.join("usr/lib/systemd/boot/efi/systemd-bootx64.efi");
     let mut boot_files = vec![("EFI/BOOT/BOOTX64.EFI".to_owned(), uki.clone())];
     if let Some(signing) = inputs.signing {
         say("signatures");
         let plain = scratch.join("unsigned.efi");
-        media::uki(tools, &uki_inputs, &plain)?;
+        let measured = signing.measured_key();
+        media::uki(tools, &UkiInputs { measured: measured.as_deref().map(|key| (key, None)), ..uki_inputs }, &plain)?;
+        if let Some(key) = &measured {
+            let signatures = scratch.join("pcrsig.json");
+            std::fs::write(&signatures, signing.measurements(&plain)?).on("write", &signatures)?;
+            remove(&plain)?;
+            media::uki(tools, &UkiInputs { measured: Some((key, Some(&signatures))), ..uki_inputs }, &plain)?;
+        }
         remove(&uki)?;
         signing.program(&plain, &uki)?;
         let signed = scratch.join("systemd-bootx64.efi");

@@ -49,6 +49,8 @@ pub struct UkiInputs<'a> {
     pub command_line: &'a str,
     /// Content of os-release(5).
     pub os_release: &'a str,
+    /// The public key of whoever signs what is measured (PEM), and the signatures, once they are known.
+    pub measured: Option<(&'a Path, Option<&'a Path>)>,
 }
 
 /// Builds a UKI.
@@ -64,6 +66,12 @@ pub fn uki(tools: &Tools, inputs: &UkiInputs<'_>, out: &Path) -> Result<(), Erro
         command.arg("--initrd").arg(archive);
     }
     command.args(["--cmdline", inputs.command_line, "--os-release", inputs.os_release]);
+    if let Some((key, signatures)) = inputs.measured {
+        command.arg("--pcrpkey").arg(format!("@{}", key.display()));
+        if let Some(signatures) = signatures {
+            command.arg("--section").arg(format!(".pcrsig:@{}", signatures.display()));
+        }
+    }
     run(command.arg("--output").arg(out)).map(drop)
 }
 

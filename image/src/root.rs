@@ -25,6 +25,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("usr/sbin/mke2fs", "usr/bin/mke2fs"),
     ("usr/sbin/e2fsck", "usr/bin/e2fsck"),
     ("usr/sbin/resize2fs", "usr/bin/resize2fs"),
+    ("usr/sbin/cryptsetup", "usr/bin/cryptsetup"),
     ("usr/lib/cni/bridge", "usr/lib/cni/bridge"),
     ("usr/lib/cni/host-local", "usr/lib/cni/host-local"),
     ("usr/lib/cni/loopback", "usr/lib/cni/loopback"),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use host::loop_device;
 use host::secure_boot::SecureBoot;
-use node_ipc::init::{BOOT_INFO_FILE, BootInfo, BootSource, MEDIA_DIR, Slot};
+use node_ipc::init::{BOOT_INFO_FILE, BootInfo, BootSource, MEDIA_DIR, PCR_PUBLIC_KEY_FILE, PCR_SIGNATURE_FILE, Slot};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 use verity::Parameters;
@@ -30,6 +30,12 @@ const IN_MEMORY: &str = "the kernel image";
 const POLL: Duration = Duration::from_millis(100);
 /// A medium is taken when the devices have not changed for this long: a disk that is installed goes first.
 const SETTLE: Duration = Duration::from_millis(1500);
+
+/// What systemd-stub leaves beside the initramfs, and where machined finds it.
+const MEASURED: [(&str, &str); 2] =
+    [("/.extra/tpm2-pcr-public-key.pem", PCR_PUBLIC_KEY_FILE), ("/.extra/tpm2-pcr-signature.json", PCR_SIGNATURE_FILE)];
+/// More than either has.
+const MEASURED_MOST: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 enum StageOneError {
@@ -72,6 +78,9 @@ pub fn run() -> Result<Infallible, Box<dyn Error>> {
     let dir = Path::new(BOOT_INFO_FILE).parent().unwrap_or(Path::new("/run"));
     fs::create_dir_all(dir).map_err(StageOneError::WriteBootInfo)?;
     fs::write(BOOT_INFO_FILE, serde_json::to_vec(&boot)?).map_err(StageOneError::WriteBootInfo)?;
+    for (from, to) in MEASURED {
+        keep(Path::new(from), Path::new(to));
+    }
 
     switch_root()?;
     Err(StageOneError::Exec(Command::new("/usr/bin/init").exec()).into())
@@ -230,6 +239,14 @@ fn open(root: &Parameters, device: &Path, place: &str, kept: Option<&mut Kept>) 
 /// Whether the other slot may do better.
 fn is_damage(error: &StageOneError) -> bool {
     matches!(error, StageOneError::Damaged(_) | StageOneError::Verify(VerifyError::ReadTree { .. } | VerifyError::Other { .. }))
+}
+
+/// Copies a small file before the initramfs goes away. One that is not there is none that the image has.
+fn keep(from: &Path, to: &Path) {
+    let fits = fs::metadata(from).is_ok_and(|found| found.is_file() && found.len() <= MEASURED_MOST);
+    if fits && let Err(error) = fs::copy(from, to) {
+        report::warn(&format!("keep {} as {}: {error}", from.display(), to.display()));
+    }
 }
 
 /// Moves the mounts into the root, empties the initramfs to give its memory back, and makes the root `/`.

@@ -43,6 +43,8 @@ pub struct MachineSpec {
     pub clock: Option<String>,
     /// The file that it is given when it boots from the network, if it does.
     pub network_boot: Option<PathBuf>,
+    /// The directory of its TPM's state, if it has a TPM; an empty one is a new TPM.
+    pub tpm: Option<PathBuf>,
     /// The directory of its console, logs and firmware variables.
     pub dir: PathBuf,
     /// The directory of its sockets (short, because socket names are limited to 107 bytes).
@@ -100,6 +102,9 @@ impl Machine {
             Firmware::SecureBoot => tools.file("usr/share/OVMF/OVMF_CODE_4M.secboot.fd")?,
             Firmware::Uefi | Firmware::LegacyBios => tools.file("usr/share/OVMF/OVMF_CODE_4M.fd")?,
         };
+        if let Some(state) = &spec.tpm {
+            start_tpm(state, &tpm_socket(spec))?;
+        }
         let output = spec.dir.join("qemu.log");
         let log = File::create(&output).on("create", &output)?;
         let errors = log.try_clone().on("share", &output)?;
@@ -230,6 +235,42 @@ impl Machine {
     }
 }
 
+/// Starts the emulator of a TPM. It ends with the machine that it is plugged into.
+fn start_tpm(state: &Path, socket: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(state).on("create", state)?;
+    match std::fs::remove_file(socket) {
+        Err(problem) if problem.kind() != std::io::ErrorKind::NotFound => return Err(problem).on("remove", socket),
+        _ => {}
+    }
+    let log = state.join("log");
+    let output = File::create(&log).on("create", &log)?;
+    let mut command = Command::new("swtpm");
+    command.args(["socket", "--tpm2", "--terminate", "--tpmstate", &format!("dir={},mode=0600", state.display())]);
+    command.args(["--ctrl", &format!("type=unixio,path={}", socket.display())]).stdin(Stdio::null());
+    let mut child = command
+        .stdout(output.try_clone().on("share", &log)?)
+        .stderr(output)
+        .process_group(0)
+        .spawn()
+        .map_err(|source| Error::Spawn { program: "swtpm".into(), source })?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !socket.exists() {
+        if Instant::now() > deadline || child.try_wait().on("wait for swtpm in", state)?.is_some() {
+            let _ = child.kill();
+            let _ = child.wait();
+            let found = std::fs::read_to_string(&log).unwrap_or_default();
+            return Err(Error::Unexpected { what: "swtpm".into(), expected: "its socket".into(), found });
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::spawn(move || child.wait());
+    Ok(())
+}
+
+fn tpm_socket(spec: &MachineSpec) -> PathBuf {
+    spec.run.join(format!("{}.tpm", spec.name))
+}
+
 /// Creates an empty disk; `bytes` are not taken until they are written.
 pub fn create_disk(path: &Path, bytes: u64) -> Result<Disk, Error> {
     let file = File::create(path).on("create", path)?;
@@ -280,6 +321,10 @@ fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variable
     if let Some(text) = &spec.oem_string {
         add(&["-smbios", &format!("type=11,value={text}")]);
     }
+    if spec.tpm.is_some() {
+        add(&["-chardev", &format!("socket,id=tpm,path={}", tpm_socket(spec).display())]);
+        add(&["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"]);
+    }
     add(&["-smp", &spec.processors.to_string(), "-m", &spec.memory_mib.to_string(), "-rtc"]);
     add(&[&format!("base={}", spec.clock.as_deref().unwrap_or("utc"))]);
     add(&["-qmp", &monitor_argument(&spec.run.join(format!("{}.qmp", spec.name)))]);
@@ -328,6 +373,9 @@ mod tests {
             switch: Some("/r/switch".into()),
             firmware: Firmware::Uefi,
             oem_string: None,
+            clock: None,
+            network_boot: None,
+            tpm: None,
             dir: "/d".into(),
             run: "/r".into(),
         }
@@ -354,8 +402,16 @@ mod tests {
         assert!(line.contains("format=qcow2,cache=writeback") && !line.contains("pflash"), "{line}");
         layered.firmware = Firmware::SecureBoot;
         layered.oem_string = Some("io.example=1".into());
+        layered.tpm = Some("/t".into());
         let line = arguments(&layered, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
-        for part in ["smm=on", "property=secure,value=on", "unit=0,format=raw,readonly=on,file=/c", "type=11,value=io.example=1"] {
+        for part in [
+            "smm=on",
+            "property=secure,value=on",
+            "unit=0,format=raw,readonly=on,file=/c",
+            "type=11,value=io.example=1",
+            "path=/r/cp-1.tpm",
+            "tpm-crb,tpmdev=tpm0",
+        ] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
     }

@@ -74,6 +74,7 @@ impl Context {
             oem_string: None,
             clock: None,
             network_boot: None,
+            tpm: None,
             dir: self.dir.join(name),
             run: self.run.clone(),
         }
@@ -105,8 +106,12 @@ impl Context {
 
     /// The same from another medium and with other firmware.
     pub fn installed_from(&self, iso: &Path, firmware: Firmware) -> Result<RunningCluster, Error> {
-        let spec = ClusterSpec { workers: 0, firmware, ..ClusterSpec::small() };
-        let cluster = Cluster::open(&self.dir.join("cluster"), &self.run.join("cluster"), &self.programs, &spec).map(RunningCluster)?;
+        self.installed_as(iso, &ClusterSpec { workers: 0, firmware, ..ClusterSpec::small() })
+    }
+
+    /// The machines of a plan, installed, without Kubernetes.
+    pub fn installed_as(&self, iso: &Path, spec: &ClusterSpec) -> Result<RunningCluster, Error> {
+        let cluster = Cluster::open(&self.dir.join("cluster"), &self.run.join("cluster"), &self.programs, spec).map(RunningCluster)?;
         cluster.install_machines(iso, self.accelerator, self)?;
         Ok(cluster)
     }

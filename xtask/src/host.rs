@@ -18,6 +18,8 @@ const NEEDED: &[(&str, &[&str])] = &[
     ("libprotobuf-dev", &["/usr/include/google/protobuf/descriptor.proto"]),
     ("nftables", &["/usr/sbin/nft"]),
     ("iproute2", &["/usr/sbin/ip", "/usr/bin/ip", "/bin/ip", "/sbin/ip"]),
+    ("cryptsetup-bin", &["/usr/sbin/cryptsetup"]),
+    ("swtpm", &["/usr/bin/swtpm"]),
     ("debian-archive-keyring", &["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"]),
 ];
 

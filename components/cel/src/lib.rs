@@ -4,6 +4,7 @@
 //! [`Program::run`] evaluates it with a limit. Nothing here does I/O, and everything that depends on the source is bounded: its size, its
 //! depth, the time it may run.
 
+pub mod admission;
 pub mod ast;
 pub mod check;
 pub mod cost;

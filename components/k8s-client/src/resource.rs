@@ -87,6 +87,9 @@ pub mod resources {
         CSI_DRIVERS = "storage.k8s.io", "v1", "csidrivers", "CSIDriver", false;
         VOLUME_ATTACHMENTS = "storage.k8s.io", "v1", "volumeattachments", "VolumeAttachment", false;
         CLUSTER_ROLES = "rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", false;
+        VALIDATING_ADMISSION_POLICIES = "admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", false;
+        RESOURCE_CLAIMS = "resource.k8s.io", "v1", "resourceclaims", "ResourceClaim", true;
+        RESOURCE_CLAIM_TEMPLATES = "resource.k8s.io", "v1", "resourceclaimtemplates", "ResourceClaimTemplate", true;
         SERVICE_CIDRS = "networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR", false;
         IP_ADDRESSES = "networking.k8s.io", "v1", "ipaddresses", "IPAddress", false;
         TOKEN_REVIEWS = "authentication.k8s.io", "v1", "tokenreviews", "TokenReview", false;

@@ -9,7 +9,7 @@ use crate::{
     admission, audit,
     authn::{Names, oidc::config as oidc},
     flow_control,
-    http::{drain, tls::Protocols},
+    http::{drain, options, tls::Protocols},
     kubelet::KubeletConfig,
     server::{Authorizers, Config, Issuers, TokenHook},
     services::NodePorts,
@@ -152,6 +152,9 @@ pub struct Flags {
     service_account_signing_key_file: PathBuf,
     #[arg(long)]
     service_account_max_token_expiration: Option<String>,
+    /// Tokens of pods that did not choose how long theirs is good are good for a year, though they are told an hour.
+    #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    service_account_extend_token_expiration: bool,
     /// Ranges of cluster IPs, at most one per family.
     #[arg(long, value_delimiter = ',', default_value = "10.0.0.0/24")]
     service_cluster_ip_range: Vec<ipnet::IpNet>,
@@ -188,31 +191,123 @@ pub struct Flags {
     /// Requests that change something, at a time.
     #[arg(long, default_value_t = 200)]
     max_mutating_requests_inflight: u64,
+    /// Tokens of users in a file of lines `token,user,uid,"group1,group2"`.
+    #[arg(long)]
+    token_auth_file: Option<PathBuf>,
+    /// Requests that are not watches or streams must be done in this time.
+    #[arg(long, default_value = "1m0s")]
+    request_timeout: String,
+    /// Seconds after which a watch that names no end is ended at the earliest.
+    #[arg(long, default_value_t = 1800)]
+    min_request_timeout: u64,
+    /// Requests of one HTTP/2 connection at a time; 0: 250.
+    #[arg(long, default_value_t = 0)]
+    http2_max_streams_per_connection: u32,
+    /// Directives of the header Strict-Transport-Security, such as `max-age=31536000,includeSubDomains`.
+    #[arg(long, value_delimiter = ',')]
+    strict_transport_security_directives: Vec<String>,
+    /// Regular expressions of origins whose web pages may read answers.
+    #[arg(long, value_delimiter = ',')]
+    cors_allowed_origins: Vec<String>,
+    /// Where the keys of service account tokens are said to be.
+    #[arg(long)]
+    service_account_jwks_uri: Option<String>,
+    /// Tokens of service accounts are good only while their account is there; this is always so.
+    #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    service_account_lookup: bool,
+    #[arg(long, default_value_t = 300)]
+    default_not_ready_toleration_seconds: i64,
+    #[arg(long, default_value_t = 300)]
+    default_unreachable_toleration_seconds: i64,
+    /// How often what etcd keeps of the past is cut off; 0: never.
+    #[arg(long, default_value = "5m0s")]
+    etcd_compaction_interval: String,
+    #[command(flatten)]
+    without_effect: WithoutEffect,
     /// Verbosity: 0 to 10.
     #[arg(short = 'v', long = "v", default_value_t = 0)]
     pub verbosity: u8,
 }
 
-/// A duration as Go writes it, in seconds: `1h0m0s`, `90m`.
-pub fn go_seconds(s: &str) -> anyhow::Result<i64> {
+/// Flags of upstream's that tune what is not tuned here. They are taken so that the same command line starts either server.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+struct WithoutEffect {
+    /// Caches follow etcd and need no size.
+    #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    watch_cache: bool,
+    #[arg(long, hide = true)]
+    default_watch_cache_size: Option<u64>,
+    #[arg(long, value_delimiter = ',', hide = true)]
+    watch_cache_sizes: Vec<String>,
+    /// Collections are deleted as fast as etcd takes it.
+    #[arg(long, hide = true)]
+    delete_collection_workers: Option<u64>,
+    #[arg(long, hide = true)]
+    lease_reuse_duration_seconds: Option<u64>,
+    #[arg(long, hide = true)]
+    etcd_count_metric_poll_period: Option<String>,
+    #[arg(long, hide = true)]
+    etcd_db_metric_poll_interval: Option<String>,
+    #[arg(long, hide = true)]
+    etcd_healthcheck_timeout: Option<String>,
+    #[arg(long, hide = true)]
+    etcd_readycheck_timeout: Option<String>,
+    #[arg(long, value_parser = ["etcd3"], hide = true)]
+    storage_backend: Option<String>,
+    /// Finalizers of owners are always honoured.
+    #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    enable_garbage_collector: bool,
+    /// There is no profiler.
+    #[arg(long, default_value = "false", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    contention_profiling: bool,
+    #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    enable_logs_handler: bool,
+    /// The certificate is named by --tls-cert-file.
+    #[arg(long, hide = true)]
+    cert_dir: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    kubelet_timeout: Option<String>,
+    #[arg(long, hide = true)]
+    livez_grace_period: Option<String>,
+    #[arg(long, value_parser = ["text", "json"], hide = true)]
+    logging_format: Option<String>,
+    #[arg(long, hide = true)]
+    log_flush_frequency: Option<String>,
+    #[arg(long, hide = true)]
+    vmodule: Option<String>,
+    /// No metric is hidden.
+    #[arg(long, hide = true)]
+    show_hidden_metrics_for_version: Option<String>,
+    #[arg(long, hide = true)]
+    apiserver_count: Option<u64>,
+}
+
+/// A duration as Go writes it: `1h0m0s`, `90m`, `1.5s`, `250ms`.
+pub fn go_duration(s: &str) -> anyhow::Result<Duration> {
+    const UNITS: [(&str, f64); 8] =
+        [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("μs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
     let bad = || anyhow::anyhow!("{s:?} is not a duration such as 1h0m0s");
-    let (mut total, mut number) = (0i64, String::new());
-    for c in s.chars() {
-        let unit = match c {
-            '0'..='9' => {
-                number.push(c);
-                continue;
-            }
-            'h' => 3600,
-            'm' => 60,
-            's' => 1,
-            _ => return Err(bad()),
-        };
-        let n: i64 = number.parse().map_err(|_| bad())?;
-        total = n.checked_mul(unit).and_then(|x| total.checked_add(x)).ok_or_else(bad)?;
-        number.clear();
+    let mut rest = s.strip_prefix('+').unwrap_or(s);
+    if rest == "0" {
+        return Ok(Duration::ZERO);
     }
-    if number.is_empty() && !s.is_empty() { Ok(total) } else { Err(bad()) }
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+        let (value, after) = rest.split_at(number);
+        let unit = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit);
+        let (_, size) = UNITS.iter().find(|(u, _)| *u == unit).ok_or_else(bad)?;
+        total += value.parse::<f64>().map_err(|_| bad())? * size;
+        rest = after;
+    }
+    if s.is_empty() { Err(bad()) } else { Duration::try_from_secs_f64(total).map_err(|_| bad()) }
+}
+
+/// As [`go_duration`], in whole seconds.
+pub fn go_seconds(s: &str) -> anyhow::Result<i64> {
+    Ok(i64::try_from(go_duration(s)?.as_secs())?)
 }
 
 impl Flags {
@@ -257,10 +352,33 @@ impl Flags {
                 bail!("--enable-admission-plugins: unknown plugin {p:?}");
             }
         }
-        let off = self.disable_admission_plugins.into_iter().filter(|p| !self.enable_admission_plugins.contains(p)).collect();
-        let mut admission = admission::Configuration::without(off);
+        if let Some(p) = self.enable_admission_plugins.iter().find(|p| !admission::is_here(p)) {
+            bail!("--enable-admission-plugins: the plugin {p} is not part of this server");
+        }
+        let mut admission = admission::Configuration::of(&self.enable_admission_plugins, &self.disable_admission_plugins);
         if let Some(path) = &self.admission_control_config_file {
             admission = admission.load(path).context("--admission-control-config-file")?;
+        }
+        if !self.service_account_lookup {
+            bail!("--service-account-lookup=false is refused: tokens would outlive their accounts");
+        }
+        let strict_transport = match self.strict_transport_security_directives.as_slice() {
+            [] => None,
+            all => Some(http::HeaderValue::from_str(&all.join("; ")).context("--strict-transport-security-directives")?),
+        };
+        let origins = self.cors_allowed_origins.iter().map(|o| regex::Regex::new(o)).collect::<Result<Vec<_>, _>>();
+        let http = options::Options {
+            request_timeout: go_duration(&self.request_timeout).context("--request-timeout")?,
+            min_request_timeout: Duration::from_secs(self.min_request_timeout),
+            max_streams: if self.http2_max_streams_per_connection == 0 { 250 } else { self.http2_max_streams_per_connection },
+            strict_transport,
+            origins: origins.context("--cors-allowed-origins")?,
+        };
+        if http.request_timeout.is_zero() {
+            bail!("--request-timeout must be greater than 0");
+        }
+        if self.default_not_ready_toleration_seconds < 0 || self.default_unreachable_toleration_seconds < 0 {
+            bail!("--default-not-ready-toleration-seconds and --default-unreachable-toleration-seconds must not be negative");
         }
         if self.service_account_issuer.is_empty() {
             bail!("--service-account-issuer is required");
@@ -341,6 +459,7 @@ impl Flags {
             signing_key: self.service_account_signing_key_file,
             token_keys: self.service_account_key_file,
             max_token_lifetime: max.filter(|m| *m > 0),
+            extend_tokens: self.service_account_extend_token_expiration,
             service_ranges: self.service_cluster_ip_range,
             node_ports: self.service_node_port_range,
             kubelet: KubeletConfig {
@@ -365,7 +484,13 @@ impl Flags {
                 read_only: self.max_requests_inflight,
                 mutating: self.max_mutating_requests_inflight,
             },
-            audit: self.audit.into_config(go_seconds)?,
+            audit: self.audit.into_config(go_duration)?,
+            arguments: Vec::new(),
+            http,
+            token_file: self.token_auth_file,
+            jwks_uri: self.service_account_jwks_uri,
+            toleration_seconds: (self.default_not_ready_toleration_seconds, self.default_unreachable_toleration_seconds),
+            compaction_interval: go_duration(&self.etcd_compaction_interval).context("--etcd-compaction-interval")?,
         })
     }
 }
@@ -431,16 +556,47 @@ mod tests {
     }
 
     #[test]
+    fn what_tunes_upstreams_server_is_taken() {
+        let c = parse(&[
+            "--token-auth-file=t",
+            "--request-timeout=90s",
+            "--min-request-timeout=600",
+            "--http2-max-streams-per-connection=1000",
+            "--strict-transport-security-directives=max-age=31536000,includeSubDomains",
+            "--cors-allowed-origins=^https://a,b$",
+            "--default-not-ready-toleration-seconds=30",
+            "--etcd-compaction-interval=10m",
+            "--watch-cache-sizes=pods#100",
+            "--default-watch-cache-size=200",
+            "--delete-collection-workers=2",
+            "--enable-garbage-collector",
+            "--logging-format=json",
+            "--audit-webhook-config-file=w",
+            "--audit-policy-file=p",
+        ])
+        .unwrap();
+        assert_eq!((c.http.request_timeout, c.http.min_request_timeout), (Duration::from_secs(90), Duration::from_secs(600)));
+        assert_eq!((c.http.max_streams, c.http.origins.len(), c.toleration_seconds), (1000, 2, (30, 300)));
+        assert_eq!(c.http.strict_transport.unwrap().as_bytes(), b"max-age=31536000; includeSubDomains");
+        assert_eq!(c.compaction_interval, Duration::from_secs(600));
+        assert!(c.audit.unwrap().webhook.is_some());
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (flag, named) in [
             ("--no-such-flag", "--no-such-flag"),
             ("--authorization-mode=AlwaysAllow", "AlwaysAllow"),
             ("--enable-admission-plugins=Nonsense", "Nonsense"),
+            ("--enable-admission-plugins=EventRateLimit", "not part of this server"),
             ("--authorization-mode=Webhook", "--authorization-webhook-config-file"),
             ("--encryption-provider-config-automatic-reload", "--encryption-provider-config"),
             ("--oidc-client-id=x", "--oidc-issuer-url"),
             ("--proxy-client-cert-file=x", "--proxy-client-key-file"),
             ("--tls-min-version=1.2", "--tls-min-version"),
+            ("--request-timeout=0", "--request-timeout"),
+            ("--cors-allowed-origins=(", "--cors-allowed-origins"),
+            ("--service-account-lookup=false", "--service-account-lookup"),
             ("--service-cluster-ip-range=10.0.0.0/8,11.0.0.0/8", "--service-cluster-ip-range"),
         ] {
             assert!(parse(&[flag]).unwrap_err().to_string().contains(named), "{flag}");
@@ -451,7 +607,11 @@ mod tests {
     fn durations_are_gos() {
         assert_eq!(go_seconds("1h0m0s").unwrap(), 3600);
         assert_eq!(go_seconds("90m").unwrap(), 5400);
-        assert!(go_seconds("1").is_err());
-        assert!(go_seconds("x").is_err());
+        assert_eq!(go_duration("1.5s").unwrap(), Duration::from_millis(1500));
+        assert_eq!(go_duration("1m250ms").unwrap(), Duration::from_millis(60_250));
+        assert_eq!(go_duration("0").unwrap(), Duration::ZERO);
+        for bad in ["1", "x", "", "1x", "s", "-1s", "1.2.3s"] {
+            assert!(go_duration(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -34,6 +34,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Runs the API server with a command line whose first argument is the program's name, until a signal ends it.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.collect();
+    let arguments = args.iter().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
     let flags = match flags::Flags::try_parse_from(args) {
         Ok(f) => f,
         Err(e) => {
@@ -46,6 +48,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     // The provider may have been installed before, in a test.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let result = flags.into_config().and_then(|config| {
+        let config = server::Config { arguments, ..config };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
             let stop = CancellationToken::new();

@@ -29,11 +29,11 @@ use crate::{
     authn::{self, Authenticator, ClientCa, TokenIssuer, X509, jwt, oidc},
     authz::{self, Authorizer, Mode},
     bootstrap, flow_control,
-    handlers::openapi::OpenApi,
+    handlers::{openapi::OpenApi, zpages::Started},
     http::{
         ApiError,
         drain::{self, Drain},
-        serve, tls,
+        options, serve, tls,
     },
     kubelet::{KubeletClient, KubeletConfig},
     metrics::Metrics,
@@ -127,6 +127,7 @@ pub struct Config {
     pub signing_key: PathBuf,
     pub token_keys: Vec<PathBuf>,
     pub max_token_lifetime: Option<i64>,
+    pub extend_tokens: bool,
     pub service_ranges: Vec<IpNet>,
     pub node_ports: NodePorts,
     pub kubelet: KubeletConfig,
@@ -144,6 +145,15 @@ pub struct Config {
     pub audit: Option<audit::Config>,
     pub flow_control: flow_control::Config,
     pub drain: drain::Config,
+    /// The command line, without the program's name.
+    pub arguments: Vec<String>,
+    pub http: options::Options,
+    pub token_file: Option<PathBuf>,
+    /// Where the keys of this server's tokens are said to be; none: here.
+    pub jwks_uri: Option<String>,
+    /// Seconds that pods stay on a node that is not ready, and on one that cannot be reached.
+    pub toleration_seconds: (i64, i64),
+    pub compaction_interval: Duration,
 }
 
 pub struct Server {
@@ -179,6 +189,12 @@ pub struct Server {
     /// The server was asked to stop.
     pub stop: CancellationToken,
     pub drain: Drain,
+    pub started: Started,
+    pub http: options::Options,
+    pub jwks_uri: Option<String>,
+    pub toleration_seconds: (i64, i64),
+    /// Zero: nothing is compacted.
+    pub compaction_interval: Duration,
     /// Held while quotas are charged.
     pub quota: tokio::sync::Mutex<()>,
     event_ttl: i64,
@@ -230,6 +246,7 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         signing: Some(signing),
         keys: Arc::new(keys),
         max_lifetime: c.max_token_lifetime,
+        extends: c.extend_tokens,
     });
     let mut authn = Authenticator::new(Arc::clone(&tokens), Arc::clone(&objects));
     if let Some((path, names)) = &c.request_header {
@@ -238,6 +255,7 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
     }
     authn.x509 = c.client_ca.clone().map(ClientCa::load).transpose()?.map(|ca| Arc::new(X509 { ca }));
     authn.issuers = arc_swap::ArcSwap::from_pointee(c.issuers.read(&c.token_issuers).context("--authentication-config or --oidc-*")?);
+    authn.token_file = c.token_file.as_deref().map(authn::TokenFile::load).transpose().context("--token-auth-file")?;
     (authn.bootstrap_tokens, authn.anonymous) = (c.bootstrap_tokens, c.anonymous);
     if let Some(w) = &c.token_webhook {
         let hook = webhook::Configured::load(&w.file).context("--authentication-token-webhook-config-file")?;
@@ -280,6 +298,11 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         ready: AtomicBool::new(false),
         stop,
         drain: Drain::new(c.drain),
+        started: Started::now(c.arguments.iter().cloned()),
+        http: c.http.clone(),
+        jwks_uri: c.jwks_uri.clone(),
+        toleration_seconds: c.toleration_seconds,
+        compaction_interval: c.compaction_interval,
         quota: tokio::sync::Mutex::new(()),
         event_ttl: c.event_ttl,
         event_lease: Mutex::new(None),
@@ -316,9 +339,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tracing::info!(milliseconds = started.elapsed().as_millis() as u64, port = config.port, "ready");
         upkeep = Some(tokio::spawn(bootstrap::keep(Arc::clone(&server))));
         tokio::spawn(crate::custom::controller::run(Arc::clone(&server)));
-        tokio::spawn(admission::policy::type_check::run(Arc::clone(&server)));
         aggregation::start(&server);
         tokio::spawn(flow_control::upkeep::run(Arc::clone(&server)));
+        let follower = Arc::clone(&server);
+        tokio::spawn(async move { follower.authz.node.follow().await });
     }
     stop.cancelled().await;
     tracing::info!("shutting down");
@@ -341,9 +365,10 @@ fn watch_files(server: &Arc<Server>, cert: &Arc<tls::ServingCert>, config: &Conf
     if let Issuers::File(path) = &config.issuers {
         let (issuers, own, server) = (config.issuers.clone(), config.token_issuers.clone(), Arc::downgrade(server));
         tokio::spawn(tls::on_change(vec![path.clone()], move || {
-            let new = issuers.read(&own)?;
+            let new = issuers.read(&own);
             if let Some(s) = server.upgrade() {
-                s.authn.replace_issuers(new);
+                s.metrics.authentication_reloads.note(new.is_ok());
+                s.authn.replace_issuers(new?);
             }
             Ok::<_, oidc::config::ConfigError>(())
         }));
@@ -363,9 +388,10 @@ fn watch_files(server: &Arc<Server>, cert: &Arc<tls::ServingCert>, config: &Conf
     if let Authorizers::File(path) = &config.authorizers {
         let (authorizers, server) = (config.authorizers.clone(), Arc::downgrade(server));
         tokio::spawn(tls::on_change(vec![path.clone()], move || {
-            let modes = authorizers.read()?;
+            let modes = authorizers.read();
             if let Some(s) = server.upgrade() {
-                s.authz.replace(modes);
+                s.metrics.authorization_reloads.note(modes.is_ok());
+                s.authz.replace(modes?);
             }
             Ok::<_, authz::config::ConfigError>(())
         }));

@@ -108,6 +108,14 @@ pub const CONTROLLERS: &[Controller] = &[
         "clusterrole-aggregation-controller",
         c::cluster_role_aggregation::run
     ),
+    controller!("resourceclaim-controller", ["resource-claim-controller"], true, "resource-claim-controller", c::resource_claim::run),
+    controller!(
+        "validatingadmissionpolicy-status-controller",
+        [],
+        true,
+        "validatingadmissionpolicy-status-controller",
+        c::admission_policy_status::run
+    ),
     controller!("certificatesigningrequest-approving-controller", ["csrapproving"], true, "certificate-controller", c::csr_approving::run),
     controller!("certificatesigningrequest-cleaner-controller", ["csrcleaner"], true, "certificate-controller", c::csr_cleaner::run),
     controller!("certificatesigningrequest-signing-controller", ["csrsigning"], true, "certificate-controller", c::csr_signing::run),
@@ -119,12 +127,9 @@ const NOT_HERE: &[&str] = &[
     "attachdetach",
     "persistentvolume-expander-controller",
     "persistentvolume-expander",
-    "resourceclaim-controller",
-    "resource-claim-controller",
     "device-taint-eviction-controller",
     "legacy-serviceaccount-token-cleaner-controller",
     "legacy-service-account-token-cleaner",
-    "validatingadmissionpolicy-status-controller",
     "volumeattributesclass-protection-controller",
     "selinux-warning-controller",
     "storageversion-garbage-collector-controller",

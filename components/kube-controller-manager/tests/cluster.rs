@@ -107,7 +107,28 @@ fn controllers_move_a_real_cluster_to_what_was_asked_for() {
     a_secret_gets_its_accounts_token(&cluster);
     service_ranges_are_ready_and_kept_while_used(&cluster);
     a_bootstrapping_kubelet_gets_its_certificate_and_nobody_else(&cluster);
+    a_policys_expressions_are_checked_against_the_kinds_it_is_about(&cluster);
     a_deleted_namespace_is_emptied_and_goes(&cluster);
+}
+
+fn a_policys_expressions_are_checked_against_the_kinds_it_is_about(cluster: &Cluster) {
+    let policy = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": "typed"},
+        "spec": {"matchConstraints": {"resourceRules": [{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["*"], "resources": ["deployments"]}]},
+            "validations": [{"expression": "object.spec.replicas > 1"}, {"expression": "object.spec.replicas > '1'"}]}});
+    create(cluster, &policy, &[]);
+    eventually(cluster, "the policy's types are checked", || {
+        get(cluster, &["validatingadmissionpolicy", "typed"])["status"]["observedGeneration"] == 1
+    });
+    let policy = get(cluster, &["validatingadmissionpolicy", "typed", "--show-managed-fields"]);
+    let warnings = policy["status"]["typeChecking"]["expressionWarnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 1, "{policy}");
+    assert_eq!(warnings[0]["fieldRef"], "spec.validations[1].expression");
+    let warning = warnings[0]["warning"].as_str().unwrap();
+    assert!(warning.starts_with("apps/v1, Kind=Deployment: ERROR: <input>:1:22: found no matching overload for '_>_'"), "{warning}");
+    let managers = policy["metadata"]["managedFields"].as_array().unwrap();
+    let manager = managers.iter().find(|m| m["manager"] == "validatingadmissionpolicy-status-controller").unwrap();
+    assert_eq!((&manager["operation"], &manager["subresource"]), (&json!("Apply"), &json!("status")));
+    kubectl(cluster, &["delete", "validatingadmissionpolicy", "typed"]);
 }
 
 fn namespaces_get_what_pods_need(cluster: &Cluster) {

@@ -6,6 +6,7 @@ mod boot;
 mod clock;
 mod containerd;
 mod disks;
+mod encryption;
 mod etcd;
 pub mod events;
 mod init;

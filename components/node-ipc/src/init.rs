@@ -9,6 +9,12 @@ pub const SOCKET: &str = "/run/strake/init.sock";
 /// Where init leaves [`BootInfo`] as JSON.
 pub const BOOT_INFO_FILE: &str = "/run/strake/boot.json";
 
+/// Where init leaves the public key of whoever signs what is measured, and the signatures of the image that was started: what systemd-stub puts
+/// beside the initramfs of an image that has them. Machined believes neither; the TPM decides.
+pub const PCR_PUBLIC_KEY_FILE: &str = "/run/strake/tpm2-pcr-public-key.pem";
+/// See [`PCR_PUBLIC_KEY_FILE`].
+pub const PCR_SIGNATURE_FILE: &str = "/run/strake/tpm2-pcr-signature.json";
+
 /// Where the medium that the machine was booted from stays mounted, read-only; absent when booted from disk.
 pub const MEDIA_DIR: &str = "/run/strake/media";
 

@@ -215,6 +215,7 @@ impl Cluster {
             oem_string: None,
             clock: None,
             network_boot: None,
+            tpm: self.plan.spec.tpm.then(|| dir.join("tpm")),
             dir,
             run: self.run.clone(),
         }
@@ -258,7 +259,8 @@ impl Cluster {
                 continue;
             }
             let patch = self.dir.join(format!("{}.patch.yaml", node.name));
-            std::fs::write(&patch, node.patch()).on("write", &patch)?;
+            let documents = self.plan.spec.documents.as_ref().map(|more| format!("---\n{more}")).unwrap_or_default();
+            std::fs::write(&patch, node.patch() + &documents).on("write", &patch)?;
             let base = self.dir.join(if node.control_plane { "controlplane.yaml" } else { "worker.yaml" });
             let words =
                 ["gen", "machine", &text(&base), "--hostname", &node.name, "--config-patch", &text(&patch), "--out", &text(&config)];
@@ -310,13 +312,51 @@ impl Cluster {
     }
 
     fn send_config(&self, node: &Node, network: &Network, address: Ipv4Addr, pairing: &str) -> Result<(), Error> {
+        let [config, recovery, passphrase] =
+            [self.config(node), self.recovery_key(node), self.passphrase()].map(|path| path.to_string_lossy().into_owned());
+        let words = ["apply-config", "-f", &config, "--recovery-key", &recovery, "--passphrase-file", &passphrase];
+        self.in_maintenance(node, network, (address, pairing), &words).map(drop)
+    }
+
+    /// The file with a machine's recovery key, which strakectl makes for a config with encrypted volumes.
+    pub fn recovery_key(&self, node: &Node) -> PathBuf {
+        self.dir.join(format!("{}.recovery", node.name))
+    }
+
+    /// The file with the passphrase of encrypted volumes, for a scenario that uses one to write.
+    pub fn passphrase(&self) -> PathBuf {
+        self.dir.join("passphrase")
+    }
+
+    /// Waits until a machine says after `start` on its console that it waits in maintenance mode, with this text beside it, and calls strakectl for it.
+    pub fn when_in_maintenance(&self, node: &Node, start: u64, text: &str, words: &[&str]) -> Result<String, Error> {
+        let machine = self.machine(node);
+        let limit = Duration::from_secs(600);
+        machine.wait_text(start, text, limit)?;
+        let State::Maintenance { address, pairing } = machine.wait_console(start, "maintenance mode", limit, maintenance)? else {
+            return Err(machine.deadline("maintenance mode", limit));
+        };
+        self.in_maintenance(node, &self.network(), (address, &pairing), words)
+    }
+
+    fn in_maintenance(
+        &self,
+        node: &Node,
+        network: &Network,
+        (address, pairing): (Ipv4Addr, &str),
+        words: &[&str],
+    ) -> Result<String, Error> {
         let forward = Forward { host_port: free_port(43000 + u16::from(node.last_byte()))?, address, port: MACHINE_API };
         network.forward(&forward)?;
-        let config = self.config(node).to_string_lossy().into_owned();
         let target = format!("127.0.0.1:{}", forward.host_port);
-        let sent = self.clients().strakectl(["--timeout", "60", "-n", &target, "--pairing", pairing, "apply-config", "-f", &config]);
+        let answer = self.clients().strakectl([&["--timeout", "120", "-n", &target, "--pairing", pairing], words].concat());
         network.unforward(&forward)?;
-        sent.map(drop)
+        answer
+    }
+
+    /// Waits until a machine answers with the cluster's certificates.
+    pub fn wait_running(&self, node: &Node) -> Result<(), Error> {
+        self.wait_installed(node, &self.machine(node))
     }
 
     fn wait_installed(&self, node: &Node, machine: &Machine) -> Result<(), Error> {

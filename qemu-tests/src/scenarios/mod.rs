@@ -2,6 +2,7 @@
 
 mod boot;
 mod dead_worker;
+mod encrypted;
 mod first_cluster;
 mod legacy_bios;
 mod media;
@@ -29,6 +30,7 @@ pub const ALL: &[Scenario] = &[
     secure_boot::SCENARIO,
     media::UNATTENDED,
     media::PXE,
+    encrypted::SCENARIO,
 ];
 
 /// Those that `cargo xtask test` runs; the others are asked for by name.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_yaml::Value;
 
-use super::{Mutate, PLUGINS, Validate, known, pod_security};
+use super::{Mutate, OFF_BY_DEFAULT, PLUGINS, Validate, known, pod_security};
 use crate::config_file::{self, ConfigFile, ConfigFileError, decode};
 
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +53,8 @@ struct Plugin {
 /// What admission goes by.
 #[derive(Debug, Clone)]
 pub struct Configuration {
-    pub(super) mutating: Vec<Mutate>,
-    pub(super) validating: Vec<Validate>,
+    pub(super) mutating: Vec<(&'static str, Mutate)>,
+    pub(super) validating: Vec<(&'static str, Validate)>,
     /// Turned off by name.
     off: Vec<String>,
     pub pod_security: pod_security::Config,
@@ -62,17 +62,19 @@ pub struct Configuration {
 
 impl Default for Configuration {
     fn default() -> Self {
-        Self::without(Vec::new())
+        Self::of(&[], &[])
     }
 }
 
 impl Configuration {
-    /// All plugins but these.
-    pub fn without(off: Vec<String>) -> Self {
+    /// The plugins that are on by default and those turned on, but those turned off. One that is both is on.
+    pub fn of(on: &[String], off: &[String]) -> Self {
+        let unwanted = OFF_BY_DEFAULT.iter().map(|p| (*p).to_owned());
+        let off: Vec<String> = off.iter().cloned().chain(unwanted).filter(|p| !on.contains(p)).collect();
         let on = || PLUGINS.iter().filter(|p| !off.iter().any(|o| o == p.name));
         Self {
-            mutating: on().filter_map(|p| p.mutate).collect(),
-            validating: on().filter_map(|p| p.validate).collect(),
+            mutating: on().filter_map(|p| Some((p.name, p.mutate?))).collect(),
+            validating: on().filter_map(|p| Some((p.name, p.validate?))).collect(),
             off,
             pod_security: pod_security::Config::default(),
         }
@@ -158,8 +160,11 @@ mod tests {
 
     #[test]
     fn a_plugin_that_is_off_is_not_asked() {
-        let (all, less) = (Configuration::default(), Configuration::without(vec!["PodSecurity".into()]));
+        let (all, less) = (Configuration::default(), Configuration::of(&[], &["PodSecurity".into()]));
         assert_eq!(all.validating.len(), less.validating.len() + 1);
         assert!(!less.is_on("PodSecurity") && less.is_on("ResourceQuota"));
+        let more = Configuration::of(&["AlwaysPullImages".into()], &[]);
+        assert_eq!(all.mutating.len() + 1, more.mutating.len());
+        assert!(!all.is_on("AlwaysPullImages") && more.is_on("AlwaysPullImages"));
     }
 }

@@ -7,6 +7,7 @@ mod limit_ranger;
 mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
+mod optional;
 pub mod pod_security;
 pub mod policy;
 mod priority;
@@ -15,6 +16,8 @@ mod runtime_class;
 mod service_account;
 mod small;
 pub mod webhooks;
+
+use std::time::{Duration, Instant};
 
 pub use configuration::Configuration;
 use futures_util::future::BoxFuture;
@@ -116,16 +119,51 @@ static PLUGINS: &[Plugin] = &[
     },
     Plugin { name: "CertificateSubjectRestriction", mutate: None, validate: Some(Looking(small::certificate_subject)) },
     Plugin { name: "DefaultIngressClass", mutate: Some(small::default_ingress_class), validate: None },
+    Plugin { name: "AlwaysPullImages", mutate: Some(optional::always_pull_images), validate: None },
+    Plugin { name: "DenyServiceExternalIPs", mutate: None, validate: Some(Looking(optional::deny_external_ips)) },
+    Plugin { name: "ExtendedResourceToleration", mutate: Some(optional::extended_resource_toleration), validate: None },
+    Plugin { name: "LimitPodHardAntiAffinityTopology", mutate: None, validate: Some(Looking(optional::limit_anti_affinity)) },
+    Plugin { name: "NamespaceExists", mutate: None, validate: Some(Looking(optional::namespace_exists)) },
+    Plugin {
+        name: "OwnerReferencesPermissionEnforcement",
+        mutate: None,
+        validate: Some(Asking(|a, new, old| Box::pin(optional::owner_references(a, new, old)))),
+    },
+    Plugin { name: "PodNodeSelector", mutate: Some(optional::pod_node_selector), validate: None },
+    Plugin { name: "AlwaysDeny", mutate: None, validate: Some(Looking(optional::always_deny)) },
     Plugin { name: ESCALATION, mutate: None, validate: Some(Asking(|a, new, old| Box::pin(escalation::check(a, new, old)))) },
 ];
 
-/// The names a `--enable-admission-plugins` may have, beside those above; they are always on or have nothing to do here yet.
+/// Plugins that are off unless they are named.
+const OFF_BY_DEFAULT: &[&str] = &[
+    "AlwaysPullImages",
+    "DenyServiceExternalIPs",
+    "ExtendedResourceToleration",
+    "LimitPodHardAntiAffinityTopology",
+    "NamespaceExists",
+    "OwnerReferencesPermissionEnforcement",
+    "PodNodeSelector",
+    "AlwaysDeny",
+];
+
+/// Plugins of upstream's that are not here: turning one off is no mistake, turning it on would be.
+const NOT_HERE: &[&str] = &["EventRateLimit", "ImagePolicyWebhook", "NamespaceAutoProvision", "PodTolerationRestriction"];
+
+/// The names that flags and configurations may have.
 pub fn known(name: &str) -> bool {
-    PLUGINS.iter().any(|p| p.name == name && name != ESCALATION) || UPSTREAM.contains(&name)
+    PLUGINS.iter().any(|p| p.name == name && name != ESCALATION) || UPSTREAM.contains(&name) || NOT_HERE.contains(&name)
 }
 
+/// Whether a plugin that is known can be turned on.
+pub fn is_here(name: &str) -> bool {
+    !NOT_HERE.contains(&name)
+}
+
+/// Plugins of upstream that the flag may name.
 const UPSTREAM: &[&str] = &[
     "PodGroupProtection",
+    "PodGroupWorkloadExists",
+    "JobValidation",
     "CertificateSigning",
     "ClusterTrustBundleAttest",
     "PodTopologyLabels",
@@ -136,28 +174,32 @@ const UPSTREAM: &[&str] = &[
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionWebhook",
     "ResourceQuota",
-    "PodTolerationRestriction",
-    "AlwaysPullImages",
-    "EventRateLimit",
-    "ImagePolicyWebhook",
-    "PodNodeSelector",
-    "OwnerReferencesPermissionEnforcement",
-    "NamespaceAutoProvision",
-    "NamespaceExists",
-    "ExtendedResourceToleration",
-    "LimitPodHardAntiAffinityTopology",
-    "DenyServiceExternalIPs",
     "AlwaysAdmit",
-    "AlwaysDeny",
 ];
 
 /// The plugins that change objects, then the webhooks that do. When a webhook changed something, everybody looks once more.
 pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Result<(), ApiError> {
+    let started = Instant::now();
+    let result = mutating(a, doc, old).await;
+    step(a, "admit", started, result.is_err());
+    result
+}
+
+/// Notes how long one half of admission took.
+fn step(a: &Attributes<'_>, half: &str, started: Instant, rejected: bool) {
+    let rejected = if rejected { "true" } else { "false" };
+    a.ctx.server.metrics.admission.steps.observe(&[a.operation.name(), rejected, half], started.elapsed());
+}
+
+async fn mutating(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Result<(), ApiError> {
     let mut rounds = webhooks::Rounds::default();
     arrivals::wait(a, doc).await?;
     loop {
         let admission = &a.ctx.server.admission;
-        admission.mutating.iter().try_for_each(|m| m(a, doc, old))?;
+        let mut times = Times::new(admission.mutating.len());
+        let asked = admission.mutating.iter().try_for_each(|(name, m)| times.of(name, m(a, doc, old)));
+        times.note(a, "admit", asked.is_err());
+        asked?;
         let first = !rounds.is_second();
         if admission.is_on("MutatingAdmissionPolicy") {
             policy::mutate(a, doc, old, !first).await?;
@@ -171,14 +213,50 @@ pub async fn mutate(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Res
     }
 }
 
+/// How long plugins take that are asked one after the other: one look at the clock for each.
+struct Times {
+    last: Instant,
+    all: Vec<(&'static str, Duration)>,
+}
+
+impl Times {
+    fn new(plugins: usize) -> Self {
+        Self { last: Instant::now(), all: Vec::with_capacity(plugins) }
+    }
+
+    fn of<T>(&mut self, plugin: &'static str, result: T) -> T {
+        let now = Instant::now();
+        self.all.push((plugin, now - self.last));
+        self.last = now;
+        result
+    }
+
+    fn note(&self, a: &Attributes<'_>, half: &'static str, refused: bool) {
+        a.ctx.server.metrics.admission.plugins.observe(a.operation.name(), half, &self.all, refused);
+    }
+}
+
 pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
+    let started = Instant::now();
+    let result = validating(a, doc, old).await;
+    step(a, "validate", started, result.is_err());
+    result
+}
+
+async fn validating(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) -> Result<(), ApiError> {
     let admission = &a.ctx.server.admission;
-    for v in &admission.validating {
-        match v {
-            Validate::Looking(judge) => judge(a, doc, old)?,
-            Validate::Asking(judge) => judge(a, doc, old).await?,
+    let mut times = Times::new(admission.validating.len());
+    for (name, v) in &admission.validating {
+        let judged = match v {
+            Validate::Looking(judge) => judge(a, doc, old),
+            Validate::Asking(judge) => judge(a, doc, old).await,
+        };
+        if let Err(e) = times.of(name, judged) {
+            times.note(a, "validate", true);
+            return Err(e);
         }
     }
+    times.note(a, "validate", false);
     judge(a, doc, old).await?;
     // Last, as it is the one that writes.
     if admission.is_on("ResourceQuota") { resource_quota::validate(a, doc, old).await } else { Ok(()) }

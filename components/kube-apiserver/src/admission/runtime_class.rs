@@ -15,7 +15,7 @@ pub fn admit(a: &Attributes<'_>, pod: &mut Doc, _: Option<&Doc>) -> Result<(), A
     }
     let unfounded = |pod: &Doc| refused(pod, "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead".into());
     let Some(name) = pod.at("spec.runtimeClassName").as_str().map(str::to_owned) else {
-        return if pod.at("spec.overhead").is_empty() { Ok(()) } else { Err(unfounded(pod)) };
+        return if !pod.at("spec.overhead").exists() { Ok(()) } else { Err(unfounded(pod)) };
     };
     if name.is_empty() {
         return Err(ApiError::new(500, "", "resource name may not be empty"));

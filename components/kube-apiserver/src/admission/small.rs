@@ -26,13 +26,14 @@ pub fn default_tolerations(a: &Attributes<'_>, pod: &mut Doc, _: Option<&Doc>) -
     if a.operation == Operation::Delete || !a.is("", "pods") {
         return Ok(());
     }
-    for key in [NOT_READY, UNREACHABLE] {
+    let (not_ready, unreachable) = a.ctx.server.toleration_seconds;
+    for (key, seconds) in [(NOT_READY, not_ready), (UNREACHABLE, unreachable)] {
         let there = pod.at("spec.tolerations").iter().any(|t| {
             let k = t.get("key").str();
             (k == key || k.is_empty()) && matches!(t.get("effect").str(), "NoExecute" | "")
         });
         if !there {
-            let t = json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
+            let t = json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
             pod.push("spec.tolerations", t).map_err(ApiError::internal)?;
         }
     }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header;
 use serde_json::{Map, Value, json};
 
-use super::{Aggregator, GroupVersion, Remote, availability::aggregator_user, connect, openapi};
+use super::{Aggregator, GroupVersion, Remote, availability::aggregator_user, connect, openapi, openapi_v3};
 use crate::server::Server;
 
 /// A description is at most this long.
@@ -141,6 +141,13 @@ pub(super) async fn describe(server: &Server, remote: &Arc<Remote>) {
         Err(e) => failed("OpenAPI v3", e),
     }
     aggregator.keep(remote.key(), new);
+}
+
+impl Described {
+    /// The document of version 3 that this server makes of theirs of version 2, when they have none of their own.
+    pub fn made_v3(&self, title: &str) -> Option<Value> {
+        if self.v3.is_empty() { Some(openapi_v3::of_v2(self.v2.as_ref()?, title)) } else { None }
+    }
 }
 
 impl Aggregator {

@@ -7,6 +7,7 @@ mod availability;
 mod connect;
 pub mod discovery;
 pub mod openapi;
+mod openapi_v3;
 pub mod proxy;
 mod register;
 mod remote;

@@ -50,14 +50,34 @@ fn micros(t: Timestamp) -> String {
     format!("{t:.6}")
 }
 
-pub fn line(r: &Record, s: &State, stage: Stage, now: Timestamp, format: Format) -> Vec<u8> {
-    let mut out = match format {
-        Format::Json => value(r, s, stage, now).to_string(),
+/// The event of a stage with a newline at its end. One that is longer than `limit` loses its objects; none: it is too long even so.
+pub fn line(r: &Record, s: &State, stage: Stage, now: Timestamp, format: Format, limit: Option<usize>) -> Option<Vec<u8>> {
+    let text = match format {
         Format::Legacy => legacy(r, s, stage, now),
-    }
-    .into_bytes();
+        Format::Json => {
+            let mut v = value(r, s, stage, now);
+            let text = v.to_string();
+            if limit.is_some_and(|limit| text.len() > limit) {
+                truncate(&mut v);
+                v.to_string()
+            } else {
+                text
+            }
+        }
+    };
+    let mut out = text.into_bytes();
     out.push(b'\n');
-    out
+    // The newline does not count.
+    limit.is_none_or(|limit| out.len() <= limit + 1).then_some(out)
+}
+
+/// Takes the objects out of an event, and says so in it.
+fn truncate(event: &mut Value) {
+    let Some(e) = event.as_object_mut() else { return };
+    e.shift_remove("requestObject");
+    e.shift_remove("responseObject");
+    let annotations = e.entry("annotations").or_insert_with(|| json!({}));
+    annotations["audit.k8s.io/truncated"] = "true".into();
 }
 
 fn value(r: &Record, s: &State, stage: Stage, now: Timestamp) -> Value {
@@ -67,6 +87,9 @@ fn value(r: &Record, s: &State, stage: Stage, now: Timestamp) -> Value {
     });
     if let Some(u) = &s.impersonated {
         e["impersonatedUser"] = user(u);
+    }
+    if let Some(c) = &s.constraint {
+        e["authenticationMetadata"] = json!({ "impersonationConstraint": c });
     }
     e["sourceIPs"] = json!(r.sources);
     if !r.agent.is_empty() {

@@ -15,7 +15,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Metrics, rotate::Rotated};
+use super::{Metrics, rotate::Rotated, throttle::Throttle};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -43,6 +43,8 @@ pub struct Config {
     pub buffer: usize,
     pub batch: usize,
     pub wait: Duration,
+    /// Batches written in a second, and how many at once after a pause.
+    pub throttle: Option<(f64, u32)>,
 }
 
 /// Bytes that wait in the queue, at most; beyond, it counts as full.
@@ -73,6 +75,7 @@ impl Log {
         let queued = Arc::new(AtomicUsize::new(0));
         let log = Self { format: c.format, mode: c.mode, queue, queued: Arc::clone(&queued), metrics: Arc::clone(&metrics) };
         let (together, wait) = if c.mode == Mode::Batch { (c.batch, c.wait) } else { (TOGETHER, Duration::ZERO) };
+        let mut throttle = c.throttle.filter(|_| c.mode == Mode::Batch).map(|(rate, burst)| Throttle::new(rate, burst, Instant::now()));
         std::thread::Builder::new().name("audit-log".into()).spawn(move || {
             let mut failing = false;
             while let Some(first) = lines.blocking_recv() {
@@ -89,6 +92,9 @@ impl Log {
                         }
                         Err(_) => break,
                     }
+                }
+                if let Some(t) = &mut throttle {
+                    std::thread::sleep(t.take(Instant::now()));
                 }
                 queued.fetch_sub(text.len(), Ordering::Relaxed);
                 let written = file.write(&text);

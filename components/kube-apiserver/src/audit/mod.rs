@@ -1,13 +1,16 @@
 //! Auditing: who asked for what, when, and what became of it, as far as the policy wants it recorded.
 //!
 //! Without a policy there is no [`Audit`] and a request pays for nothing. With one, a [`Record`] goes along with every request that the
-//! policy names; admission and authorization annotate it, and at each stage an event is made of it and written by the log backend.
+//! policy names; admission and authorization annotate it, and at each stage an event is made of it and written by the backends: the log, a
+//! webhook, or both.
 
 mod event;
 mod flags;
 pub mod log;
 mod policy;
 mod rotate;
+mod throttle;
+pub mod webhook;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, pin::Pin, sync::Arc, task::Poll};
 
@@ -34,6 +37,15 @@ use crate::{
 pub struct Config {
     pub policy: PathBuf,
     pub log: Option<log::Config>,
+    pub webhook: Option<webhook::Config>,
+    pub truncate: Truncate,
+}
+
+/// The largest event of each backend, in bytes; larger ones lose their objects.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Truncate {
+    pub log: Option<usize>,
+    pub webhook: Option<usize>,
 }
 
 /// Upstream's counters of auditing.
@@ -68,6 +80,8 @@ const MAX_OBJECT: usize = 16 << 20;
 pub struct Audit {
     policy: Policy,
     log: Option<log::Log>,
+    webhook: Option<webhook::Webhook>,
+    truncate: Truncate,
     schema: Schema,
     metrics: Arc<Metrics>,
 }
@@ -87,7 +101,9 @@ impl Audit {
             }
             None => None,
         };
-        Ok(Arc::new(Self { policy, log, schema, metrics }))
+        let webhook = c.webhook.as_ref().map(|w| webhook::Webhook::start(w, Arc::clone(&metrics)));
+        let webhook = webhook.transpose().context("--audit-webhook-config-file")?;
+        Ok(Arc::new(Self { policy, log, webhook, truncate: c.truncate, schema, metrics }))
     }
 
     /// The record of a request; none: the policy does not want it. `user` is who authenticated, before any impersonation.
@@ -144,6 +160,9 @@ impl Audit {
         if let Some(log) = &self.log {
             log.flush().await;
         }
+        if let Some(webhook) = &self.webhook {
+            webhook.flush().await;
+        }
     }
 }
 
@@ -175,12 +194,20 @@ struct Payload {
 struct State {
     object: Option<ObjectRef>,
     impersonated: Option<User>,
+    constraint: Option<String>,
     annotations: BTreeMap<String, String>,
     request: Option<Payload>,
     /// The code of the answer, and its Status when it is an error.
     code: u16,
     status: Option<Value>,
     response: Option<Payload>,
+}
+
+/// An event, as each backend takes it.
+#[derive(Default)]
+struct Lines {
+    log: Option<Vec<u8>>,
+    webhook: Option<Vec<u8>>,
 }
 
 /// One request that is audited.
@@ -209,9 +236,11 @@ impl Record {
         self.state.lock().annotations.entry(key.into()).or_insert_with(|| value.to_owned());
     }
 
-    pub fn impersonated(&self, user: &User) {
+    /// `constraint`: what allowed it, unless that was the right to do so whatever the request.
+    pub fn impersonated(&self, user: &User, constraint: Option<String>) {
         if *user != self.user {
-            self.state.lock().impersonated = Some(user.clone());
+            let mut state = self.state.lock();
+            (state.impersonated, state.constraint) = (Some(user.clone()), constraint);
         }
     }
 
@@ -242,19 +271,49 @@ impl Record {
 
     /// Writes the event of a stage. False: it could not be written and the request must not go on.
     async fn emit(&self, stage: Stage) -> bool {
-        match (self.line(stage), &self.audit.log) {
-            (Some(line), Some(log)) => log.write(line).await,
-            _ => true,
+        let lines = self.lines(stage);
+        let mut written = true;
+        if let (Some(line), Some(log)) = (lines.log, &self.audit.log) {
+            written &= log.write(line).await;
+        }
+        if let (Some(line), Some(webhook)) = (lines.webhook, &self.audit.webhook) {
+            written &= webhook.write(line).await;
+        }
+        written
+    }
+
+    /// Has the event of a stage written, where nobody can wait for it.
+    fn offer(&self, stage: Stage) {
+        let lines = self.lines(stage);
+        if let (Some(line), Some(log)) = (lines.log, &self.audit.log) {
+            log.offer(line);
+        }
+        if let (Some(line), Some(webhook)) = (lines.webhook, &self.audit.webhook) {
+            webhook.offer(line);
         }
     }
 
-    fn line(&self, stage: Stage) -> Option<Vec<u8>> {
+    fn lines(&self, stage: Stage) -> Lines {
         if self.ruling.omit.contains(&stage) {
-            return None;
+            return Lines::default();
         }
-        self.audit.metrics.events.add(&[]);
-        let format = self.audit.log.as_ref()?.format;
-        Some(event::line(self, &self.state.lock(), stage, Timestamp::now(), format))
+        let audit = &self.audit;
+        audit.metrics.events.add(&[]);
+        let (state, now) = (self.state.lock(), Timestamp::now());
+        let make = |format, limit| {
+            let line = event::line(self, &state, stage, now, format, limit);
+            if line.is_none() {
+                audit.metrics.errors.add(&["truncate"]);
+            }
+            line
+        };
+        let log = audit.log.as_ref().and_then(|l| make(l.format, audit.truncate.log));
+        let webhook = audit.webhook.as_ref().and_then(|_| match (&log, audit.log.as_ref()) {
+            // Made the same way already.
+            (Some(line), Some(l)) if l.format == log::Format::Json && audit.truncate.log == audit.truncate.webhook => Some(line.clone()),
+            _ => make(log::Format::Json, audit.truncate.webhook),
+        });
+        Lines { log, webhook }
     }
 
     /// The request was read and its user is known. False: it must be refused, as it cannot be audited.
@@ -323,10 +382,7 @@ impl Drop for End {
         if let Some((content_type, bytes)) = self.collected.take() {
             self.record.state.lock().response = Some(Payload { content_type, bytes: bytes.freeze() });
         }
-        if let (Some(line), Some(log)) = (self.record.line(Stage::ResponseComplete), &self.record.audit.log) {
-            // Nobody can wait here.
-            log.offer(line);
-        }
+        self.record.offer(Stage::ResponseComplete);
     }
 }
 

@@ -22,6 +22,8 @@ pub struct TokenIssuer {
     pub keys: Arc<Vec<VerifyingKey>>,
     /// The longest life a token may ask for, in seconds.
     pub max_lifetime: Option<i64>,
+    /// Tokens whose end pods did not choose are good for longer than they are told.
+    pub extends: bool,
 }
 
 /// What a token is bound to beside its account.
@@ -42,11 +44,12 @@ impl TokenIssuer {
         namespace: &str,
         account: (&str, &str),
         audiences: &[String],
-        lifetime: i64,
+        lifetime: Lifetime,
         bound: Option<&Bound>,
         now: Timestamp,
     ) -> Option<(String, Timestamp)> {
         let iat = now.as_second();
+        let Lifetime { told, real } = lifetime;
         let mut k8s = json!({"namespace": namespace, "serviceaccount": {"name": account.0, "uid": account.1}});
         if let Some(b) = bound {
             k8s[b.kind] = json!({"name": b.name, "uid": b.uid});
@@ -54,9 +57,12 @@ impl TokenIssuer {
                 k8s["node"] = if uid.is_empty() { json!({"name": name}) } else { json!({"name": name, "uid": uid}) };
             }
         }
+        if real != told {
+            k8s["warnafter"] = (iat + told).into();
+        }
         let claims = json!({
             "aud": audiences,
-            "exp": iat + lifetime,
+            "exp": iat + real,
             "iat": iat,
             "iss": self.issuers.first()?,
             "jti": Uuid::new_v4().to_string(),
@@ -65,7 +71,27 @@ impl TokenIssuer {
             "sub": format!("system:serviceaccount:{namespace}:{}", account.0),
         });
         let token = self.signing.as_ref()?.sign(&claims).ok()?;
-        Some((token, Timestamp::from_second(iat + lifetime).ok()?))
+        Some((token, Timestamp::from_second(iat + told).ok()?))
+    }
+}
+
+/// How many seconds a token is said to be good, and how many it really is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetime {
+    pub told: i64,
+    pub real: i64,
+}
+
+/// What kubelets ask for where a pod did not choose: such tokens may be in hands that read them once.
+const UNCHOSEN: i64 = 3607;
+const YEAR: i64 = 365 * 24 * 3600;
+
+impl Lifetime {
+    /// `unchosen`: the token is a pod's, for this server, and may be good for longer than it is said to be, so that programs that never
+    /// read it again go on.
+    pub fn of(seconds: i64, unchosen: bool, max: Option<i64>) -> Self {
+        let real = if unchosen && seconds == UNCHOSEN { max.map_or(YEAR, |m| m.min(YEAR)).max(seconds) } else { seconds };
+        Self { told: seconds, real }
     }
 }
 
@@ -193,4 +219,21 @@ pub(super) fn authenticate(
     }
     let groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{ns}")];
     Ok((User { name: format!("system:serviceaccount:{ns}:{name}"), uid, groups, extra }, matching))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_that_nobody_chose_the_end_of_are_good_for_longer() {
+        let of = |seconds, unchosen, max| {
+            let l = Lifetime::of(seconds, unchosen, max);
+            (l.told, l.real)
+        };
+        assert_eq!(of(3607, true, None), (3607, YEAR));
+        assert_eq!(of(3607, true, Some(86_400)), (3607, 86_400));
+        assert_eq!(of(3607, true, Some(600)), (3607, 3607));
+        assert_eq!((of(3607, false, None), of(7200, true, None)), ((3607, 3607), (7200, 7200)));
+    }
 }

@@ -57,7 +57,7 @@ pub enum Mode {
 pub struct Authorizer {
     modes: ArcSwap<Vec<Mode>>,
     pub rbac: rbac::Rbac,
-    node: node::NodeAuthorizer,
+    pub node: node::NodeAuthorizer,
 }
 
 impl Authorizer {

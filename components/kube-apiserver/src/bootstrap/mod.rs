@@ -247,8 +247,9 @@ pub async fn keep(server: Arc<Server>) {
         if round.is_multiple_of(18) {
             report("service addresses and ports", services::repair(&server).await);
         }
-        // Every five minutes, to the revision of five minutes before.
-        if round.is_multiple_of(30) {
+        // In every interval, to the revision of the one before.
+        let rounds = server.compaction_interval.as_secs() / 10;
+        if rounds > 0 && round.is_multiple_of(rounds) {
             match server.etcd.compact_round(compaction.0, compaction.1).await {
                 Ok(next) => compaction = next,
                 Err(e) => tracing::warn!(error = %e, "compaction failed"),

@@ -50,20 +50,54 @@ fn merges(v: &Value) -> bool {
     }
 }
 
+/// A YAML body as JSON, and the keys that it has twice.
+#[derive(Debug)]
+pub struct FromYaml {
+    pub json: Bytes,
+    pub repeated: Vec<(usize, String)>,
+}
+
+impl FromYaml {
+    /// Upstream's complaint about keys that are there twice.
+    fn complaint(&self) -> Option<String> {
+        let lines: Vec<String> = self.repeated.iter().map(|(line, key)| format!("  line {line}: key {key:?} already set in map")).collect();
+        (!lines.is_empty()).then(|| format!("yaml: unmarshal errors:\n{}", lines.join("\n")))
+    }
+}
+
 /// YAML bodies become JSON; both then go one way.
-pub fn yaml_to_json(body: &[u8]) -> Result<Bytes, String> {
+pub fn yaml_to_json(body: &[u8]) -> Result<FromYaml, String> {
     // Of several documents the first one counts, and of a key that comes twice the last value.
     let first = || serde_yaml::Deserializer::from_slice(body).next();
-    let Some(document) = first() else { return Ok(Bytes::from_static(b"null")) };
-    let mut v = super::yaml_budget::read(document, body.len())?;
-    if merges(&v)
+    let Some(document) = first() else { return Ok(FromYaml { json: Bytes::from_static(b"null"), repeated: Vec::new() }) };
+    let mut read = super::yaml_budget::read(document, body).map_err(|e| yaml_error(&e))?;
+    if merges(&read.value)
         && let Some(document) = first()
     {
         let mut merged = serde_yaml::Value::deserialize(document).map_err(|e| e.to_string())?;
         merged.apply_merge().map_err(|e| e.to_string())?;
-        v = serde_json::to_value(merged).map_err(|e| e.to_string())?;
+        read.value = serde_json::to_value(merged).map_err(|e| e.to_string())?;
     }
-    serde_json::to_vec(&v).map(Bytes::from).map_err(|e| e.to_string())
+    let json = serde_json::to_vec(&read.value).map(Bytes::from).map_err(|e| e.to_string())?;
+    Ok(FromYaml { json, repeated: read.repeated })
+}
+
+/// A complaint of the parser, `what at line 2 column 1, while …`, in upstream's form.
+fn yaml_error(e: &str) -> String {
+    if e.contains("excessive aliasing") || e.contains("repetition limit exceeded") {
+        return "yaml: document contains excessive aliasing".into();
+    }
+    let Some((what, place)) = e.split_once(" at line ") else { return format!("yaml: {e}") };
+    let line: usize = place.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    // A path to the place may stand before what is wrong.
+    let what = what.rsplit_once(": ").map_or(what, |(_, w)| w);
+    match what {
+        "recursion limit exceeded" => format!("yaml: line {line}: exceeded max depth of 10000"),
+        // What the scanner finds is told by the line it is in, what the parser misses by the one before.
+        w if w.starts_with("did not find expected") && line > 1 => format!("yaml: line {}: {w}", line - 1),
+        w if line > 1 => format!("yaml: line {line}: {w}"),
+        w => format!("yaml: {w}"),
+    }
 }
 
 /// Reads `body` as what the endpoint takes. Unknown and duplicate fields are ignored, warned of or refused.
@@ -79,13 +113,27 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
         |e: String| ApiError::bad_request(format!("the object provided is unrecognized (must be of type {}): {e} ({given})", want.kind));
     let unhandled =
         |e: String| ApiError::bad_request(format!("{} in version {:?} cannot be handled as a {}: {e}", want.kind, want.version, want.kind));
+    let mut repeated = None;
     let body = match media {
         Media::Protobuf if want.custom.is_some() => {
             return Err(ApiError::unsupported_media_type("application/vnd.kubernetes.protobuf", &["application/json", "application/yaml"]));
         }
         Media::Protobuf => {
+            if body.is_empty() {
+                return Err(unrecognized("empty data".into()));
+            }
+            if body == crate::objects::PROTOBUF_MAGIC {
+                return Err(unrecognized("empty body".into()));
+            }
             if !body.starts_with(crate::objects::PROTOBUF_MAGIC) {
                 return Err(unrecognized("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]".into()));
+            }
+            let envelope = k8s_schema::proto::open_envelope(&body);
+            let envelope = envelope.map_err(|e| unrecognized(e.to_string().replacen("proto: illegal", "proto: Unknown: illegal", 1)))?;
+            if envelope.api_version.is_empty() && envelope.kind.is_empty() {
+                let mut doc = Doc::from_protobuf_message(schema, want.ty, envelope.raw).map_err(|e| unhandled(e.to_string()))?;
+                doc.set_type_meta(&want.api_version(), want.kind);
+                return Ok(doc);
             }
             let doc = Doc::from_protobuf(schema, body.clone()).map_err(|e| unhandled(e.to_string()))?;
             if doc.type_id() != want.ty {
@@ -94,18 +142,25 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
             }
             return Ok(doc);
         }
-        Media::Yaml => yaml_to_json(&body).map_err(unrecognized)?,
+        Media::Yaml => {
+            let read = yaml_to_json(&body).map_err(unrecognized)?;
+            repeated = read.complaint();
+            read.json
+        }
         Media::Json => body,
     };
     if let Some(custom) = want.custom {
         return objects::decode(ctx, &body, custom, validation, unrecognized);
     }
-    let meta = peek_type_meta(&body).map_err(|e| unrecognized_json(want, &e.to_string(), &body))?;
+    let meta = peek_type_meta(&body).map_err(|e| unrecognized_json(want, &e.to_string(), &given))?;
     if meta.api_version.split('/').count() > 2 {
         return Err(unrecognized(format!("unexpected GroupVersion string: {}", meta.api_version)));
     }
     check_type(ctx, &meta.api_version, &meta.kind, want)?;
-    let decoded = Doc::from_json(schema, want.ty, body).map_err(|e| unhandled(e.to_string()))?;
+    let mut decoded = Doc::from_json(schema, want.ty, body).map_err(|e| unhandled(e.to_string()))?;
+    if let Some(complaint) = repeated {
+        decoded.strict.insert(0, complaint);
+    }
     if !decoded.strict.is_empty() {
         match validation {
             Validation::Ignore => {}
@@ -123,16 +178,15 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
 
 /// Whether a body is of the kind that the endpoint takes.
 pub fn check_kind(ctx: &Ctx, body: &[u8], want: Expected<'_>) -> Result<(), ApiError> {
-    let meta = peek_type_meta(body).map_err(|e| unrecognized_json(want, &e.to_string(), body))?;
+    let meta = peek_type_meta(body).map_err(|e| unrecognized_json(want, &e.to_string(), &quoted(body)))?;
     check_type(ctx, &meta.api_version, &meta.kind, want)
 }
 
-fn unrecognized_json(want: Expected<'_>, why: &str, body: &[u8]) -> ApiError {
+fn unrecognized_json(want: Expected<'_>, why: &str, given: &str) -> ApiError {
     let why = why.strip_prefix("couldn't get version/kind; json parse error: ").unwrap_or(why);
     ApiError::bad_request(format!(
-        "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: {why} ({})",
-        want.kind,
-        quoted(body)
+        "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: {why} ({given})",
+        want.kind
     ))
 }
 

@@ -26,7 +26,7 @@ fn body_options(ctx: &Ctx, body: &Bytes) -> Result<Option<Value>, ApiError> {
     }
     let json = match negotiate::content(&ctx.headers)? {
         Media::Json => body.clone(),
-        Media::Yaml => decode::yaml_to_json(body).map_err(ApiError::bad_request)?,
+        Media::Yaml => decode::yaml_to_json(body).map_err(ApiError::bad_request)?.json,
         Media::Protobuf => {
             let schema = &ctx.server.objects.schema;
             let doc = Doc::from_protobuf(schema, body.clone()).map_err(|e| ApiError::bad_request(e.to_string()))?;

@@ -210,7 +210,9 @@ pub fn openid(ctx: &Ctx) -> Result<Answer, ApiError> {
             let mut algs: Vec<&str> = issuer.keys.iter().map(|k| k.alg().name()).collect();
             algs.sort_unstable();
             algs.dedup();
-            let v = json!({"issuer": issuer.issuers.first(), "jwks_uri": format!("https://{}/openid/v1/jwks", ctx.server.public_address),
+            let own = || format!("https://{}/openid/v1/jwks", ctx.server.public_address);
+            let jwks = ctx.server.jwks_uri.clone().unwrap_or_else(own);
+            let v = json!({"issuer": issuer.issuers.first(), "jwks_uri": jwks,
                 "response_types_supported": ["id_token"], "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": algs});
             Ok(encode_value(200, &v, Wanted::JSON))
         }

@@ -1,6 +1,6 @@
 //! healthz, livez, readyz and metrics.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use super::Ctx;
 use crate::http::{Answer, ApiError, Body, body};
@@ -82,13 +82,17 @@ pub async fn health(ctx: &Ctx) -> Result<Answer, ApiError> {
             body::text(500, format!("internal server error: {check} failed\n"))
         });
     }
+    let noted = |check: &'static str, ok: bool| {
+        ctx.server.metrics.health.note(check, endpoint, ok);
+        ok
+    };
     let excluded: Vec<&str> = ctx.query.all("exclude").collect();
     let mut out = String::new();
     let mut failed = false;
     for check in list {
         if excluded.contains(&check) {
             out.push_str(&format!("[+]{check} excluded: ok\n"));
-        } else if passes(ctx, check).await {
+        } else if noted(check, passes(ctx, check).await) {
             out.push_str(&format!("[+]{check} ok\n"));
         } else {
             failed = true;
@@ -110,6 +114,18 @@ pub async fn health(ctx: &Ctx) -> Result<Answer, ApiError> {
     Ok(body::text(200, out))
 }
 
-pub fn metrics(ctx: &Ctx) -> Answer {
-    body::answer(200, "text/plain; version=0.0.4; charset=utf-8", Body::Full(ctx.server.metrics.render(&ctx.server).into()))
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// etcd is asked for the size of its file for as long at most.
+const SIZE: Duration = Duration::from_secs(2);
+
+pub async fn metrics(ctx: &Ctx) -> Answer {
+    let size = tokio::time::timeout(SIZE, ctx.server.etcd.size()).await.ok().and_then(Result::ok);
+    body::answer(200, METRICS, Body::Full(ctx.server.metrics.render(&ctx.server, size).into()))
+}
+
+/// Only what service levels are measured by.
+pub fn slis(ctx: &Ctx) -> Answer {
+    let mut out = String::new();
+    ctx.server.metrics.health.render(&mut out);
+    body::answer(200, METRICS, Body::Full(out.into()))
 }

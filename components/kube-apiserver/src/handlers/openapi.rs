@@ -109,6 +109,22 @@ impl OpenApi {
         paths
     }
 
+    /// The document of an extension server that has none of this version; none: it has, or is none.
+    fn made(&self, server: &Server, path: &str) -> Result<Option<Kept>, ApiError> {
+        let Some(remote) = server.aggregator.route(&format!("/{path}")).filter(|r| r.path().trim_start_matches('/') == path) else {
+            return Ok(None);
+        };
+        let dynamic = server.registry.dynamic();
+        let mut kept = self.dynamic(&dynamic, server.aggregator.generation());
+        if let Some(k) = kept.v3.get(path) {
+            return Ok(Some(k.clone()));
+        }
+        let Some(v) = server.aggregator.described(&remote.key()).and_then(|d| d.made_v3(&remote.group)) else { return Ok(None) };
+        let k = keep(&v)?;
+        kept.v3.insert(path.to_owned(), k.clone());
+        Ok(Some(k))
+    }
+
     fn v3(&self, server: &Server, path: &str) -> Result<Option<Kept>, ApiError> {
         let dynamic = server.registry.dynamic();
         let mut parts = path.strip_prefix("apis/").into_iter().flat_map(|p| p.split('/'));
@@ -227,11 +243,15 @@ pub fn dispatch(ctx: &Arc<Ctx>) -> Result<Answer, ApiError> {
                 for (path, url) in &described.v3 {
                     paths.insert(path.clone(), json!({"serverRelativeURL": url}));
                 }
+                let path = remote.path().trim_start_matches('/').to_owned();
+                if let Some(k) = server.openapi.made(server, &path)? {
+                    paths.insert(path.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={}", k.hash)}));
+                }
             }
             Ok(encode_value(200, &json!({"paths": paths}), Wanted::JSON))
         }
         _ => match path.strip_prefix("openapi/v3/") {
-            Some(p) => match server.openapi.v3(server, p)? {
+            Some(p) => match server.openapi.made(server, p)?.map_or_else(|| server.openapi.v3(server, p), |k| Ok(Some(k)))? {
                 Some(k) => send(ctx, &k, "application/json"),
                 None => Ok(body::text(404, "404 page not found\n")),
             },

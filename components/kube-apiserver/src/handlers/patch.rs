@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     Ctx, Validation, WriteOptions,
     decode::{self, Expected},
-    encode_doc, write,
+    encode_written, write,
 };
 use crate::{
     custom::{self, objects},
@@ -68,7 +68,7 @@ pub async fn patch(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<A
     } else {
         (200, merge(ctx, res, kind, &body, &options).await?)
     };
-    Ok(encode_doc(ctx, code, res, &doc, wanted))
+    Ok(encode_written(ctx, code, res, &doc, wanted))
 }
 
 /// A patched document, or why there is none.
@@ -151,7 +151,7 @@ fn check_identity(ctx: &Ctx, new: &Doc, old: &Doc) -> Result<(), ApiError> {
 
 async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &WriteOptions) -> Result<(u16, Doc), ApiError> {
     let want: Expected<'_> = write::expected(ctx, res)?;
-    let json = decode::yaml_to_json(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+    let json = decode::yaml_to_json(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?.json;
     let mut applied = match want.custom {
         Some(_) => custom::to_doc(&serde_json::from_slice(&json).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?),
         // Types are checked by merging.

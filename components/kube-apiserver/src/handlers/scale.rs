@@ -125,7 +125,7 @@ async fn change(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes, kind: Option<P
     let given = match kind {
         None => Some(decode::decode(ctx, body.clone(), want, options.validation)?),
         Some(PatchKind::Apply) => {
-            let json = decode::yaml_to_json(&body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+            let json = decode::yaml_to_json(&body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?.json;
             Some(decode::decode_as(ctx, json, crate::http::Media::Json, want, options.validation)?)
         }
         Some(_) => None,

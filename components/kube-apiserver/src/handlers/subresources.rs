@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     admission::{self, Attributes, Operation},
-    authn::Bound,
+    authn::{Bound, Lifetime},
     http::{Answer, ApiError, Group, Offers},
     kinds::meta,
     registry::Resource,
@@ -309,8 +309,11 @@ async fn token(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -> Resul
     let bound = bound_object(ctx, &req, &ns, &account)?;
     req.set("spec.audiences", Value::from(audiences.clone())).map_err(ApiError::internal)?;
     req.set("spec.expirationSeconds", seconds).map_err(ApiError::internal)?;
+    let of_pod = bound.as_ref().is_some_and(|b| b.kind == "pod");
+    let unchosen = issuer.extends && of_pod && audiences == issuer.api_audiences;
+    let lifetime = Lifetime::of(seconds, unchosen, issuer.max_lifetime);
     let (account_name, uid) = (account.at("metadata.name").str(), account.at("metadata.uid").str());
-    let issued = issuer.issue(&ns, (account_name, uid), &audiences, seconds, bound.as_ref(), Timestamp::now());
+    let issued = issuer.issue(&ns, (account_name, uid), &audiences, lifetime, bound.as_ref(), Timestamp::now());
     let (token, until) = issued.ok_or_else(|| ApiError::internal("no token can be signed"))?;
     write::set(&mut req, "metadata.name", account_name)?;
     write::set(&mut req, "metadata.namespace", ns.as_str())?;

@@ -48,8 +48,22 @@ pub fn list_meta(doc: &Doc) -> Value {
     }
 }
 
+/// What the version of a kind adds to its annotations is not there where only metadata is shown.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
 pub fn partial(doc: &Doc) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": doc.at("metadata").to_value()})
+    let mut metadata = doc.at("metadata").to_value();
+    if doc.kind() == "DaemonSet"
+        && let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut)
+    {
+        annotations.shift_remove(TEMPLATE_GENERATION);
+        if annotations.is_empty()
+            && let Some(m) = metadata.as_object_mut()
+        {
+            m.shift_remove("annotations");
+        }
+    }
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
 }
 
 pub fn of_objects(res: &Resource, docs: &[Doc], include: Include, list_meta: &Value) -> Value {

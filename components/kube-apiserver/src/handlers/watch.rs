@@ -13,7 +13,7 @@ use rand::RngExt;
 use serde_json::{Value, json};
 
 use super::{
-    Ctx, json_of, load,
+    Ctx, enveloped, json_of, load,
     options::{ListOptions, parse_rv},
     protobuf_of, read, table,
 };
@@ -105,7 +105,10 @@ pub async fn watch(ctx: &Arc<Ctx>, res: &Arc<Resource>) -> Result<Answer, ApiErr
     }
     let seconds = match options.timeout {
         Some(t) if t > 0 => u64::try_from(t).unwrap_or(1800),
-        _ => rand::rng().random_range(1800..3600),
+        _ => {
+            let least = ctx.server.http.min_request_timeout.as_secs().max(1);
+            rand::rng().random_range(least..least * 2)
+        }
     };
     let now = Instant::now();
     let heads = cache.subscribe();
@@ -218,9 +221,7 @@ impl Watcher {
     fn send(&mut self, kind: &str, stored: &Arc<Stored>) {
         let server = &self.ctx.server;
         let frame = match (self.wanted.shape, self.wanted.media) {
-            (As::Object | As::Discovery, Media::Protobuf) => {
-                load(server, &self.res, stored).map(|d| protobuf_frame(kind, &d.to_protobuf()))
-            }
+            (As::Object | As::Discovery, Media::Protobuf) => enveloped(server, &self.res, stored).map(|b| protobuf_frame(kind, &b)),
             (As::Object | As::Discovery, _) => json_of(server, &self.res, stored).map(|j| frame_of(kind, &j)),
             (As::Table, _) => load(server, &self.res, stored).map(|d| {
                 let table = table::of_objects(&self.res, std::slice::from_ref(&d), self.include, &table::list_meta(&d));

@@ -83,6 +83,7 @@ pub async fn read(mut body: Incoming, headers: &HeaderMap) -> Result<Bytes, ApiE
     let too_large = || ApiError::too_large(format!("Request entity too large: limit is {MAX_REQUEST_BODY}"));
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok());
     if declared.is_some_and(|l| l > MAX_REQUEST_BODY) {
+        drain(&mut body).await;
         return Err(too_large());
     }
     let mut out = BytesMut::with_capacity(declared.unwrap_or(0));
@@ -90,6 +91,8 @@ pub async fn read(mut body: Incoming, headers: &HeaderMap) -> Result<Bytes, ApiE
         let frame = frame.map_err(|e| ApiError::bad_request(format!("cannot read the request body: {e}")))?;
         if let Ok(data) = frame.into_data() {
             if out.len() + data.len() > MAX_REQUEST_BODY {
+                drop(out);
+                drain(&mut body).await;
                 return Err(too_large());
             }
             out.extend_from_slice(&data);
@@ -107,6 +110,21 @@ pub async fn read(mut body: Incoming, headers: &HeaderMap) -> Result<Bytes, ApiE
         return Err(too_large());
     }
     Ok(plain.into())
+}
+
+/// Reads some of a body that is too large and drops it: a client that is still sending would find its connection reset, and never see the
+/// answer.
+async fn drain(body: &mut Incoming) {
+    let reading = async {
+        let mut left = MAX_REQUEST_BODY;
+        while let Some(Ok(frame)) = body.frame().await {
+            let n = frame.into_data().map_or(0, |d| d.len());
+            let Some(rest) = left.checked_sub(n) else { return };
+            left = rest;
+        }
+    };
+    // Whoever is slower than this is not waited for.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), reading).await;
 }
 
 /// Never fails, as the bodies this server makes never do; used where a type asks for it.

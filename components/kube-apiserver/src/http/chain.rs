@@ -2,17 +2,19 @@
 
 use std::{
     panic::AssertUnwindSafe,
+    pin::Pin,
     sync::{Arc, OnceLock, atomic::Ordering},
-    time::Duration,
+    task::{Context, Poll},
 };
 
-use futures_util::FutureExt;
+use bytes::Bytes;
+use futures_util::{FutureExt, Stream};
 use http::{HeaderValue, Method, header};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 
 use super::{
-    Answer, ApiError, Group, Query, RequestInfo, Wanted,
+    Answer, ApiError, Body, Group, Query, RequestInfo, Wanted,
     impersonation::impersonate,
     negotiate::{self, Media},
     serve::Conn,
@@ -23,11 +25,9 @@ use crate::{
     authz::{Attributes, Decision, refusal},
     flow_control::Marks,
     handlers::{self, Ctx},
+    metrics::{LongRunning, Of},
     server::Server,
 };
-
-/// Requests that are not watches or streams must be done by then.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<Incoming>) -> Answer {
     let started = std::time::Instant::now();
@@ -35,6 +35,11 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
         Ok(running) => running,
         Err(refusal) => return *refusal,
     };
+    let origin = server.http.origin(req.headers());
+    if let Some(mut a) = server.http.preflight(req.method(), origin.as_ref()) {
+        server.http.mark(&mut a, origin);
+        return a;
+    }
     let id = audit::id_of(req.headers());
     let record = OnceLock::new();
     let marks = Mutex::new(None);
@@ -42,8 +47,11 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
     let method = req.method().clone();
     let query = Query::parse(req.uri().query());
     let info = RequestInfo::parse(&method, req.uri().path(), |k| query.get(k).map(str::to_owned));
-    let (verb, resource, path) = (info.verb.clone(), info.resource.clone(), info.path.clone());
-    let metrics = Arc::clone(&server.metrics);
+    let path = info.path.clone();
+    let counted = info.clone();
+    let apply = headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/apply-patch"));
+    let dry_run = query.get("dryRun").is_some_and(|d| d == "All");
+    let kept = Arc::clone(&server);
     let work = AssertUnwindSafe(run(Arc::clone(&server), conn, req, info, query, &id, &record, &marks)).catch_unwind();
     let worked = work.await;
     let panicked = worked.is_err();
@@ -67,9 +75,35 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
     if let Some(r) = record.get() {
         answer = r.answered(answer, panicked).await;
     }
-    metrics.request(&verb, &resource, answer.status().as_u16(), started.elapsed());
+    let of = Of::request(&counted, dry_run, apply);
+    let size = if let Body::Full(bytes) = answer.body() { Some(bytes.len() as u64) } else { None };
+    kept.http.mark(&mut answer, origin);
+    kept.metrics.request(&of, answer.status().as_u16(), started.elapsed(), size);
+    if counted.is_long_running() && size.is_none() {
+        let running = kept.metrics.long_running(&of);
+        answer = answer.map(|body| Body::stream(Counted { body, _running: running }));
+    }
     tracing::debug!(%method, path, code = answer.status().as_u16(), "request");
     answer
+}
+
+/// A stream that is counted as long as it runs.
+struct Counted {
+    body: Body,
+    _running: LongRunning,
+}
+
+impl Stream for Counted {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        match hyper::body::Body::poll_frame(Pin::new(&mut self.body), cx) {
+            Poll::Pending => Poll::Pending,
+            // A node that stops in the middle ends the stream, as it would without us.
+            Poll::Ready(None | Some(Err(_))) => Poll::Ready(None),
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(frame.into_data().unwrap_or_default())),
+        }
+    }
 }
 
 /// An error in the encoding the client takes, JSON when that is none of ours.
@@ -119,18 +153,6 @@ async fn run(
         // It is set here alone.
         let _ = record.set(r);
     }
-    let user = impersonate(&server.authz, user, req.headers()).await?;
-    if let Some(r) = record.get() {
-        r.impersonated(&user);
-    }
-    let mut mark = None;
-    let pass = server.gate.pass(&server, &user, &info, query.get("limit"), &mut mark).await;
-    *marks.lock() = mark;
-    // Its seats are free when this function returns.
-    let _pass = match pass {
-        Ok(pass) => pass,
-        Err(refusal) => return Ok(*refusal),
-    };
     let attributes = Attributes {
         verb: info.verb.clone(),
         is_resource: info.is_resource,
@@ -142,6 +164,18 @@ async fn run(
         name: info.name.clone(),
         path: info.path.clone(),
         field_selector: query.get("fieldSelector").unwrap_or("").to_owned(),
+    };
+    let (user, constraint) = impersonate(&server.authz, user, req.headers(), &attributes).await?;
+    if let Some(r) = record.get() {
+        r.impersonated(&user, constraint);
+    }
+    let mut mark = None;
+    let pass = server.gate.pass(&server, &user, &info, query.get("limit"), &mut mark).await;
+    *marks.lock() = mark;
+    // Its seats are free when this function returns.
+    let _pass = match pass {
+        Ok(pass) => pass,
+        Err(refusal) => return Ok(*refusal),
     };
     let decision = server.authz.decide(&user, &attributes).await;
     if let Some(r) = record.get() {
@@ -165,6 +199,7 @@ async fn run(
         }
     }
     let long = info.is_long_running();
+    let limit = server.http.request_timeout;
     let upgrade = req.headers().contains_key(header::UPGRADE) || req.method() == Method::CONNECT;
     let (mut parts, body) = req.into_parts();
     if let Some(r) = &server.authn.request_header {
@@ -181,13 +216,14 @@ async fn run(
         warnings: Mutex::default(),
         audit: record.get().cloned(),
         internal: false,
+        wrote: OnceLock::new(),
     };
     let extensions = parts.extensions;
-    let work = handlers::dispatch(ctx, body, extensions);
+    let work = Box::pin(handlers::dispatch(ctx, body, extensions));
     if long || upgrade {
         return work.await;
     }
-    match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
+    match tokio::time::timeout(limit, work).await {
         Ok(r) => r,
         Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout", 0)),
     }

@@ -3,9 +3,11 @@
 pub mod body;
 pub mod chain;
 pub mod drain;
+mod gathered;
 pub mod gzip;
 pub mod impersonation;
 pub mod negotiate;
+pub mod options;
 pub mod request_info;
 pub mod serve;
 pub mod status;

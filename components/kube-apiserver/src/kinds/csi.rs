@@ -39,7 +39,8 @@ pub const CSI_DRIVER: Strategy = Strategy {
     },
     warnings: |d, old| {
         let spec = d.at("spec");
-        if old.is_some() || spec.get("tokenRequests").is_empty() || spec.get("serviceAccountTokenInSecrets").exists() {
+        let same = old.is_some_and(|o| o.at("spec.tokenRequests").semantic_eq(spec.get("tokenRequests")));
+        if same || spec.get("tokenRequests").is_empty() || spec.get("serviceAccountTokenInSecrets").exists() {
             return Vec::new();
         }
         vec!["spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent possible logging of tokens in volume attributes".into()]

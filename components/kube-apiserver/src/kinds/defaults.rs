@@ -1,7 +1,7 @@
 //! What upstream fills in when a client says nothing, beyond what the schema table can say. Runs on every decoded object.
 
 use base64::{Engine, engine::general_purpose::STANDARD as B64};
-use k8s_schema::{Doc, EditError, Mut};
+use k8s_schema::{Doc, EditError, Mut, Quantity};
 use serde_json::{Value, json};
 
 use crate::registry::Resource;
@@ -86,6 +86,17 @@ fn set(m: &mut Mut<'_>, path: &str, value: impl Into<Value>) -> Done {
     let parent = if parent.is_empty() { m.read() } else { m.get(parent) };
     let empty = now.exists() && now.as_str() == Some("") && parent.ty().field(name).is_some_and(|f| !f.is_pointer());
     if empty { m.set(path, value) } else { m.set_default(path, value).map(drop) }
+}
+
+/// A quantity that is finer than a thousandth, rounded up to one.
+fn whole_milli(text: &str) -> Option<String> {
+    // Others need not be read.
+    if !text.ends_with(['n', 'u']) && !text.contains('.') {
+        return None;
+    }
+    let q = Quantity::parse(text).ok()?;
+    let nano = q.scaled(-9);
+    (nano != i64::MAX && nano % 1_000_000 != 0).then(|| Quantity::from_milli(q.milli_value()).to_string())
 }
 
 fn both(a: Done, b: impl FnOnce() -> Done) -> Done {
@@ -210,6 +221,12 @@ fn container(mut c: Mut<'_>) -> Done {
     set(&mut c, "terminationMessagePath", "/dev/termination-log")?;
     set(&mut c, "terminationMessagePolicy", "File")?;
     set(&mut c, "resources", json!({}))?;
+    for list in ["limits", "requests"] {
+        let fine = c.get("resources").get(list).entries().filter_map(|(k, v)| Some((k.to_owned(), whole_milli(v.str())?)));
+        for (k, v) in fine.collect::<Vec<_>>() {
+            c.set(&format!("resources.{list}[{k}]"), v)?;
+        }
+    }
     c.for_each("ports", |mut p| set(&mut p, "protocol", "TCP"))?;
     c.for_each(
         "env",

@@ -63,6 +63,18 @@ fn immutable_spec(new: &Doc, old: &Doc, e: &mut ErrorList) {
     }
 }
 
+/// Devices that others use may be looked into only where the namespace is labelled for it.
+pub fn admin_access(d: &Doc, namespace: Option<&Doc>, e: &mut ErrorList) {
+    const LABEL: &str = "resource.kubernetes.io/admin-access";
+    let path = if d.kind() == "ResourceClaimTemplate" { "spec.spec.devices.requests" } else { "spec.devices.requests" };
+    for (i, r) in d.at(path).iter().enumerate() {
+        if r.at("exactly.adminAccess").bool() && namespace.is_none_or(|n| n.at("metadata.labels").get(LABEL).str() != "true") {
+            let why = format!("admin access to devices requires the `{LABEL}: true` label on the containing namespace");
+            e.push(FieldError::forbidden(child(&index(path, i), "adminAccess"), why));
+        }
+    }
+}
+
 fn class(d: &Doc, e: &mut ErrorList) {
     selectors(d.at("spec.selectors"), "spec.selectors", e);
     for (i, c) in d.at("spec.config").iter().enumerate() {

@@ -6,9 +6,14 @@ use serde_json::{Map, Value};
 use super::{PLAIN, Strategy};
 use crate::validation::{ErrorList, FieldError, names};
 
-pub const CORE: Strategy = Strategy { create_on_update: true, validate_create: core, ..PLAIN };
-pub const EVENTS: Strategy =
-    Strategy { create_on_update: true, validate_create: create, validate_update: |_, n, o, e| update(n, o, e), ..PLAIN };
+pub const CORE: Strategy = Strategy { name: names::path_segment, create_on_update: true, validate_create: core, ..PLAIN };
+pub const EVENTS: Strategy = Strategy {
+    name: names::path_segment,
+    create_on_update: true,
+    validate_create: create,
+    validate_update: |_, n, o, e| update(n, o, e),
+    ..PLAIN
+};
 
 /// What is reported about has a namespace of its own, which is the event's; of things without one the event stands in `default`.
 fn involved(d: &Doc, object: &str, e: &mut ErrorList, strict: bool) {

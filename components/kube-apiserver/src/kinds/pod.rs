@@ -103,7 +103,8 @@ fn prepare_create(d: &mut Doc) {
     // Constant paths of the type: these cannot fail.
     let _ = d.set("status", json!({"phase": "Pending", "qosClass": class}));
     if !d.at("spec.schedulingGates").is_empty() {
-        let condition = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "Scheduling is blocked due to non-empty scheduling gates"}]);
+        let condition = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "Scheduling is blocked due to non-empty scheduling gates",
+            "lastTransitionTime": crate::handlers::write::now()}]);
         let _ = d.set("status.conditions", condition);
     }
 }

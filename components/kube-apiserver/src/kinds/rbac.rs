@@ -71,7 +71,11 @@ fn cluster_role(d: &Doc, e: &mut ErrorList) {
             e.push(FieldError::required(path, "at least one clusterRoleSelector required if aggregationRule is non-nil"));
         }
         for (i, s) in d.at(path).iter().enumerate() {
+            let before = e.len();
             values::label_selector(s, &index(path, i), e);
+            if e.len() > before {
+                e.push(FieldError::invalid(index(path, i), serde_json::Value::Null, "invalid label selector."));
+            }
         }
     }
 }

@@ -43,6 +43,7 @@ pub const PERSISTENT_VOLUME_CLAIM: Strategy = Strategy {
 };
 pub const STORAGE_CLASS: Strategy = Strategy {
     returns_deleted: true,
+    warnings: warnings::storage_class,
     validate_create: class,
     validate_update: |_, n, o, e| {
         class(n, e);

@@ -173,10 +173,23 @@ pub fn service(d: &Doc, _: Option<&Doc>) -> Vec<String> {
     if s.get("clusterIP").str() == "None" && s.get("sessionAffinity").str() == "ClientIP" {
         w.push("spec.SessionAffinity is ignored for headless services".into());
     }
+    let ip = s.get("loadBalancerIP").str();
+    if let Some(plain) = without_leading_zeros(ip) {
+        w.push(format!("spec.loadBalancerIP: non-standard IP address {ip:?} is invalid: use {plain:?}"));
+    }
     if s.get("trafficDistribution").str() == "PreferClose" {
         w.push("spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"".into());
     }
     w
+}
+
+/// An IPv4 address whose numbers have zeros before them, which some read as octal, without them.
+fn without_leading_zeros(ip: &str) -> Option<String> {
+    let parts: Vec<&str> = ip.split('.').collect();
+    let numbers: Option<Vec<u8>> = parts.iter().map(|p| p.parse().ok().filter(|_| p.bytes().all(|b| b.is_ascii_digit()))).collect();
+    let numbers = numbers.filter(|n| n.len() == 4)?;
+    let plain = numbers.iter().map(u8::to_string).collect::<Vec<_>>().join(".");
+    (plain != ip).then_some(plain)
 }
 
 pub fn claim(d: &Doc, _: Option<&Doc>) -> Vec<String> {
@@ -193,10 +206,27 @@ pub fn claim(d: &Doc, _: Option<&Doc>) -> Vec<String> {
 }
 
 pub fn volume(d: &Doc, _: Option<&Doc>) -> Vec<String> {
+    let annotation = "volume.beta.kubernetes.io/storage-class";
+    if d.at("metadata.annotations").get(annotation).exists() {
+        return vec![format!("metadata.annotations[{annotation}]: deprecated since v1.8; use \"storageClassName\" attribute instead")];
+    }
     if d.at("spec.persistentVolumeReclaimPolicy").str() == "Recycle" {
         return vec!["spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.".into()];
     }
     Vec::new()
+}
+
+/// The topologies of a storage class, by the labels of nodes that there were before.
+pub fn storage_class(d: &Doc, _: Option<&Doc>) -> Vec<String> {
+    let mut w = Vec::new();
+    for (i, t) in d.at("allowedTopologies").iter().enumerate() {
+        for (j, x) in t.get("matchLabelExpressions").iter().enumerate() {
+            if let Some((_, since)) = OLD_LABELS.iter().find(|(label, _)| *label == x.get("key").str()) {
+                w.push(format!("allowedTopologies[{i}].matchLabelExpressions[{j}].key: deprecated since {since} instead"));
+            }
+        }
+    }
+    w
 }
 
 pub fn ingress(d: &Doc, _: Option<&Doc>) -> Vec<String> {

@@ -29,7 +29,7 @@ fn within(status: Ref<'_>, parts: &[&str], whole: &str, shown: &str, e: &mut Err
 fn collisions(new: &Doc, old: &Doc, e: &mut ErrorList) {
     let path = "status.collisionCount";
     let (n, o) = (new.at(path).int(), old.at(path));
-    if o.exists() && n < o.int() {
+    if o.exists() && (n < o.int() || !new.at(path).exists()) {
         e.push(FieldError::invalid(path, n, "cannot be decremented"));
     }
 }

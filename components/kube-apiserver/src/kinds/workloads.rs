@@ -332,6 +332,16 @@ fn stateful_set(d: &Doc, e: &mut ErrorList) {
     for (i, c) in d.at("spec.volumeClaimTemplates").iter().enumerate() {
         super::storage::claim_spec(c.get("spec"), &format!("spec.volumeClaimTemplates[{i}].spec"), e);
     }
+    // Each is a volume of the pods, before those that the template has itself.
+    for (i, c) in d.at("spec.volumeClaimTemplates").iter().enumerate() {
+        let (path, name) = (format!("spec.template.spec.volumes[{i}]"), c.at("metadata.name").str());
+        if name.is_empty() {
+            e.push(FieldError::required(format!("{path}.persistentVolumeClaim.claimName"), ""));
+            e.push(FieldError::required(format!("{path}.name"), ""));
+        } else {
+            e.all_invalid(&format!("{path}.name"), name, names::dns1123_label(name));
+        }
+    }
     selector_and_template(d, e);
     always(d, e);
     let name = d.at("spec.serviceName").str();

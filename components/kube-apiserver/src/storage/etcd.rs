@@ -173,6 +173,12 @@ impl Etcd {
         Ok(r.header().map_or(0, |h| h.revision()))
     }
 
+    /// How many bytes the database of the server that answers has.
+    pub async fn size(&self) -> Result<i64, StoreError> {
+        let mut client = self.client.maintenance_client();
+        Ok(timed(client.status()).await?.db_size())
+    }
+
     /// Keys of `[start, end)`; `rev` 0 reads the newest.
     pub async fn range(&self, start: &str, end: Vec<u8>, limit: i64, rev: i64) -> Result<Page, StoreError> {
         let mut kv = self.kv.clone();

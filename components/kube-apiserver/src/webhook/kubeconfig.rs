@@ -150,7 +150,8 @@ impl Configured {
         Ok(Self { url: cluster.server.clone(), target, pool: Pool::new(tls_config(trust, own)?), token })
     }
 
-    async fn once(&self, body: &Bytes) -> Result<Result<Value, String>, String> {
+    /// Posts a body once. The outer error is one that may pass; the inner one is the other side's word.
+    async fn exchange(&self, body: &Bytes) -> Result<Result<Bytes, String>, String> {
         let request = || {
             let mut r = Request::builder()
                 .method(Method::POST)
@@ -185,7 +186,18 @@ impl Configured {
         if !status.is_success() {
             return Ok(Err(format!("status {status}")));
         }
-        Ok(serde_json::from_slice(&body).map_err(|e| format!("the answer is no JSON: {e}")))
+        Ok(Ok(body))
+    }
+
+    /// Posts a body once, whatever the answer says beyond success. The outer error is one that may pass.
+    pub async fn deliver(&self, body: &Bytes) -> Result<Result<(), String>, String> {
+        let told = |e| format!("{}: {e}", self.url);
+        self.exchange(body).await.map(|r| r.map(drop).map_err(told)).map_err(told)
+    }
+
+    async fn once(&self, body: &Bytes) -> Result<Result<Value, String>, String> {
+        let answer = self.exchange(body).await?;
+        Ok(answer.and_then(|b| serde_json::from_slice(&b).map_err(|e| format!("the answer is no JSON: {e}"))))
     }
 
     /// Posts a document and gives the answer. What does not come through is tried again, all within `timeout`.

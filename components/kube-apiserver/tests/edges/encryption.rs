@@ -82,6 +82,10 @@ async fn values_are_sealed_and_move_to_the_first_key() {
     .await;
     starts(&raw(&etcd, "example.com/things/default/t").await, "k8s:enc:secretbox:v1:one:");
 
+    let watched = format!("{SECRETS}?watch=true&fieldSelector=metadata.name%3Da&resourceVersion={rv}");
+    let request = Request::builder().uri(watched).body(Body::empty()).unwrap();
+    let watch = client.send(request).await.unwrap().into_body();
+
     // A new key comes first: it is used as soon as the file is read, and by every update, though nothing else changes.
     configure(&file, &format!("[{{aesgcm: {{keys: [{}]}}}}, {{secretbox: {{keys: [{}]}}}}]", key("two", 3), key("one", 2)));
     let mut n = 0;
@@ -99,6 +103,14 @@ async fn values_are_sealed_and_move_to_the_first_key() {
     starts(&raw(&etcd, "secrets/default/a").await, "k8s:enc:aesgcm:v1:two:");
     let again = done(&client, Method::PUT, &format!("{SECRETS}/a"), written.clone()).await;
     assert_eq!(again["metadata"]["resourceVersion"], written["metadata"]["resourceVersion"], "nothing is left to be written");
+
+    // Who watched meanwhile saw the write under the new key like any other.
+    let mut watch = watch;
+    let frame = tokio::time::timeout(Duration::from_secs(60), watch.frame()).await.unwrap().unwrap().unwrap();
+    let event: Value = serde_json::from_slice(frame.data_ref().unwrap()).unwrap();
+    let seen = &event["object"];
+    assert_eq!((&event["type"], &seen["data"]), (&json!("MODIFIED"), &a["data"]), "{event}");
+    assert_eq!(seen["metadata"]["resourceVersion"], written["metadata"]["resourceVersion"]);
 
     // A value that somebody moved to another place is no value there.
     let moved = raw(&etcd, "secrets/default/a").await;

@@ -1,11 +1,14 @@
-//! The edges of the server, on a real etcd: compressed answers, values encrypted at rest, users whom proxies name, extension servers.
+//! The edges of the server, on a real etcd: compressed answers, values encrypted at rest, users whom proxies name, extension servers,
+//! audit events that are posted, metrics.
 
 #[path = "../../examples/dev-cluster/cluster.rs"]
 mod cluster;
 
 mod aggregation;
+mod audit_webhook;
 mod encryption;
 mod gzip;
+mod metrics;
 mod oidc;
 mod proxies;
 mod reviews;

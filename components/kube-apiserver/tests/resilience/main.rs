@@ -5,6 +5,7 @@
 mod cluster;
 
 mod change_under_cache;
+mod compaction;
 mod half_open;
 mod two_servers;
 mod watch_model;

@@ -100,7 +100,10 @@ part!(PodSpec, {
     active_deadline_seconds: Option<i64>,
     #[serde(deserialize_with = "null_default")] priority_class_name: String,
     #[serde(deserialize_with = "null_default")] volumes: Vec<Volume>,
+    #[serde(deserialize_with = "null_default")] resource_claims: Vec<PodResourceClaim>,
 });
+part!(PodResourceClaim, { name: String, #[serde(deserialize_with = "null_default")] resource_claim_template_name: String });
+part!(PodResourceClaimStatus, { name: String, resource_claim_name: Option<String> });
 part!(Container, {
     name: String,
     #[serde(deserialize_with = "null_default")] ports: Vec<ContainerPort>,
@@ -122,6 +125,7 @@ part!(PodStatus, {
     start_time: Option<Time>,
     #[serde(deserialize_with = "null_default")] init_container_statuses: Vec<ContainerStatus>,
     #[serde(deserialize_with = "null_default")] container_statuses: Vec<ContainerStatus>,
+    #[serde(deserialize_with = "null_default")] resource_claim_statuses: Vec<PodResourceClaimStatus>,
 });
 part!(PodIp, { ip: String });
 part!(ContainerStatus, { name: String, restart_count: i32, state: ContainerState });

@@ -1,5 +1,6 @@
 //! The controllers, one module each; [`crate::registry`] names them all.
 
+pub mod admission_policy_status;
 pub mod bootstrap_signer;
 pub mod cluster_role_aggregation;
 pub mod cron_job;
@@ -23,6 +24,7 @@ pub mod node_lifecycle;
 pub mod persistent_volume;
 pub mod pod_gc;
 pub mod replica_set;
+pub mod resource_claim;
 pub mod resource_quota;
 mod revisions;
 pub mod root_ca;

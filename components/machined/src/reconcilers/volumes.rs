@@ -7,6 +7,8 @@ use std::time::Duration;
 use host::mount::{Flags, LinuxMounts, MountRequest, Mounts, usage};
 use serde_json::json;
 
+use crate::encryption::{self, Opened};
+
 use super::{Context, Outcome, ReconcileError, Reconciler};
 
 /// A journal is replayed in seconds; a full check of a large disk after damage takes long.
@@ -58,10 +60,21 @@ impl Reconciler for Volumes {
             let Some((device, _)) = machine.disks.system_partition(label)? else {
                 return Err(format!("the disk this system runs from has no partition {label}").into());
             };
-            mount(&device, &target).await?;
+            if LinuxMounts.mounted_at(&target)?.is_none() {
+                let device = match crate::boot::open(&machine.paths, label, &device).await? {
+                    Opened::Plain(device) | Opened::Mapped(device) => device,
+                    Opened::Erased => {
+                        return Err(format!("the keys of {label} were destroyed: reset the machine and install it again").into());
+                    }
+                    Opened::Locked(why) => return Err(format!("{label} is locked: {why}").into()),
+                };
+                mount(&device, &target).await?;
+            }
             mounted.push((label, target));
         }
         if !self.cleaned {
+            let paths = machine.paths.clone();
+            tokio::task::spawn_blocking(move || encryption::close_tpm(&paths)).await?;
             remove_content(&machine.paths.at(UPLOADS))?;
             self.cleaned = true;
         }
@@ -126,8 +139,9 @@ fn directories(cx: &Context) -> std::io::Result<()> {
 fn show(cx: &Context, label: &str, target: &Path) -> Result<(), ReconcileError> {
     let usage = usage(target)?;
     let device = LinuxMounts.mounted_at(target)?.map(|entry| entry.source).unwrap_or_default();
+    let encrypted = device.starts_with("/dev/mapper/strake-");
     let spec = json!({
-        "device": device, "mounted": target.display().to_string(),
+        "device": device, "encrypted": encrypted, "mounted": target.display().to_string(),
         "size": usage.total_bytes, "used": usage.total_bytes.saturating_sub(usage.available_bytes),
         "inodes": usage.total_inodes, "inodesFree": usage.free_inodes,
     });

@@ -20,6 +20,7 @@ use rand::RngExt as _;
 
 use super::Cx;
 use super::config_key::ConfigKey;
+use super::recovery_key::RecoveryKeyFile;
 use super::secureboot_keys::SecurebootKeys;
 use crate::context::{Context, StrakeConfig};
 
@@ -38,6 +39,7 @@ pub enum Gen {
     Client(Client),
     SecurebootKeys(SecurebootKeys),
     ConfigKey(ConfigKey),
+    RecoveryKey(RecoveryKeyFile),
 }
 
 /// `strakectl gen cluster`.
@@ -139,6 +141,7 @@ impl Gen {
             Self::Client(verb) => verb.run(),
             Self::SecurebootKeys(verb) => verb.run(),
             Self::ConfigKey(verb) => verb.run(),
+            Self::RecoveryKey(verb) => verb.run(),
         }
     }
 }
@@ -362,6 +365,7 @@ mod tests {
             Gen::Client(verb) => verb.run(),
             Gen::SecurebootKeys(verb) => verb.run(),
             Gen::ConfigKey(verb) => verb.run(),
+            Gen::RecoveryKey(verb) => verb.run(),
         }
     }
 

@@ -16,11 +16,13 @@ mod kubeconfig;
 mod lifecycle;
 mod logs;
 mod media;
+mod recovery_key;
 mod resources;
 mod rollout;
 mod secureboot_keys;
 mod services;
 mod stats;
+mod unlock;
 mod upgrade;
 mod version;
 
@@ -120,6 +122,7 @@ enum Command {
     Reboot(lifecycle::Reboot),
     Shutdown(lifecycle::Shutdown),
     Reset(lifecycle::Reset),
+    Unlock(unlock::Unlock),
     Upgrade(upgrade::Upgrade),
     Rollback(upgrade::Rollback),
     Media(media::Media),
@@ -159,6 +162,7 @@ impl Cli {
             Command::Reboot(verb) => verb.run(&cx).await,
             Command::Shutdown(verb) => verb.run(&cx).await,
             Command::Reset(verb) => verb.run(&cx).await,
+            Command::Unlock(verb) => verb.run(&cx).await,
             Command::Upgrade(verb) => verb.run(&cx).await,
             Command::Rollback(verb) => verb.run(&cx).await,
             Command::Media(verb) => verb.run(),

@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
-use cel::{Env, Program, Type, types::ObjectType};
+use cel::{
+    Env, Program, Type,
+    admission::{declare_variables, environment},
+    types::ObjectType,
+};
 use k8s_schema::{Doc, Ref};
 use parking_lot::Mutex;
 
-use super::{constraints::Constraints, inputs};
+use super::constraints::Constraints;
 use crate::objects::Objects;
 
 /// An expression, compiled or with why it cannot be.
@@ -97,24 +101,6 @@ impl Expression {
     }
 }
 
-/// What expressions may name. `variables` come later, one by one.
-pub fn environment(params: bool, namespace: bool) -> Env {
-    let mut env = Env::new([
-        ("object", Type::Dyn),
-        ("oldObject", Type::Dyn),
-        ("request", inputs::request_decl().ty.clone()),
-        ("authorizer", Type::Opaque(cel::library::AUTHORIZER)),
-        ("authorizer.requestResource", Type::Opaque(cel::library::RESOURCE_CHECK)),
-    ]);
-    if namespace {
-        env.variables.insert("namespaceObject".into(), inputs::namespace_decl().ty.clone());
-    }
-    if params {
-        env.variables.insert("params".into(), Type::Dyn);
-    }
-    env
-}
-
 /// What mutations may name and make beside: `Object` with anything in it, and the operations of a JSON patch.
 pub fn mutation_environment(mut env: Env) -> Env {
     let text = || Type::String;
@@ -137,16 +123,12 @@ pub fn conditions(list: Ref<'_>, env: &Env) -> Vec<Named> {
 pub fn variables(list: Ref<'_>, env: &mut Env) -> Vec<Named> {
     let mut out = Vec::new();
     let mut fields = std::collections::BTreeMap::new();
-    let declare = |fields: &std::collections::BTreeMap<String, Type>, env: &mut Env| {
-        let object = ObjectType { name: "kubernetes.variables".into(), fields: fields.clone(), open: false };
-        env.variables.insert("variables".into(), Type::Object(Arc::new(object)));
-    };
-    declare(&fields, env);
+    declare_variables(&fields, env);
     for v in list.iter() {
         let expression = Expression::of(v.get("expression").str(), env);
         let name = v.get("name").str().to_owned();
         fields.insert(name.clone(), expression.result());
-        declare(&fields, env);
+        declare_variables(&fields, env);
         out.push(Named { name, expression });
     }
     out

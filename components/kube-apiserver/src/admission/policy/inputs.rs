@@ -1,8 +1,11 @@
 //! What expressions see of a request: the object and the one before, the request, its namespace, an authorizer.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use cel::{Authorize, Check, Decision, EvalError, Ext, Question, Type, Value, Variables, schema::Decl};
+use cel::{
+    Authorize, Check, Decision, EvalError, Ext, Question, Value, Variables,
+    admission::{namespace_decl, request_decl},
+};
 use k8s_schema::Doc;
 use serde_json::{Value as Json, json};
 
@@ -17,75 +20,6 @@ use crate::{
     registry::Resource,
     server::Server,
 };
-
-fn text() -> Decl {
-    Decl::simple(Type::String, 2, 3 << 20)
-}
-
-fn object(name: &str, fields: Vec<(&str, Decl)>) -> Decl {
-    Decl::plain_object(name, fields.into_iter().map(|(n, d)| (n.to_owned(), d, false)))
-}
-
-/// The request, as its fields are declared to expressions.
-pub fn request_decl() -> &'static Decl {
-    static DECL: LazyLock<Decl> = LazyLock::new(|| {
-        let kind = || object("kubernetes.GroupVersionKind", vec![("group", text()), ("version", text()), ("kind", text())]);
-        let resource = || object("kubernetes.GroupVersionResource", vec![("group", text()), ("version", text()), ("resource", text())]);
-        let list = || Decl::list(text(), None, cel::schema::ListKind::Atomic);
-        let user = object(
-            "kubernetes.UserInfo",
-            vec![("username", text()), ("uid", text()), ("groups", list()), ("extra", Decl::map(list(), None))],
-        );
-        object(
-            "kubernetes.AdmissionRequest",
-            vec![
-                ("kind", kind()),
-                ("resource", resource()),
-                ("subResource", text()),
-                ("requestKind", kind()),
-                ("requestResource", resource()),
-                ("requestSubResource", text()),
-                ("name", text()),
-                ("namespace", text()),
-                ("operation", text()),
-                ("userInfo", user),
-                ("dryRun", Decl::simple(Type::Bool, 4, 0)),
-                ("options", Decl::simple(Type::Dyn, 1, 3 << 20)),
-            ],
-        )
-    });
-    &DECL
-}
-
-/// A namespace, as far as expressions see it.
-pub fn namespace_decl() -> &'static Decl {
-    static DECL: LazyLock<Decl> = LazyLock::new(|| {
-        let time = || Decl::simple(Type::Timestamp, 21, 30);
-        let map = || Decl::map(text(), None);
-        let list = || Decl::list(text(), None, cel::schema::ListKind::Atomic);
-        let meta = object(
-            "kubernetes.NamespaceMetadata",
-            vec![
-                ("name", text()),
-                ("generateName", text()),
-                ("namespace", text()),
-                ("labels", map()),
-                ("annotations", map()),
-                ("UID", text()),
-                ("creationTimestamp", time()),
-                ("deletionGracePeriodSeconds", Decl::simple(Type::Int, 1, 0)),
-                ("deletionTimestamp", time()),
-                ("generation", Decl::simple(Type::Int, 1, 0)),
-                ("resourceVersion", text()),
-                ("finalizers", list()),
-            ],
-        );
-        let spec = object("kubernetes.NamespaceSpec", vec![("finalizers", list())]);
-        let status = object("kubernetes.NamespaceStatus", vec![("phase", text())]);
-        object("kubernetes.Namespace", vec![("metadata", meta), ("spec", spec), ("status", status)])
-    });
-    &DECL
-}
 
 /// Asks the server's authorizer for the user of the request.
 struct Asker {

@@ -9,16 +9,13 @@ mod constraints;
 mod inputs;
 mod mutate;
 mod params;
-pub mod type_check;
-mod types;
 
 use cel::Value;
 use k8s_schema::Doc;
 
+pub use cel::admission::environment;
 use compiled::{Bound, Validation};
-pub use compiled::{
-    MutatingPolicy, Named, Policies, Policy, conditions, environment, mutation_environment, variables as declare_variables,
-};
+pub use compiled::{MutatingPolicy, Named, Policies, Policy, conditions, mutation_environment, variables as declare_variables};
 pub use inputs::Inputs;
 pub use mutate::mutate;
 
@@ -64,9 +61,11 @@ pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) 
             if constraints::matches(a, &binding.resources, doc, old)?.is_none() {
                 continue;
             }
-            for refusal in
-                judge(a, policy, binding, matched.as_deref().unwrap_or(a.res), seen.as_deref(), before.as_deref(), &mut annotations)
-            {
+            let started = std::time::Instant::now();
+            let refusals =
+                judge(a, policy, binding, matched.as_deref().unwrap_or(a.res), seen.as_deref(), before.as_deref(), &mut annotations);
+            checked(a, &policy.common.name, binding, !refusals.is_empty(), started.elapsed());
+            for refusal in refusals {
                 let who = format!("ValidatingAdmissionPolicy '{}' with binding '{}'", policy.common.name, binding.name);
                 if binding.warn {
                     a.ctx.warn(format!("Validation failed for {who}: {}", refusal.message));
@@ -98,6 +97,20 @@ pub async fn validate(a: &Attributes<'_>, doc: Option<&Doc>, old: Option<&Doc>) 
         a.ctx.annotate(key, &values.join(", "));
     }
     denied.map_or(Ok(()), Err)
+}
+
+/// Counts what came of a policy with a binding.
+fn checked(a: &Attributes<'_>, policy: &str, binding: &Bound, failed: bool, took: std::time::Duration) {
+    let action = match () {
+        () if !failed => "allow",
+        () if binding.deny => "deny",
+        () if binding.warn => "warn",
+        () => "audit",
+    };
+    let labels = [action, "no_error", policy, &binding.name];
+    let metrics = &a.ctx.server.metrics.admission;
+    metrics.checks.add(&labels);
+    metrics.check_seconds.observe(&labels, took);
 }
 
 fn refused(a: &Attributes<'_>, doc: Option<&Doc>, message: &str, reason: &str) -> ApiError {

@@ -148,7 +148,11 @@ async fn ask(a: &Attributes<'_>, call: &Call<'_, '_>, name: &str, namespace: &st
         options: options(a),
     };
     let failed = |why: String| Refused::Failed(format!("failed calling webhook {:?}: {why}", hook.name));
+    let started = std::time::Instant::now();
     let answer = a.ctx.server.webhooks.call(&hook.client, &question.review(hook.review), hook.timeout).await;
+    let rejected = if answer.as_ref().is_ok_and(|a| a["response"]["allowed"] == true) { "false" } else { "true" };
+    let half = if mutating { "admit" } else { "validating" };
+    a.ctx.server.metrics.admission.webhooks.observe(&[&hook.name, a.operation.name(), rejected, half], started.elapsed());
     let answer = answer.map_err(|e| failed(format!("failed to call webhook: {e}")))?;
     let answer =
         review::answer(&answer, hook.review, &uid, mutating).map_err(|e| failed(format!("received invalid webhook response: {e}")))?;

@@ -1,9 +1,12 @@
 //! What a kubelet may do: what the role `system:node` says, and of secrets, config maps, claims and tokens only what pods bound to
-//! its own node use.
+//! its own node use, as the [`graph`] knows it.
 
-use std::sync::Arc;
+mod graph;
 
-use k8s_schema::Doc;
+use std::{sync::Arc, time::Duration};
+
+use graph::{Graph, vertex};
+use parking_lot::Mutex;
 
 use super::{Attributes, Decision, rbac::Rule};
 use crate::{authn::User, objects::Objects};
@@ -19,12 +22,31 @@ pub fn node_of(user: &User) -> Option<&str> {
 pub struct NodeAuthorizer {
     objects: Arc<Objects>,
     rules: Vec<Rule>,
+    graph: Mutex<Graph>,
 }
+
+/// The graph follows the caches this often while nobody asks, so that who asks next does not have much to wait for.
+const FOLLOW: Duration = Duration::from_secs(1);
 
 impl NodeAuthorizer {
     pub fn new(objects: Arc<Objects>) -> Self {
         let rules = crate::bootstrap::rbac::rules_of("system:node");
-        Self { objects, rules }
+        Self { objects, rules, graph: Mutex::default() }
+    }
+
+    /// Keeps the graph, once it is there, close behind the pods; never ends.
+    pub async fn follow(&self) {
+        let Some(pods) = self.objects.reflector.cache("pods") else { return };
+        let mut heads = pods.subscribe();
+        while heads.changed().await.is_ok() {
+            {
+                let mut graph = self.graph.lock();
+                if graph.is_built() {
+                    graph.catch_up(&self.objects);
+                }
+            }
+            tokio::time::sleep(FOLLOW).await;
+        }
     }
 
     pub fn authorize(&self, user: &User, a: &Attributes) -> Decision {
@@ -34,28 +56,24 @@ impl NodeAuthorizer {
         };
         if a.is_resource {
             match (a.group.as_str(), a.resource.as_str()) {
-                ("", "secrets") => return self.read(node, a, uses_secret),
-                ("", "configmaps") => return self.read(node, a, uses_config_map),
+                ("", "secrets") => return self.read(node, a),
+                ("", "configmaps") => return self.read(node, a),
                 ("", "persistentvolumeclaims") if a.subresource == "status" => {
                     return if matches!(a.verb.as_str(), "update" | "patch") {
-                        self.related(node, a, uses_claim)
+                        self.related(node, a, &a.resource)
                     } else {
                         no("can only get/update/patch this type")
                     };
                 }
-                ("", "persistentvolumeclaims") => return self.get(node, a, uses_claim),
+                ("", "persistentvolumeclaims") => return self.get(node, a),
                 ("", "persistentvolumes") => return self.persistent_volume(node, a),
-                ("resource.k8s.io", "resourceclaims") => return self.get(node, a, uses_resource_claim),
+                ("resource.k8s.io", "resourceclaims") => return self.get(node, a),
                 ("storage.k8s.io", "volumeattachments") => return self.attachment(node, a),
                 ("", "serviceaccounts") => {
                     if a.subresource == "token" && a.verb == "create" {
-                        return self.related(node, a, |p, n| p.at("spec.serviceAccountName").str() == n);
+                        return self.related(node, a, &a.resource);
                     }
-                    return if a.subresource.is_empty() {
-                        self.get(node, a, |p, n| p.at("spec.serviceAccountName").str() == n)
-                    } else {
-                        no("only 'create' of 'token' is supported")
-                    };
+                    return if a.subresource.is_empty() { self.get(node, a) } else { no("only 'create' of 'token' is supported") };
                 }
                 ("coordination.k8s.io", "leases") => return lease(node, a),
                 ("resource.k8s.io", "resourceslices") => return self.slice(node, a),
@@ -101,31 +119,29 @@ impl NodeAuthorizer {
         pod.field("spec.nodeName") == Some(node)
     }
 
-    fn read(&self, node: &str, a: &Attributes, uses: fn(&Doc, &str) -> bool) -> Decision {
+    fn read(&self, node: &str, a: &Attributes) -> Decision {
         if !matches!(a.verb.as_str(), "get" | "list" | "watch") {
             return Decision::NoOpinion("can only read resources of this type".into());
         }
-        self.related(node, a, uses)
+        self.related(node, a, &a.resource)
     }
 
-    fn get(&self, node: &str, a: &Attributes, uses: fn(&Doc, &str) -> bool) -> Decision {
+    fn get(&self, node: &str, a: &Attributes) -> Decision {
         if a.verb != "get" {
             return Decision::NoOpinion("can only get individual resources of this type".into());
         }
-        self.related(node, a, uses)
+        self.related(node, a, &a.resource)
     }
 
-    fn related(&self, node: &str, a: &Attributes, uses: fn(&Doc, &str) -> bool) -> Decision {
+    /// Whether a pod of the node uses what is asked for, taken for an object of `resource`.
+    fn related(&self, node: &str, a: &Attributes, resource: &str) -> Decision {
         if a.name.is_empty() {
             return Decision::NoOpinion("No Object name found".into());
         }
-        let related = self
-            .objects
-            .list("pods", &format!("{}/", a.namespace))
-            .iter()
-            .filter(|p| p.field("spec.nodeName") == Some(node))
-            .filter_map(|p| self.objects.doc(p))
-            .any(|p| uses(&p, &a.name));
+        let vertex = vertex(resource, &a.namespace, &a.name);
+        let mut graph = self.graph.lock();
+        graph.catch_up(&self.objects);
+        let related = if resource == "secrets" { graph.uses_secret(node, &vertex) } else { graph.uses(node, &vertex) };
         if related { Decision::Allow(String::new()) } else { unrelated(node) }
     }
 
@@ -139,7 +155,7 @@ impl NodeAuthorizer {
         let claim = pv.at("spec.claimRef");
         let of_claim =
             Attributes { namespace: claim.get("namespace").str().to_owned(), name: claim.get("name").str().to_owned(), ..a.clone() };
-        self.related(node, &of_claim, uses_claim)
+        self.related(node, &of_claim, "persistentvolumeclaims")
     }
 
     /// What drivers on this node publish; whose node a new slice names is looked at when it is admitted.
@@ -201,49 +217,4 @@ fn lease(node: &str, a: &Attributes) -> Decision {
         return no("can only access node lease with the same name as the requesting node");
     }
     Decision::Allow(String::new())
-}
-
-fn uses_secret(pod: &Doc, name: &str) -> bool {
-    let spec = pod.at("spec");
-    spec.get("imagePullSecrets").iter().any(|s| s.get("name").str() == name)
-        || in_containers(pod, "secretKeyRef", "secretRef", name)
-        || spec.get("volumes").iter().any(|v| {
-            v.get("secret").get("secretName").str() == name
-                || v.get("projected").get("sources").iter().any(|s| s.get("secret").get("name").str() == name)
-                || v.fields().any(|(_, source)| {
-                    source.get("secretRef").get("name").str() == name
-                        || source.get("nodePublishSecretRef").get("name").str() == name
-                        || source.get("secretName").str() == name
-                })
-        })
-}
-
-fn uses_config_map(pod: &Doc, name: &str) -> bool {
-    in_containers(pod, "configMapKeyRef", "configMapRef", name)
-        || pod.at("spec.volumes").iter().any(|v| {
-            v.get("configMap").get("name").str() == name
-                || v.get("projected").get("sources").iter().any(|s| s.get("configMap").get("name").str() == name)
-        })
-}
-
-fn in_containers(pod: &Doc, key_ref: &str, from_ref: &str, name: &str) -> bool {
-    ["containers", "initContainers", "ephemeralContainers"].iter().any(|list| {
-        pod.at("spec").get(list).iter().any(|c| {
-            c.get("env").iter().any(|e| e.get("valueFrom").get(key_ref).get("name").str() == name)
-                || c.get("envFrom").iter().any(|e| e.get(from_ref).get("name").str() == name)
-        })
-    })
-}
-
-fn uses_claim(pod: &Doc, name: &str) -> bool {
-    let own = pod.at("metadata.name").str().to_owned();
-    pod.at("spec.volumes").iter().any(|v| {
-        v.get("persistentVolumeClaim").get("claimName").str() == name
-            || (v.get("ephemeral").exists() && format!("{own}-{}", v.get("name").str()) == name)
-    })
-}
-
-fn uses_resource_claim(pod: &Doc, name: &str) -> bool {
-    pod.at("spec.resourceClaims").iter().any(|c| c.get("resourceClaimName").str() == name)
-        || pod.at("status.resourceClaimStatuses").iter().any(|c| c.get("resourceClaimName").str() == name)
 }
