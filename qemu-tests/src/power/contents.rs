@@ -129,7 +129,7 @@ impl Cutter<'_> {
 
     /// The sectors of a write; `data` is where its bytes stand in the log, if they are not zeroes.
     pub fn cut(&self, offset: u64, length: u64, data: Option<u64>, bulk: bool) -> io::Result<Vec<(Place, Sector)>> {
-        if offset % SECTOR != 0 || length % SECTOR != 0 {
+        if !offset.is_multiple_of(SECTOR) || !length.is_multiple_of(SECTOR) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a write to the disk that is not one of whole sectors"));
         }
         let mut bytes = vec![0; if data.is_some() { length as usize } else { 0 }];

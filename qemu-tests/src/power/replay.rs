@@ -60,7 +60,7 @@ impl Chance {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -69,7 +69,7 @@ impl Chance {
 
     /// A number below this one.
     pub fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
+        (self.draw() % limit.max(1) as u64) as usize
     }
 
     fn in_ten(&mut self, chances: usize) -> bool {
@@ -206,7 +206,7 @@ impl<'a> Replay<'a> {
         for torn in quiet.iter().copied().filter(|number| self.pending[*number].pieces.len() > 1) {
             for _ in 0..TEARS {
                 let later = self.chance.in_ten(3);
-                let seed = self.chance.next();
+                let seed = self.chance.draw();
                 let mut left = state(&|number| number < torn || later && number > torn);
                 let mut chance = Chance::new(seed);
                 left.keep(self.pending[torn].pieces.iter().filter(|_| chance.in_ten(5)));

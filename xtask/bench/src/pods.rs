@@ -58,7 +58,7 @@ pub async fn measure(programs: &Programs, pods: usize) -> Result<()> {
 
 /// About 2 KiB as it is stored.
 fn pod(turn: usize) -> Value {
-    let text = "0123456789abcdef".repeat(90);
+    let text = "0123456789abcdef".repeat(47);
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("many-{turn}"), "labels": {"app": "many", "tenth": (turn % 10).to_string()},
         "annotations": {"example.org/text": text}},
         "spec": {"nodeName": format!("node-{}", turn % 1000), "containers": [{"name": "main", "image": "example.org/app:1",

@@ -2,10 +2,12 @@
 
 mod decode;
 mod encode;
+mod revise;
 pub(crate) mod wire;
 
 pub use decode::{Envelope, open_envelope};
 pub use encode::write_envelope;
+pub use revise::Revisable;
 
 /// What every protobuf-encoded object in the API begins with.
 pub const MAGIC: &[u8; 4] = b"k8s\0";

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{
     Ctx, encode_doc, encode_value, enveloped, json_line_of, json_of, load,
     options::{ListOptions, Match, parse_rv},
-    table,
+    protobuf_list, table,
 };
 use crate::{
     custom::conversion,
@@ -25,7 +25,9 @@ use crate::{
 };
 
 /// Lists are written in pieces of about this size, so that one costs no more memory than a piece.
-const PIECE: usize = 128 << 10;
+pub const PIECE: usize = 128 << 10;
+/// Lists that are longer than this are compressed as they are sent, and not kept.
+const MOST_KEPT: usize = 16 << 20;
 
 pub fn cache(ctx: &Ctx, res: &Resource) -> Result<Arc<ResourceCache>, ApiError> {
     ctx.server.objects.reflector.cache(&res.prefix).ok_or_else(ApiError::no_resource)
@@ -277,7 +279,7 @@ pub async fn encode_list(ctx: &Ctx, res: &Arc<Resource>, mut s: Selection, wante
         && let Some(tail) = ctx.server.encoded.list(&keep.key, keep.changed, res)
     {
         let head = match wanted.media {
-            Media::Protobuf => protobuf_head(ctx, res, &s, &kind, tail.plain_len() - PROTOBUF_END.len())?,
+            Media::Protobuf => protobuf_list::head(ctx, res, &s, &kind, tail.plain_len() - protobuf_list::END.len())?,
             _ => json_head(res, &s, &kind).into_bytes(),
         };
         let body = Body::stream(futures_util::stream::iter(tail.after(&head)));
@@ -299,12 +301,12 @@ pub async fn encode_list(ctx: &Ctx, res: &Arc<Resource>, mut s: Selection, wante
         }
         (As::Object | As::Discovery, Media::Json) if !wanted.pretty => Ok(stream_json(ctx, res, s, &kind, keep)),
         (As::Object | As::Discovery, Media::Protobuf) => {
-            let items = protobuf_items(&docs()?);
-            let head = protobuf_head(ctx, res, &s, &kind, items.len() - PROTOBUF_END.len())?;
-            let Some(keep) = keep.filter(|_| items.len() >= gzip::THRESHOLD) else {
-                return Ok(answer(200, Media::Protobuf.content_type(), Body::Full([head, items].concat().into())));
+            let list = protobuf_list::List::of(&ctx.server, res, s.items.clone())?;
+            let head = protobuf_list::head(ctx, res, &s, &kind, list.len())?;
+            let Some(keep) = keep.filter(|_| (gzip::THRESHOLD..=MOST_KEPT).contains(&list.len())) else {
+                return Ok(list.answer(head));
             };
-            let tail = Arc::new(Tail::new(&items));
+            let tail = Arc::new(Tail::new(&list.whole()?));
             let body = Body::stream(futures_util::stream::iter(tail.after(&head)));
             ctx.server.encoded.keep_list(keep.key, keep.changed, res, tail);
             Ok(gzip::compressed(200, Media::Protobuf.content_type(), body))
@@ -327,51 +329,6 @@ pub async fn encode_list(ctx: &Ctx, res: &Arc<Resource>, mut s: Selection, wante
             Ok(encode_value(200, &v, wanted))
         }
     }
-}
-
-fn varint(out: &mut Vec<u8>, mut v: u64) {
-    while v >= 0x80 {
-        out.push((v as u8) | 0x80);
-        v >>= 7;
-    }
-    out.push(v as u8);
-}
-
-fn field(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
-    out.push(number << 3 | 2);
-    varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
-}
-
-/// What ends an answer's envelope: no content encoding, no content type.
-const PROTOBUF_END: &[u8] = &[3 << 3 | 2, 0, 4 << 3 | 2, 0];
-
-/// The items of a list message (field 2), and the end of the envelope that every protobuf answer has.
-fn protobuf_items(items: &[Doc]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for item in items {
-        field(&mut out, 2, &item.to_protobuf_message());
-    }
-    out.extend_from_slice(PROTOBUF_END);
-    out
-}
-
-/// What comes before the items: the envelope's begin and the list's metadata (field 1).
-fn protobuf_head(ctx: &Ctx, res: &Resource, s: &Selection, kind: &str, items: usize) -> Result<Vec<u8>, ApiError> {
-    let ty = ctx.server.objects.schema.kind(&res.group, &res.version, kind);
-    let Some(ty) = ty else { return Err(ApiError::internal(format!("no type {kind}"))) };
-    let mut list = Doc::new(&ctx.server.objects.schema, ty);
-    list.set("metadata", list_meta(s)).map_err(ApiError::internal)?;
-    let list = list.to_protobuf_message();
-    let mut meta = Vec::new();
-    field(&mut meta, 1, res.api_version().as_bytes());
-    field(&mut meta, 2, kind.as_bytes());
-    let mut out = crate::objects::PROTOBUF_MAGIC.to_vec();
-    field(&mut out, 1, &meta);
-    out.push(2 << 3 | 2);
-    varint(&mut out, (list.len() + items) as u64);
-    out.extend_from_slice(&list);
-    Ok(out)
 }
 
 /// Where the compressed items of a list are kept.

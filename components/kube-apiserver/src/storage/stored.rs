@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -42,6 +42,11 @@ impl Interner {
 /// Selectable fields of custom resources have no static names, so they stand among the labels, behind a character no label has.
 pub const CUSTOM_FIELD: char = '\0';
 
+/// Values of `Stored::plain`.
+const UNKNOWN: u8 = 0;
+const PLAIN: u8 = 1;
+const DIFFERENT: u8 = 2;
+
 /// An encoding that readers share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
@@ -68,11 +73,13 @@ pub struct Stored {
     /// At the revision of what ended it, with what it was before.
     former: bool,
     encoded: [ArcSwapOption<Bytes>; 2],
+    /// Whether readers in the storage version get `body` as it is, but for the revision.
+    plain: AtomicU8,
 }
 
 impl Stored {
     pub fn new(key: Arc<str>, rev: i64, labels: Box<[(Arc<str>, Arc<str>)]>, fields: Box<[(&'static str, Arc<str>)]>, body: Bytes) -> Self {
-        Self { key, rev, labels, fields, body, shown: false, former: false, encoded: Default::default() }
+        Self { key, rev, labels, fields, body, shown: false, former: false, encoded: Default::default(), plain: AtomicU8::new(UNKNOWN) }
     }
 
     /// The same object as it was when something at `rev` deleted it.
@@ -84,6 +91,18 @@ impl Stored {
     /// The same object in the version of some clients.
     pub fn shown_as(&self, body: Bytes) -> Self {
         Self { shown: true, ..Self::new(Arc::clone(&self.key), self.rev, self.labels.clone(), self.fields.clone(), body) }
+    }
+
+    /// Whether readers in the storage version get the body as it is, but for the revision; none: nobody looked yet.
+    pub fn is_plain(&self) -> Option<bool> {
+        match self.plain.load(Ordering::Relaxed) {
+            UNKNOWN => None,
+            known => Some(known == PLAIN),
+        }
+    }
+
+    pub fn note_plain(&self, plain: bool) {
+        self.plain.store(if plain { PLAIN } else { DIFFERENT }, Ordering::Relaxed);
     }
 
     /// Empty for what has no namespace.
