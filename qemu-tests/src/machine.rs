@@ -42,6 +42,10 @@ pub struct MachineSpec {
     pub recorder: Option<PathBuf>,
     /// A string in its SMBIOS table (type 11), which whoever runs the machine can put there.
     pub oem_string: Option<String>,
+    /// What its hardware clock shows when it starts, if not the time; `1980-01-01` is an empty battery.
+    pub clock: Option<String>,
+    /// The file that it is given when it boots from the network, if it does.
+    pub network_boot: Option<PathBuf>,
     /// The directory of its TPM's state, if it has a TPM; an empty one is a new TPM.
     pub tpm: Option<PathBuf>,
     /// The directory of its console, logs and firmware variables.
@@ -242,28 +246,31 @@ fn start_tpm(state: &Path, socket: &Path) -> Result<(), Error> {
         _ => {}
     }
     let log = state.join("log");
-    let output = File::create(&log).on("create", &log)?;
-    let mut command = Command::new("swtpm");
-    command.args(["socket", "--tpm2", "--terminate", "--tpmstate", &format!("dir={},mode=0600", state.display())]);
-    command.args(["--ctrl", &format!("type=unixio,path={}", socket.display())]).stdin(Stdio::null());
-    let mut child = command
-        .stdout(output.try_clone().on("share", &log)?)
-        .stderr(output)
-        .process_group(0)
-        .spawn()
-        .map_err(|source| Error::Spawn { program: "swtpm".into(), source })?;
     let deadline = Instant::now() + Duration::from_secs(20);
-    while !socket.exists() {
-        if Instant::now() > deadline || child.try_wait().on("wait for swtpm in", state)?.is_some() {
+    loop {
+        let output = File::create(&log).on("create", &log)?;
+        let errors = output.try_clone().on("share", &log)?;
+        let mut command = Command::new("swtpm");
+        command.args(["socket", "--tpm2", "--terminate", "--tpmstate", &format!("dir={},mode=0600", state.display())]);
+        command.args(["--ctrl", &format!("type=unixio,path={}", socket.display())]);
+        command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
+        let mut child = command.spawn().map_err(|source| Error::Spawn { program: "swtpm".into(), source })?;
+        // The one of a machine whose plug was pulled holds the state for a moment longer; then this one ends at once.
+        while Instant::now() < deadline && child.try_wait().on("wait for swtpm in", state)?.is_none() {
+            if socket.exists() {
+                std::thread::spawn(move || child.wait());
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if Instant::now() >= deadline {
             let _ = child.kill();
             let _ = child.wait();
             let found = std::fs::read_to_string(&log).unwrap_or_default();
             return Err(Error::Unexpected { what: "swtpm".into(), expected: "its socket".into(), found });
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(100));
     }
-    std::thread::spawn(move || child.wait());
-    Ok(())
 }
 
 fn tpm_socket(spec: &MachineSpec) -> PathBuf {
@@ -328,7 +335,8 @@ fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variable
         add(&["-chardev", &format!("socket,id=tpm,path={}", tpm_socket(spec).display())]);
         add(&["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"]);
     }
-    add(&["-smp", &spec.processors.to_string(), "-m", &spec.memory_mib.to_string(), "-rtc", "base=utc"]);
+    add(&["-smp", &spec.processors.to_string(), "-m", &spec.memory_mib.to_string(), "-rtc"]);
+    add(&[&format!("base={}", spec.clock.as_deref().unwrap_or("utc"))]);
     add(&["-qmp", &monitor_argument(&spec.run.join(format!("{}.qmp", spec.name)))]);
     add(&["-chardev", &format!("file,id=console,path={},append=on", spec.dir.join("console.log").display()), "-serial", "chardev:console"]);
     add(&["-device", "virtio-rng-pci", "-device", "i6300esb", "-action", "watchdog=reset"]);
@@ -354,6 +362,12 @@ fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variable
         add(&["-drive", &format!("if=none,id=cd,media=cdrom,format=raw,readonly=on,file={}", iso.display())]);
         add(&["-device", "ide-cd,drive=cd,bootindex=1"]);
     }
+    if let Some(file) = &spec.network_boot {
+        // QEMU's own little network, which answers DHCP and TFTP and leads nowhere.
+        let (dir, name) = (file.parent().unwrap_or(Path::new("/")).display(), file.file_name().unwrap_or_default().to_string_lossy());
+        add(&["-netdev", &format!("user,id=boot,restrict=on,tftp={dir},bootfile={name}")]);
+        add(&["-device", "virtio-net-pci,netdev=boot,romfile=,bootindex=2"]);
+    }
     if let Some(switch) = &spec.switch {
         add(&["-netdev", &format!("stream,id=net,server=off,addr.type=unix,addr.path={},reconnect-ms=500", switch.display())]);
         add(&["-device", &format!("virtio-net-pci,netdev=net,romfile=,mac=52:54:00:05:00:{:02x}", spec.address)]);
@@ -377,6 +391,8 @@ mod tests {
             firmware: Firmware::Uefi,
             recorder: None,
             oem_string: None,
+            clock: None,
+            network_boot: None,
             tpm: None,
             dir: "/d".into(),
             run: "/r".into(),

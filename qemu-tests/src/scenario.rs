@@ -74,6 +74,8 @@ impl Context {
             firmware: Firmware::Uefi,
             recorder: None,
             oem_string: None,
+            clock: None,
+            network_boot: None,
             tpm: None,
             dir: self.dir.join(name),
             run: self.run.clone(),

@@ -33,6 +33,7 @@ mod stats;
 #[cfg(test)]
 mod testing;
 pub mod trial;
+mod unattended;
 mod upgrade;
 
 pub use init::{InitError, InitHandle};

@@ -142,6 +142,29 @@ impl Cluster {
         self.each_node(|node| self.install(node, iso, accelerator, &network, progress))
     }
 
+    /// Starts the first machine from a medium on which a config lies ready for it, which `ready` puts there; afterwards it answers from its disk, and
+    /// nobody told it anything. `ready` gets the config's file and what the machine is made of.
+    pub fn install_by_itself(
+        &self,
+        iso: &Path,
+        accelerator: Accelerator,
+        progress: &dyn Progress,
+        ready: impl FnOnce(&Path, &mut MachineSpec) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.start_network()?;
+        self.write_configs()?;
+        let node = self.plan.control_plane();
+        let mut spec = self.machine_spec(node, Some(iso));
+        std::fs::create_dir_all(&spec.dir).on("create", &spec.dir)?;
+        if let Some(disk) = &spec.disk {
+            create_disk(&disk.path, self.plan.spec.disk_bytes)?;
+        }
+        ready(&self.config(node), &mut spec)?;
+        let machine = self.at(node, "starting QEMU", Machine::start(&self.programs.tools, accelerator, &spec))?;
+        progress.note(&node.name, "booting; nobody tells it anything");
+        self.at(node, "waiting for the installed system", self.wait_installed(node, &machine))
+    }
+
     /// Ends every machine and the network.
     pub fn down(&self) -> Result<(), Error> {
         for node in &self.plan.nodes {
@@ -198,6 +221,8 @@ impl Cluster {
             firmware: self.plan.spec.firmware,
             recorder: self.recorder.clone().filter(|_| node.control_plane),
             oem_string: None,
+            clock: None,
+            network_boot: None,
             tpm: self.plan.spec.tpm.then(|| dir.join("tpm")),
             dir,
             run: self.run.clone(),

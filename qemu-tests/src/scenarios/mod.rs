@@ -5,6 +5,7 @@ mod dead_worker;
 mod encrypted;
 mod first_cluster;
 mod legacy_bios;
+mod media;
 mod power_cut;
 mod power_cut_replay;
 mod rejoin;
@@ -29,6 +30,8 @@ pub const ALL: &[Scenario] = &[
     upgrade::SHORT,
     upgrade::FAULTS,
     secure_boot::SCENARIO,
+    media::UNATTENDED,
+    media::PXE,
     encrypted::SCENARIO,
 ];
 

@@ -268,6 +268,36 @@ impl MachineService for Handler {
     }
 }
 
+/// Installs what a config that lay ready says, as if somebody had sent it, and restarts from the disk.
+pub async fn install_by_itself(machine: &Arc<Machine>, place: &str, text: &str) -> Result<(), String> {
+    let told = |status: Status| format!("the config on {place}: {}", status.message());
+    let file = ConfigFile { name: place.to_owned(), content: text.to_owned() };
+    let (config, text) = read(&[file]).map_err(told)?;
+    let changing = machine.changing.clone().try_lock_owned().map_err(|_| told(busy()))?;
+    let mut work = Handler(machine.clone()).prepare(&config, &text).map_err(told)?;
+    // Nobody is there to give a recovery key or a passphrase: a config that needs one is refused here.
+    let paths = machine.paths.clone();
+    let planned = tokio::task::spawn_blocking(move || encryption::plan(&paths, &config, &Given::default())).await;
+    let planned = planned.map_err(|error| super::chain(&error))?;
+    work.encrypt(planned.map_err(|error| format!("the config on {place}: {}", super::chain(&error)))?);
+    let target = work.target();
+    tracing::warn!(place, target, "installing unattended");
+    let mut said = "";
+    let done = tokio::task::spawn_blocking(move || {
+        work.run(&mut |step: Progress| {
+            if step.stage != said {
+                said = step.stage;
+                tracing::info!(stage = step.stage, detail = step.detail, "installing unattended");
+            }
+        })
+    });
+    let done = done.await.map_err(|error| super::chain(&error))?;
+    done.map_err(|error| format!("install to {target}: {}", super::chain(&error)))?;
+    drop(changing);
+    let restarted = machine.init.reboot("installed unattended; starting from the disk").await;
+    restarted.map_err(|error| format!("restart after the installation: {}", super::chain(&error)))
+}
+
 /// What opens volumes, as it was sent.
 fn given(secrets: VolumeSecrets) -> Result<Given, Status> {
     let VolumeSecrets { recovery_key, passphrase } = secrets;

@@ -287,10 +287,10 @@ fn say(progress: &mut dyn FnMut(Progress), stage: &'static str, detail: String) 
 /// partitions' labels, nodes and sizes.
 pub fn write_volumes(parts: &[(&'static str, PathBuf, u64)], config_text: &str, volumes: &Volumes) -> Result<(), InstallError> {
     for (label, node, size) in parts.iter().filter(|(label, ..)| *label != "STATE" && volumes.planned(label).is_some()) {
-        volumes.make(node, &Partition { label: *label, start: 0, size: *size, type_guid: "" }, None)?;
+        volumes.make(node, &Partition { label, start: 0, size: *size, type_guid: "" }, None)?;
     }
     for (label, node, size) in parts.iter().filter(|(label, ..)| *label == "STATE") {
-        volumes.make_state(node, &Partition { label: *label, start: 0, size: *size, type_guid: "" }, config_text)?;
+        volumes.make_state(node, &Partition { label, start: 0, size: *size, type_guid: "" }, config_text)?;
         File::open(node).and_then(|file| file.sync_all()).map_err(step("write to the disk", node))?;
     }
     Ok(())
