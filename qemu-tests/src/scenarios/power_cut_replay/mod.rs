@@ -45,7 +45,7 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 /// Random samples before each flush.
-const SAMPLES: u64 = 40;
+const SAMPLES: u64 = 100;
 
 /// The files of a recording that is kept.
 const LOG: &str = "writes.log";
