@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::accel::Accelerator;
 use crate::console::Console;
 use crate::error::{Error, FileContext};
+use crate::power::recorder;
 use crate::qmp::Monitor;
 
 /// How often a wait looks again.
@@ -37,8 +38,14 @@ pub struct MachineSpec {
     pub switch: Option<PathBuf>,
     /// Which firmware starts it.
     pub firmware: Firmware,
+    /// The socket of a recorder that serves its disk and its firmware's variables, if what it writes is recorded.
+    pub recorder: Option<PathBuf>,
     /// A string in its SMBIOS table (type 11), which whoever runs the machine can put there.
     pub oem_string: Option<String>,
+    /// What its hardware clock shows when it starts, if not the time; `1980-01-01` is an empty battery.
+    pub clock: Option<String>,
+    /// The file that it is given when it boots from the network, if it does.
+    pub network_boot: Option<PathBuf>,
     /// The directory of its TPM's state, if it has a TPM; an empty one is a new TPM.
     pub tpm: Option<PathBuf>,
     /// The directory of its console, logs and firmware variables.
@@ -300,6 +307,10 @@ fn monitor_argument(socket: &Path) -> String {
     format!("unix:{},server=on,wait=off", socket.display())
 }
 
+fn recorded(socket: &Path, export: &str) -> String {
+    format!("nbd:unix:{}:exportname={export}", socket.display())
+}
+
 fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variables: &Path) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut add = |parts: &[&str]| words.extend(parts.iter().map(|part| (*part).to_owned()));
@@ -324,15 +335,23 @@ fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variable
         add(&["-chardev", &format!("socket,id=tpm,path={}", tpm_socket(spec).display())]);
         add(&["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"]);
     }
-    add(&["-smp", &spec.processors.to_string(), "-m", &spec.memory_mib.to_string(), "-rtc", "base=utc"]);
+    add(&["-smp", &spec.processors.to_string(), "-m", &spec.memory_mib.to_string(), "-rtc"]);
+    add(&[&format!("base={}", spec.clock.as_deref().unwrap_or("utc"))]);
     add(&["-qmp", &monitor_argument(&spec.run.join(format!("{}.qmp", spec.name)))]);
     add(&["-chardev", &format!("file,id=console,path={},append=on", spec.dir.join("console.log").display()), "-serial", "chardev:console"]);
     add(&["-device", "virtio-rng-pci", "-device", "i6300esb", "-action", "watchdog=reset"]);
     if spec.firmware != Firmware::LegacyBios {
         add(&["-drive", &format!("if=pflash,unit=0,format=raw,readonly=on,file={}", code.display())]);
-        add(&["-drive", &format!("if=pflash,unit=1,format=raw,file={}", variables.display())]);
+        let variables =
+            spec.recorder.as_ref().map_or_else(|| variables.display().to_string(), |socket| recorded(socket, recorder::VARIABLES));
+        add(&["-drive", &format!("if=pflash,unit=1,format=raw,file={variables}")]);
     }
-    if let Some(Disk { path, overlay }) = &spec.disk {
+    if let (Some(_), Some(socket)) = (&spec.disk, &spec.recorder) {
+        // Flushes must reach the recorder; it does not pass them on.
+        let file = recorded(socket, recorder::DISK);
+        add(&["-drive", &format!("if=none,id=disk,format=raw,cache=writeback,file={file}")]);
+        add(&["-device", &format!("virtio-blk-pci,drive=disk,serial=strake-{},bootindex=0", spec.name)]);
+    } else if let Some(Disk { path, overlay }) = &spec.disk {
         // A plain file is safe without flushes as long as the host lives: what QEMU was told is in the host's page cache, also when
         // QEMU is killed. A layered file keeps its tables in QEMU, so there flushes must count.
         let (format, cache) = if *overlay { ("qcow2", "writeback") } else { ("raw", "unsafe") };
@@ -342,6 +361,12 @@ fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variable
     if let Some(iso) = &spec.iso {
         add(&["-drive", &format!("if=none,id=cd,media=cdrom,format=raw,readonly=on,file={}", iso.display())]);
         add(&["-device", "ide-cd,drive=cd,bootindex=1"]);
+    }
+    if let Some(file) = &spec.network_boot {
+        // QEMU's own little network, which answers DHCP and TFTP and leads nowhere.
+        let (dir, name) = (file.parent().unwrap_or(Path::new("/")).display(), file.file_name().unwrap_or_default().to_string_lossy());
+        add(&["-netdev", &format!("user,id=boot,restrict=on,tftp={dir},bootfile={name}")]);
+        add(&["-device", "virtio-net-pci,netdev=boot,romfile=,bootindex=2"]);
     }
     if let Some(switch) = &spec.switch {
         add(&["-netdev", &format!("stream,id=net,server=off,addr.type=unix,addr.path={},reconnect-ms=500", switch.display())]);
@@ -364,7 +389,10 @@ mod tests {
             iso: Some("/d/strake.iso".into()),
             switch: Some("/r/switch".into()),
             firmware: Firmware::Uefi,
+            recorder: None,
             oem_string: None,
+            clock: None,
+            network_boot: None,
             tpm: None,
             dir: "/d".into(),
             run: "/r".into(),
@@ -390,6 +418,12 @@ mod tests {
         layered.firmware = Firmware::LegacyBios;
         let line = arguments(&layered, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
         assert!(line.contains("format=qcow2,cache=writeback") && !line.contains("pflash"), "{line}");
+        let served = MachineSpec { recorder: Some("/r/nbd".into()), ..spec() };
+        let line = arguments(&served, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
+        for part in ["unit=1,format=raw,file=nbd:unix:/r/nbd:exportname=variables", "cache=writeback,file=nbd:unix:/r/nbd:exportname=disk"]
+        {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
         layered.firmware = Firmware::SecureBoot;
         layered.oem_string = Some("io.example=1".into());
         layered.tpm = Some("/t".into());

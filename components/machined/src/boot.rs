@@ -10,10 +10,10 @@ use node_ipc::init::{BootInfo, BootSource};
 
 use crate::api::chain;
 use crate::encryption::{self, Opened};
-use crate::install;
 use crate::machine::{Disks, Loaded};
 use crate::paths::Paths;
 use crate::reconcilers::mount;
+use crate::reset;
 use crate::state::StateDir;
 
 /// What the machine is.
@@ -43,13 +43,17 @@ pub async fn find(paths: &Paths, boot: &BootInfo, disks: &dyn Disks) -> Found {
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 async fn load(paths: &Paths, disks: &dyn Disks) -> Result<Found, Failure> {
+    if reset::has_begun(disks)? {
+        reset::wipe(paths, disks)?;
+        return Ok(Found::NoConfig { trouble: None });
+    }
     let (device, _) = disks.system_partition("STATE")?.ok_or("the disk this system runs from has no partition STATE")?;
     let target = paths.state();
     let device = match open(paths, "STATE", &device).await? {
         Opened::Plain(device) | Opened::Mapped(device) => device,
         // A reset got so far.
         Opened::Erased => {
-            reset(paths, disks)?;
+            reset::wipe(paths, disks)?;
             return Ok(Found::NoConfig { trouble: None });
         }
         Opened::Locked(why) => {
@@ -60,8 +64,9 @@ async fn load(paths: &Paths, disks: &dyn Disks) -> Result<Found, Failure> {
     mount(&device, &target).await?;
     let state = StateDir::new(&target);
     if state.reset_requested() {
+        reset::begin(disks)?;
         LinuxMounts.unmount(&target, false)?;
-        reset(paths, disks)?;
+        reset::wipe(paths, disks)?;
         return Ok(Found::NoConfig { trouble: None });
     }
     let Some(text) = state.config()? else { return Ok(Found::NoConfig { trouble: None }) };
@@ -74,21 +79,6 @@ async fn load(paths: &Paths, disks: &dyn Disks) -> Result<Found, Failure> {
     let config = Config::parse("config.last-good.yaml", &text)?;
     let trouble = Some("the machine config can't be used; the last good one is in force".to_owned());
     Ok(Found::Config { loaded: Box::new(Loaded { text, config }), trouble })
-}
-
-/// Wipes ETCD and DATA, and STATE last: a power cut in between finds the request again.
-/// Keys of encrypted volumes are destroyed first, and not only written over: a disk may keep what was there before.
-fn reset(paths: &Paths, disks: &dyn Disks) -> Result<(), Failure> {
-    tracing::warn!("resetting: ETCD, DATA and STATE are made anew");
-    let erased = encryption::erase(disks)?;
-    for label in ["ETCD", "DATA", "STATE"] {
-        let Some((device, size)) = disks.system_partition(label)? else { continue };
-        if erased.contains(&label) {
-            encryption::close(paths, label)?;
-        }
-        install::make_empty(&device, label, size)?;
-    }
-    Ok(())
 }
 
 /// Opens a volume in a thread of its own, since it waits for the TPM and for cryptsetup.

@@ -172,6 +172,15 @@ pub struct ConsoleStatus {
     /// One word for where it is: `starting`, `maintenance`, `installing`, `booting`, `running`…
     #[serde(default)]
     pub stage: String,
+    /// `controlplane` or `worker`; empty before there is a config.
+    #[serde(default)]
+    pub role: String,
+    /// Where the system that runs came from: `ROOT-A`, `ROOT-B`, or a medium.
+    #[serde(default)]
+    pub slot: String,
+    /// How much of what it should do it does, such as `12/14`; empty when that is not known.
+    #[serde(default)]
+    pub health: String,
     /// What the person in front of it must know, one line each.
     #[serde(default)]
     pub errors: Vec<String>,

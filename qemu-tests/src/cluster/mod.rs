@@ -38,6 +38,8 @@ pub struct Cluster {
     run: PathBuf,
     programs: Programs,
     plan: ClusterPlan,
+    /// Serves the control plane's disk, if what it writes is recorded.
+    recorder: Option<PathBuf>,
 }
 
 /// What a machine that was just started turned out to be.
@@ -67,7 +69,12 @@ impl Cluster {
                 plan
             }
         };
-        Ok(Self { dir: dir.to_owned(), run: run.to_owned(), programs: programs.clone(), plan })
+        Ok(Self { dir: dir.to_owned(), run: run.to_owned(), programs: programs.clone(), plan, recorder: None })
+    }
+
+    /// The same with the control plane's disk and firmware served by the recorder behind this socket.
+    pub fn recorded(self, socket: &Path) -> Self {
+        Self { recorder: Some(socket.to_owned()), ..self }
     }
 
     /// What it consists of.
@@ -135,6 +142,29 @@ impl Cluster {
         self.each_node(|node| self.install(node, iso, accelerator, &network, progress))
     }
 
+    /// Starts the first machine from a medium on which a config lies ready for it, which `ready` puts there; afterwards it answers from its disk, and
+    /// nobody told it anything. `ready` gets the config's file and what the machine is made of.
+    pub fn install_by_itself(
+        &self,
+        iso: &Path,
+        accelerator: Accelerator,
+        progress: &dyn Progress,
+        ready: impl FnOnce(&Path, &mut MachineSpec) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.start_network()?;
+        self.write_configs()?;
+        let node = self.plan.control_plane();
+        let mut spec = self.machine_spec(node, Some(iso));
+        std::fs::create_dir_all(&spec.dir).on("create", &spec.dir)?;
+        if let Some(disk) = &spec.disk {
+            create_disk(&disk.path, self.plan.spec.disk_bytes)?;
+        }
+        ready(&self.config(node), &mut spec)?;
+        let machine = self.at(node, "starting QEMU", Machine::start(&self.programs.tools, accelerator, &spec))?;
+        progress.note(&node.name, "booting; nobody tells it anything");
+        self.at(node, "waiting for the installed system", self.wait_installed(node, &machine))
+    }
+
     /// Ends every machine and the network.
     pub fn down(&self) -> Result<(), Error> {
         for node in &self.plan.nodes {
@@ -189,7 +219,10 @@ impl Cluster {
             iso: iso.map(Path::to_owned),
             switch: Some(self.network().switch()),
             firmware: self.plan.spec.firmware,
+            recorder: self.recorder.clone().filter(|_| node.control_plane),
             oem_string: None,
+            clock: None,
+            network_boot: None,
             tpm: self.plan.spec.tpm.then(|| dir.join("tpm")),
             dir,
             run: self.run.clone(),

@@ -5,7 +5,9 @@ mod dead_worker;
 mod encrypted;
 mod first_cluster;
 mod legacy_bios;
+mod media;
 mod power_cut;
+mod power_cut_replay;
 mod rejoin;
 mod restarts;
 mod secure_boot;
@@ -20,6 +22,7 @@ pub const ALL: &[Scenario] = &[
     boot::SCENARIO,
     first_cluster::SCENARIO,
     power_cut::SCENARIO,
+    power_cut_replay::SCENARIO,
     restarts::SCENARIO,
     dead_worker::SCENARIO,
     rejoin::SCENARIO,
@@ -27,6 +30,8 @@ pub const ALL: &[Scenario] = &[
     upgrade::SHORT,
     upgrade::FAULTS,
     secure_boot::SCENARIO,
+    media::UNATTENDED,
+    media::PXE,
     encrypted::SCENARIO,
 ];
 

@@ -268,6 +268,36 @@ impl MachineService for Handler {
     }
 }
 
+/// Installs what a config that lay ready says, as if somebody had sent it, and restarts from the disk.
+pub async fn install_by_itself(machine: &Arc<Machine>, place: &str, text: &str) -> Result<(), String> {
+    let told = |status: Status| format!("the config on {place}: {}", status.message());
+    let file = ConfigFile { name: place.to_owned(), content: text.to_owned() };
+    let (config, text) = read(&[file]).map_err(told)?;
+    let changing = machine.changing.clone().try_lock_owned().map_err(|_| told(busy()))?;
+    let mut work = Handler(machine.clone()).prepare(&config, &text).map_err(told)?;
+    // Nobody is there to give a recovery key or a passphrase: a config that needs one is refused here.
+    let paths = machine.paths.clone();
+    let planned = tokio::task::spawn_blocking(move || encryption::plan(&paths, &config, &Given::default())).await;
+    let planned = planned.map_err(|error| super::chain(&error))?;
+    work.encrypt(planned.map_err(|error| format!("the config on {place}: {}", super::chain(&error)))?);
+    let target = work.target();
+    tracing::warn!(place, target, "installing unattended");
+    let mut said = "";
+    let done = tokio::task::spawn_blocking(move || {
+        work.run(&mut |step: Progress| {
+            if step.stage != said {
+                said = step.stage;
+                tracing::info!(stage = step.stage, detail = step.detail, "installing unattended");
+            }
+        })
+    });
+    let done = done.await.map_err(|error| super::chain(&error))?;
+    done.map_err(|error| format!("install to {target}: {}", super::chain(&error)))?;
+    drop(changing);
+    let restarted = machine.init.reboot("installed unattended; starting from the disk").await;
+    restarted.map_err(|error| format!("restart after the installation: {}", super::chain(&error)))
+}
+
 /// What opens volumes, as it was sent.
 fn given(secrets: VolumeSecrets) -> Result<Given, Status> {
     let VolumeSecrets { recovery_key, passphrase } = secrets;
@@ -308,7 +338,7 @@ enum Work {
     /// Everything, from a medium.
     Whole(Box<install::Installation>),
     /// The system is installed and only lacks a config (after a reset).
-    ConfigOnly { state: PathBuf, parts: Vec<(&'static str, PathBuf, u64)>, text: String, volumes: Volumes },
+    ConfigOnly { state: PathBuf, parts: Vec<(&'static str, PathBuf, u64)>, text: String, volumes: Volumes, meta: Option<PathBuf> },
 }
 
 impl Work {
@@ -330,9 +360,16 @@ impl Work {
     fn run(&self, progress: &mut dyn FnMut(Progress)) -> Result<(), InstallError> {
         match self {
             Work::Whole(installation) => installation.run(progress),
-            Work::ConfigOnly { state, parts, text, volumes } => {
+            Work::ConfigOnly { state, parts, text, volumes, meta } => {
                 progress(Progress { stage: "write the machine config", done: 0, total: 0, detail: state.display().to_string() });
-                install::write_volumes(parts, text, volumes)
+                install::write_volumes(parts, text, volumes)?;
+                // A reset that failed is over: the next boot must not wipe this config.
+                let over = meta.as_ref().map_or(Ok(()), |meta| crate::reset::note(meta, false));
+                over.map_err(|source| InstallError::Step {
+                    step: "note in META that the reset is over",
+                    disk: state.clone(),
+                    source: std::io::Error::other(source),
+                })
             }
         }
     }
@@ -380,7 +417,8 @@ impl Handler {
             let data = machine.disks.system_partition("DATA").map_err(|error| super::internal(&error))?;
             let parts = [("ETCD", etcd), ("DATA", data), ("STATE", Some((state.clone(), size)))];
             let parts = parts.into_iter().filter_map(|(label, part)| part.map(|(node, size)| (label, node, size))).collect();
-            return Ok(Work::ConfigOnly { state, parts, text: text.to_owned(), volumes });
+            let meta = machine.disks.system_partition(slots::meta::LABEL).map_err(|error| super::internal(&error))?.map(|(node, _)| node);
+            return Ok(Work::ConfigOnly { state, parts, text: text.to_owned(), volumes, meta });
         }
         let media = Media::at(&machine.paths.media(), machine.boot.root);
         let installation = install::prepare(config, text, &target.disk, &target.node, target.sector, media, volumes);

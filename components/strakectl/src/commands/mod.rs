@@ -4,6 +4,7 @@ mod apply_config;
 mod bootstrap;
 mod completion;
 mod config;
+mod config_key;
 mod context;
 mod etcd;
 mod explain;
@@ -14,8 +15,10 @@ mod images;
 mod kubeconfig;
 mod lifecycle;
 mod logs;
+mod media;
 mod recovery_key;
 mod resources;
+mod rollout;
 mod secureboot_keys;
 mod services;
 mod stats;
@@ -122,6 +125,7 @@ enum Command {
     Unlock(unlock::Unlock),
     Upgrade(upgrade::Upgrade),
     Rollback(upgrade::Rollback),
+    Media(media::Media),
     #[command(subcommand)]
     Gen(r#gen::Gen),
     #[command(subcommand)]
@@ -161,6 +165,7 @@ impl Cli {
             Command::Unlock(verb) => verb.run(&cx).await,
             Command::Upgrade(verb) => verb.run(&cx).await,
             Command::Rollback(verb) => verb.run(&cx).await,
+            Command::Media(verb) => verb.run(),
             Command::Gen(verb) => verb.run(&cx),
             Command::Config(verb) => verb.run(&cx),
             Command::Context(verb) => verb.run(&cx),
