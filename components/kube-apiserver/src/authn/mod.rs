@@ -26,7 +26,7 @@ use crate::objects::Objects;
 
 pub use request_header::{Names, RequestHeader};
 pub use service_account::{Bound, Lifetime, TokenIssuer};
-pub use token_file::{TokenFile, TokenFileError};
+pub use token_file::TokenFile;
 pub use webhook::TokenWebhook;
 pub use x509::{ClientCa, X509};
 
