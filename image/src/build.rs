@@ -18,6 +18,7 @@ use crate::media::{self, IsoInputs, UkiInputs};
 use crate::oci::{self, ImageSpec};
 use crate::process::run;
 use crate::root::{self, Modules, OUR_PROGRAMS, Release, RootInputs};
+use crate::sbom;
 use crate::signing::Signing;
 use crate::tools::Tools;
 use crate::tree::Tree;
@@ -29,8 +30,10 @@ pub const STUB_IMAGE: &str = "strake.dev/stub:v1";
 pub const HELLO_IMAGE: &str = "strake.dev/hello:v1";
 
 /// Raised when the builder changes so that equal inputs give another image.
-const BUILDER: &str = "5";
+const BUILDER: &str = "6";
 const ZSTD_LEVEL: i32 = 15;
+/// Where init finds what is otherwise on a medium (`init/src/stage_one.rs`).
+const MEDIA_IN_MEMORY: &str = "media";
 
 /// What an image is built from.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +75,10 @@ pub struct Image {
     pub uki: PathBuf,
     /// The upgrade file for machines that are installed.
     pub upgrade: PathBuf,
+    /// The UKI with everything that is on the ISO inside, for machines that boot from the network.
+    pub pxe: PathBuf,
+    /// The software bill of materials (SPDX).
+    pub sbom: PathBuf,
     /// The OCI archive of the example workload.
     pub hello: PathBuf,
     /// What it was made from.
@@ -82,7 +89,11 @@ pub struct Image {
 pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&str)) -> Result<Image, Error> {
     let packages = store::prepare(cache, &inputs.project.join("image/locks"), &ROOT, inputs.versions, say)?;
     let bill_of_materials = packages.lock.render();
-    let digest = input_digest(inputs, &bill_of_materials)?;
+    let cargo_lock = inputs.project.join("Cargo.lock");
+    let cargo_lock = std::fs::read_to_string(&cargo_lock).on("read", &cargo_lock)?;
+    let programs: Vec<&str> = OUR_PROGRAMS.iter().copied().chain(["pause"]).collect();
+    let sbom_text = sbom::document(inputs.version, &packages.lock, &cargo_lock, &programs)?;
+    let digest = input_digest(inputs, &bill_of_materials, &sbom_text)?;
     let manifest = inputs.out.join("image.json");
     if let Some(image) = finished(&manifest, &digest) {
         say("the image is up to date");
@@ -109,6 +120,7 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
         configs: &configs,
         release: &release,
         bill_of_materials: &bill_of_materials,
+        sbom: &sbom_text,
         stub_image: &stub,
         upgrade_keys: inputs.signing.map(Signing::upgrade_keys),
     };
@@ -132,19 +144,28 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     let packed = zstd::encode_all(&cpio::archive(&tree)?[..], ZSTD_LEVEL);
     std::fs::write(&initramfs, packed.on("compress", &initramfs)?).on("write", &initramfs)?;
     let uki = inputs.out.join("strake.efi");
+    let vmlinuz = packages.dir.join(format!("boot/vmlinuz-{kernel}"));
     let uki_inputs = UkiInputs {
-        kernel: &packages.dir.join(format!("boot/vmlinuz-{kernel}")),
+        kernel: &vmlinuz,
         kernel_release: &kernel,
-        initramfs: &initramfs,
+        initramfs: &[&initramfs],
         command_line: &arguments,
         os_release: &release.os_release(),
+        measured: None,
     };
     let mut boot_loader = packages.dir.join("usr/lib/systemd/boot/efi/systemd-bootx64.efi");
     let mut boot_files = vec![("EFI/BOOT/BOOTX64.EFI".to_owned(), uki.clone())];
     if let Some(signing) = inputs.signing {
         say("signatures");
         let plain = scratch.join("unsigned.efi");
-        media::uki(tools, &uki_inputs, &plain)?;
+        let measured = signing.measured_key();
+        media::uki(tools, &UkiInputs { measured: measured.as_deref().map(|key| (key, None)), ..uki_inputs }, &plain)?;
+        if let Some(key) = &measured {
+            let signatures = scratch.join("pcrsig.json");
+            std::fs::write(&signatures, signing.measurements(&plain)?).on("write", &signatures)?;
+            remove(&plain)?;
+            media::uki(tools, &UkiInputs { measured: Some((key, Some(&signatures))), ..uki_inputs }, &plain)?;
+        }
         remove(&uki)?;
         signing.program(&plain, &uki)?;
         let signed = scratch.join("systemd-bootx64.efi");
@@ -166,7 +187,10 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     let esp = scratch.join("esp.img");
     let boot_files: Vec<(&str, &Path)> = boot_files.iter().map(|(path, file)| (path.as_str(), file.as_path())).collect();
     media::fat_image(&boot_files, &esp)?;
+    let keys = scratch.join("config-keys.pem");
+    std::fs::write(&keys, room_for_keys()).on("write", &keys)?;
     let files = [
+        ("strake/config-keys.pem".to_owned(), keys),
         (format!("strake/{root_uuid}.erofs"), root_file.clone()),
         ("EFI/Linux/strake.efi".to_owned(), uki.clone()),
         ("EFI/systemd/systemd-bootx64.efi".to_owned(), boot_loader),
@@ -175,13 +199,39 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     remove(&iso)?;
     media::iso(tools, &IsoInputs { files: &files, esp: &esp, scratch: &scratch }, &iso)?;
 
+    say("image for the network");
+    let mut inside = Tree::default();
+    for dir in ["", "/strake", "/EFI", "/EFI/Linux", "/EFI/systemd"] {
+        inside.dir(&format!("{MEDIA_IN_MEMORY}{dir}"), 0o755);
+    }
+    for (path, source) in &files {
+        inside.copy(&format!("{MEDIA_IN_MEMORY}/{path}"), source, 0o644);
+    }
+    let inside_file = scratch.join("media.cpio");
+    std::fs::write(&inside_file, cpio::archive(&inside)?).on("write", &inside_file)?;
+    let pxe = inputs.out.join("strake-pxe.efi");
+    remove(&pxe)?;
+    let pxe_inputs = UkiInputs { initramfs: &[&initramfs, &inside_file], ..uki_inputs };
+    match inputs.signing {
+        None => media::uki(tools, &pxe_inputs, &pxe)?,
+        Some(signing) => {
+            let plain = scratch.join("unsigned-pxe.efi");
+            media::uki(tools, &pxe_inputs, &plain)?;
+            signing.program(&plain, &pxe)?;
+        }
+    }
+
+    say("bill of materials");
+    let sbom = inputs.out.join("strake.spdx.json");
+    std::fs::write(&sbom, &sbom_text).on("write", &sbom)?;
+
     say("upgrade file");
     let upgrade = inputs.out.join("strake.upgrade");
     let (version, kubernetes) = (inputs.version, inputs.kubernetes);
-    upgrade::write(
-        &UpgradeInputs { version, kubernetes, kernel: &kernel, root: &root_file, verity, uki: &uki, signing: inputs.signing },
-        &upgrade,
-    )?;
+    let (config_schema, signing) = (&configs.join("machine-config.schema.json"), inputs.signing);
+    let upgrade_inputs =
+        UpgradeInputs { version, kubernetes, kernel: &kernel, root: &root_file, verity, uki: &uki, config_schema, signing };
+    upgrade::write(&upgrade_inputs, &upgrade)?;
 
     let hello = inputs.out.join("hello.tar");
     let hello_tree = root::hello_tree(&packages.dir.join("usr/bin/busybox"), &configs.join("examples/hello.sh"));
@@ -190,21 +240,30 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
 
     remove(&scratch)?;
     let (version, kubernetes) = (version.to_owned(), kubernetes.to_owned());
-    let image = Image { root_uuid, verity, version, kubernetes, kernel, iso, root: root_file, uki, upgrade, hello, inputs: digest };
+    let image =
+        Image { root_uuid, verity, version, kubernetes, kernel, iso, root: root_file, uki, upgrade, pxe, sbom, hello, inputs: digest };
     let text = serde_json::to_vec_pretty(&image).map_err(|problem| Error::malformed(&manifest, problem.to_string()))?;
     std::fs::write(&manifest, text).on("write", &manifest)?;
     Ok(image)
 }
 
+/// What stands where `strakectl media` puts the keys of those whose configs a medium takes: nobody's.
+fn room_for_keys() -> Vec<u8> {
+    let mut room = b"# Whose configs this medium takes: written by `strakectl media`\n".to_vec();
+    room.resize(4096, b'\n');
+    room
+}
+
 fn finished(manifest: &Path, digest: &str) -> Option<Image> {
     let image: Image = serde_json::from_slice(&std::fs::read(manifest).ok()?).ok()?;
-    let complete = [&image.iso, &image.root, &image.uki, &image.upgrade, &image.hello].iter().all(|file| file.is_file());
+    let complete =
+        [&image.iso, &image.root, &image.uki, &image.upgrade, &image.pxe, &image.sbom, &image.hello].iter().all(|file| file.is_file());
     (image.inputs == digest && complete).then_some(image)
 }
 
-fn input_digest(inputs: &Inputs<'_>, bill_of_materials: &str) -> Result<String, Error> {
+fn input_digest(inputs: &Inputs<'_>, bill_of_materials: &str, sbom: &str) -> Result<String, Error> {
     let mut all = digest::Inputs::default();
-    all.add("builder", BUILDER.as_bytes()).add("packages", bill_of_materials.as_bytes());
+    all.add("builder", BUILDER.as_bytes()).add("packages", bill_of_materials.as_bytes()).add("sbom", sbom.as_bytes());
     all.add("version", inputs.version.as_bytes()).add("kubernetes", inputs.kubernetes.as_bytes());
     if let Some(signing) = inputs.signing {
         signing.add_to(&mut all)?;
@@ -298,8 +357,10 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_stops_at_a_damaged_root_restarts_the_machine() {
+    fn the_kernel_restarts_at_a_damaged_root_and_takes_either_partition_table() {
         let arguments = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/kernel-arguments");
-        assert!(command_line(&arguments).unwrap().split(' ').any(|word| word == "panic=10"), "panic_on_corruption needs a restart");
+        let line = command_line(&arguments).unwrap();
+        assert!(line.split(' ').any(|word| word == "panic=10"), "panic_on_corruption needs a restart");
+        assert!(line.split(' ').any(|word| word == "gpt"), "an upgrade that is cut off may leave the second copy of the table alone");
     }
 }

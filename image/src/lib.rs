@@ -17,6 +17,7 @@ mod media;
 mod oci;
 mod process;
 mod root;
+mod sbom;
 pub mod signing;
 pub mod tools;
 mod tree;

@@ -43,12 +43,14 @@ pub struct UkiInputs<'a> {
     pub kernel: &'a Path,
     /// The kernel's release.
     pub kernel_release: &'a str,
-    /// The initramfs.
-    pub initramfs: &'a Path,
+    /// The initramfs, in one or more archives, of which the first alone is compressed.
+    pub initramfs: &'a [&'a Path],
     /// The kernel's command line.
     pub command_line: &'a str,
     /// Content of os-release(5).
     pub os_release: &'a str,
+    /// The public key of whoever signs what is measured (PEM), and the signatures, once they are known.
+    pub measured: Option<(&'a Path, Option<&'a Path>)>,
 }
 
 /// Builds a UKI.
@@ -59,8 +61,17 @@ pub fn uki(tools: &Tools, inputs: &UkiInputs<'_>, out: &Path) -> Result<(), Erro
         .arg("build")
         .arg("--stub")
         .arg(tools.file("usr/lib/systemd/boot/efi/linuxx64.efi.stub")?);
-    command.arg("--linux").arg(inputs.kernel).arg("--initrd").arg(inputs.initramfs).args(["--uname", inputs.kernel_release]);
+    command.arg("--linux").arg(inputs.kernel).args(["--uname", inputs.kernel_release]);
+    for archive in inputs.initramfs {
+        command.arg("--initrd").arg(archive);
+    }
     command.args(["--cmdline", inputs.command_line, "--os-release", inputs.os_release]);
+    if let Some((key, signatures)) = inputs.measured {
+        command.arg("--pcrpkey").arg(format!("@{}", key.display()));
+        if let Some(signatures) = signatures {
+            command.arg("--section").arg(format!(".pcrsig:@{}", signatures.display()));
+        }
+    }
     run(command.arg("--output").arg(out)).map(drop)
 }
 

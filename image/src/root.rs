@@ -10,6 +10,7 @@ use crate::elf;
 use crate::error::{Error, FileContext};
 use crate::kmod::{self, DepmodFiles, ModuleIndex};
 use crate::process::run;
+use crate::sbom;
 use crate::tools::Tools;
 use crate::tree::Tree;
 
@@ -24,6 +25,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("usr/sbin/mke2fs", "usr/bin/mke2fs"),
     ("usr/sbin/e2fsck", "usr/bin/e2fsck"),
     ("usr/sbin/resize2fs", "usr/bin/resize2fs"),
+    ("usr/sbin/cryptsetup", "usr/bin/cryptsetup"),
     ("usr/lib/cni/bridge", "usr/lib/cni/bridge"),
     ("usr/lib/cni/host-local", "usr/lib/cni/host-local"),
     ("usr/lib/cni/loopback", "usr/lib/cni/loopback"),
@@ -63,8 +65,10 @@ pub struct RootInputs<'a> {
     pub configs: &'a Path,
     /// Content of `release.json`.
     pub release: &'a Release,
-    /// The lock file's text, kept in the root as its bill of materials.
+    /// The lock file's text, kept in the root.
     pub bill_of_materials: &'a str,
+    /// The software bill of materials, in SPDX.
+    pub sbom: &'a str,
     /// The OCI archive of the stub image.
     pub stub_image: &'a [u8],
     /// The keys whose upgrade files the system takes, in PEM; without any it takes those that nobody signed.
@@ -145,6 +149,7 @@ pub fn plan(inputs: &RootInputs<'_>, modules: &Modules) -> Result<Tree, Error> {
     tree.file("usr/lib/os-release", inputs.release.os_release(), 0o644);
     tree.copy(&format!("{share}/sysctl.conf"), inputs.configs.join("sysctl.conf"), 0o644);
     tree.file(&format!("{share}/packages.lock"), inputs.bill_of_materials, 0o644);
+    tree.file(sbom::PATH, inputs.sbom, 0o644);
     tree.file(&format!("{share}/images/stub.tar"), inputs.stub_image, 0o644);
     if let Some(keys) = inputs.upgrade_keys {
         tree.file(&format!("{share}/upgrade-keys.pem"), keys, 0o644);

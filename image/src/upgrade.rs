@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use slots::manifest::{ARCHITECTURE, FORMAT, MEMBERS, Manifest, SIGNATURE};
+use slots::fields::Fields;
+use slots::manifest::{ARCHITECTURE, FORMAT, MEMBERS, MOST, Manifest, SIGNATURE};
 use slots::record::System;
 
 use crate::digest;
@@ -27,6 +28,8 @@ pub struct UpgradeInputs<'a> {
     pub verity: verity::Parameters,
     /// The kernel image.
     pub uki: &'a Path,
+    /// The JSON Schema of the machine config that it reads.
+    pub config_schema: &'a Path,
     /// Who signs it.
     pub signing: Option<&'a Signing>,
 }
@@ -35,6 +38,8 @@ pub struct UpgradeInputs<'a> {
 pub fn write(inputs: &UpgradeInputs<'_>, out: &Path) -> Result<(), Error> {
     let size = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.len()).on("look at", path);
     let system = System { version: inputs.version.to_owned(), kubernetes: inputs.kubernetes.to_owned(), root: inputs.verity };
+    let schema = std::fs::read(inputs.config_schema).on("read", inputs.config_schema)?;
+    let schema = serde_json::from_slice(&schema).map_err(|problem| Error::malformed(inputs.config_schema, problem.to_string()))?;
     let manifest = Manifest {
         format: FORMAT,
         architecture: ARCHITECTURE.to_owned(),
@@ -42,8 +47,12 @@ pub fn write(inputs: &UpgradeInputs<'_>, out: &Path) -> Result<(), Error> {
         kernel: inputs.kernel.to_owned(),
         uki_bytes: size(inputs.uki)?,
         uki_sha256: verity::Digest(digest::of_file(inputs.uki)?),
+        config: Some(Fields::of_schema(&schema)),
     };
     let text = serde_json::to_vec(&manifest).map_err(|problem| Error::malformed(MEMBERS[0], problem.to_string()))?;
+    if text.len() as u64 > MOST {
+        return Err(Error::malformed(MEMBERS[0], format!("it has {} bytes, and machines read no more than {MOST}", text.len())));
+    }
     let mut archive = tar::Builder::new(File::create(out).on("create", out)?);
     let mut append = |name: &str, bytes: u64, content: &mut dyn Read| {
         let mut header = tar::Header::new_ustar();
@@ -73,8 +82,9 @@ mod tests {
         std::fs::write(&root, vec![5; 3 * 4096]).unwrap();
         std::fs::write(&uki, b"kernel").unwrap();
         let verity = verity::Parameters::new(verity::Digest([1; 32]), verity::Digest([2; 32]), 2).unwrap();
-        let inputs =
-            UpgradeInputs { version: "1.2.3", kubernetes: "v1.36.2", kernel: "6.12", root: &root, verity, uki: &uki, signing: None };
+        let config_schema = &Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/machine-config.schema.json");
+        let (version, kubernetes, kernel) = ("1.2.3", "v1.36.2", "6.12");
+        let inputs = UpgradeInputs { version, kubernetes, kernel, root: &root, verity, uki: &uki, config_schema, signing: None };
         write(&inputs, &out).unwrap();
         let bytes = std::fs::read(&out).unwrap();
         let mut archive = tar::Archive::new(&bytes[..]);
@@ -88,6 +98,9 @@ mod tests {
                 let manifest = slots::manifest::read(&text).unwrap();
                 assert_eq!((manifest.system.version.as_str(), manifest.uki_bytes), ("1.2.3", 6));
                 assert_eq!(manifest.uki_sha256.0, digest::of_bytes(b"kernel"));
+                let known = serde_json::json!({"apiVersion": "strake.dev/v1alpha1", "kind": "HostnameConfig", "hostname": "a"});
+                let unknown = serde_json::json!({"apiVersion": "strake.dev/v1alpha1", "kind": "HostnameConfig", "nickname": "a"});
+                assert_eq!(manifest.config.unwrap().unknown(&[known, unknown]), ["HostnameConfig.nickname"]);
                 assert_eq!(entry.header().mtime().unwrap(), 0);
             }
         }

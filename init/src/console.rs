@@ -131,6 +131,11 @@ fn is_virtual_terminal(name: &str) -> bool {
 fn status_lines(status: &ConsoleStatus) -> Vec<String> {
     let mut first =
         format!("stage={} name={} addresses={}", clean(&status.stage), clean(&status.hostname), clean(&status.addresses.join(",")));
+    for (key, value) in [("role", &status.role), ("slot", &status.slot), ("ready", &status.health)] {
+        if !value.is_empty() {
+            first.push_str(&format!(" {key}={}", clean(value)));
+        }
+    }
     if let Some(pairing) = &status.pairing {
         first.push_str(&format!(" pairing={}", clean(pairing)));
     }
@@ -145,6 +150,8 @@ fn block<'a>(version: &str, status: &ConsoleStatus, recent: impl Iterator<Item =
         ("stage", clean(&status.stage)),
         ("addresses", clean(&status.addresses.join(" "))),
     ];
+    let more = [("role", &status.role), ("system", &status.slot), ("ready", &status.health)];
+    rows.extend(more.into_iter().filter(|(_, value)| !value.is_empty()).map(|(label, value)| (label, clean(value))));
     if let Some(pairing) = &status.pairing {
         rows.push(("pairing", clean(pairing)));
     }
@@ -177,12 +184,16 @@ mod tests {
             stage: "maintenance".into(),
             errors: vec!["disk\x1b[2J gone".into()],
             pairing: Some("abc-123".into()),
+            ..ConsoleStatus::default()
         };
         assert_eq!(
             status_lines(&status),
             ["stage=maintenance name=cp-1 addresses=10.5.0.11,fd00::1 pairing=abc-123", "error: disk [2J gone"]
         );
         assert_eq!(status_lines(&ConsoleStatus::default()), ["stage= name= addresses="]);
+        let installed = ConsoleStatus { role: "worker".into(), slot: "ROOT-B".into(), health: "12/14".into(), ..ConsoleStatus::default() };
+        assert_eq!(status_lines(&installed), ["stage= name= addresses= role=worker slot=ROOT-B ready=12/14"]);
+        assert!(block("0.1", &installed, [].iter()).contains("  role       worker\r\n  system     ROOT-B\r\n  ready      12/14\r\n"));
     }
 
     #[test]

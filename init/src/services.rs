@@ -33,7 +33,7 @@ pub struct ServiceDef {
 /// It reads the kernel's log and keeps files.
 const LOGD_LIMITS: Confinement = Confinement { capabilities: CapabilitySet::SYSLOG, refused: &[MOUNTS, CLOCK] };
 
-/// Disks, links, the clock, the loader's variables, the control plane's files, and what other users' processes hold of memory (the call
+/// Disks and the nodes of opened volumes, links, the clock, the loader's variables, the control plane's files, and what other users' processes hold of memory (the call
 /// ptrace itself is refused).
 const MACHINED_LIMITS: Confinement = Confinement {
     capabilities: CapabilitySet::CHOWN
@@ -43,6 +43,7 @@ const MACHINED_LIMITS: Confinement = Confinement {
         .union(CapabilitySet::FSETID)
         .union(CapabilitySet::KILL)
         .union(CapabilitySet::LINUX_IMMUTABLE)
+        .union(CapabilitySet::MKNOD)
         .union(CapabilitySet::NET_ADMIN)
         .union(CapabilitySet::NET_BIND_SERVICE)
         .union(CapabilitySet::NET_RAW)

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use host::device_mapper::DeviceMapper;
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 
 use crate::services::TABLE;
@@ -111,7 +112,30 @@ pub fn unmount_all() -> i32 {
         let _ = mount_remount(&mount.target, MountFlags::RDONLY, "");
     }
     rustix::fs::sync();
+    close_volumes();
     0
+}
+
+/// The kernel forgets the keys of encrypted volumes that nobody uses any more.
+fn close_volumes() {
+    let volumes = open_volumes(Path::new("/sys/block"));
+    if volumes.is_empty() {
+        return;
+    }
+    let closed = DeviceMapper::open().and_then(|mapper| volumes.iter().try_for_each(|name| mapper.remove(name)));
+    if let Err(error) = closed {
+        crate::report::warn(&crate::report::chain(&error));
+    }
+}
+
+/// The mapped devices that machined opened.
+fn open_volumes(blocks: &Path) -> Vec<String> {
+    let names =
+        fs::read_dir(blocks).into_iter().flatten().flatten().filter_map(|entry| fs::read_to_string(entry.path().join("dm/name")).ok());
+    names
+        .map(|name| name.trim().to_owned())
+        .filter(|name| ["strake-state", "strake-etcd", "strake-data"].contains(&name.as_str()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -152,6 +176,19 @@ mod tests {
 garbage\n";
         let targets: Vec<String> = to_unmount(mountinfo).into_iter().map(|mount| mount.target).collect();
         assert_eq!(targets, ["/var/lib/kubelet/a b", "/var", "/system/state"]);
+    }
+
+    #[test]
+    fn only_volumes_are_closed_and_not_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        for (device, name) in [("dm-0", "strake-root\n"), ("dm-1", "strake-state\n"), ("dm-2", "pods-own\n"), ("dm-3", "strake-data\n")] {
+            fs::create_dir_all(dir.path().join(device).join("dm")).unwrap();
+            fs::write(dir.path().join(device).join("dm/name"), name).unwrap();
+        }
+        fs::create_dir(dir.path().join("vda")).unwrap();
+        let mut found = open_volumes(dir.path());
+        found.sort();
+        assert_eq!(found, ["strake-data", "strake-state"]);
     }
 
     #[test]

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use host::loop_device;
 use host::secure_boot::SecureBoot;
-use node_ipc::init::{BOOT_INFO_FILE, BootInfo, BootSource, MEDIA_DIR, Slot};
+use node_ipc::init::{BOOT_INFO_FILE, BootInfo, BootSource, MEDIA_DIR, PCR_PUBLIC_KEY_FILE, PCR_SIGNATURE_FILE, Slot};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 use verity::Parameters;
 
 use crate::meta::Kept;
@@ -24,9 +24,18 @@ use crate::verified::{self, VerifyError};
 use crate::{cmdline, loader, modules, mounts, report, root};
 
 const SYSROOT: &str = "/sysroot";
+/// What is on a medium otherwise, when the kernel image brought it along: a machine that boots from the network has no medium.
+const MEDIA_IN_MEMORY: &str = "/media";
+const IN_MEMORY: &str = "the kernel image";
 const POLL: Duration = Duration::from_millis(100);
 /// A medium is taken when the devices have not changed for this long: a disk that is installed goes first.
 const SETTLE: Duration = Duration::from_millis(1500);
+
+/// What systemd-stub leaves beside the initramfs, and where machined finds it.
+const MEASURED: [(&str, &str); 2] =
+    [("/.extra/tpm2-pcr-public-key.pem", PCR_PUBLIC_KEY_FILE), ("/.extra/tpm2-pcr-signature.json", PCR_SIGNATURE_FILE)];
+/// More than either has.
+const MEASURED_MOST: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 enum StageOneError {
@@ -40,6 +49,8 @@ enum StageOneError {
     Verify(#[from] VerifyError),
     #[error("{0}; start the installation medium and install again, unless the other slot is started now")]
     Damaged(String),
+    #[error(transparent)]
+    Loop(#[from] loop_device::LoopError),
     #[error("mount {device} on {SYSROOT}")]
     MountRoot { device: PathBuf, source: Errno },
     #[error("write {BOOT_INFO_FILE}")]
@@ -67,6 +78,9 @@ pub fn run() -> Result<Infallible, Box<dyn Error>> {
     let dir = Path::new(BOOT_INFO_FILE).parent().unwrap_or(Path::new("/run"));
     fs::create_dir_all(dir).map_err(StageOneError::WriteBootInfo)?;
     fs::write(BOOT_INFO_FILE, serde_json::to_vec(&boot)?).map_err(StageOneError::WriteBootInfo)?;
+    for (from, to) in MEASURED {
+        keep(Path::new(from), Path::new(to));
+    }
 
     switch_root()?;
     Err(StageOneError::Exec(Command::new("/usr/bin/init").exec()).into())
@@ -138,6 +152,13 @@ fn find_and_mount(root: &Parameters, loader: Option<&str>, wait: Duration) -> Re
                 }
             }
         }
+        if changed.elapsed() >= SETTLE
+            && let Some(image) = media_in_memory(&uuid)
+        {
+            let (path, _keep) = loop_device::attach(&image)?;
+            let found = BlockDevice { name: IN_MEMORY.to_owned(), ..BlockDevice::default() };
+            return mount_root(root, BootSource::Media, &found, &path, &devices);
+        }
         if started.elapsed() >= wait {
             let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
             let place = match search {
@@ -153,6 +174,23 @@ fn find_and_mount(root: &Parameters, loader: Option<&str>, wait: Duration) -> Re
     }
 }
 
+/// Shows what the kernel image brought along where a medium is shown, if it has this root. It stays in memory when the initramfs is emptied.
+fn media_in_memory(root_uuid: &str) -> Option<PathBuf> {
+    let file = |dir: &str| Path::new(dir).join("strake").join(format!("{root_uuid}.erofs"));
+    if !file(MEDIA_IN_MEMORY).is_file() {
+        return None;
+    }
+    let shown = fs::create_dir_all(MEDIA_DIR).map_err(|error| error.to_string()).and_then(|()| {
+        mount_bind(MEDIA_IN_MEMORY, MEDIA_DIR).map_err(|error| error.to_string())?;
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount_remount(MEDIA_DIR, flags, "").map_err(|error| error.to_string())
+    });
+    if let Err(error) = shown {
+        report::warn(&format!("show {IN_MEMORY}'s files on {MEDIA_DIR}: {error}"));
+    }
+    Some(file(MEDIA_DIR)).filter(|file| file.is_file())
+}
+
 /// Mounts the root from where it was found: `found` is the partition or the medium, `device` what holds the image.
 fn mount_root(
     root: &Parameters,
@@ -162,7 +200,7 @@ fn mount_root(
     devices: &[BlockDevice],
 ) -> Result<BootInfo, StageOneError> {
     let slot = Slot::of_label(&found.label);
-    let name = found.path().to_string_lossy().into_owned();
+    let name = if found.name == IN_MEMORY { IN_MEMORY.to_owned() } else { found.path().to_string_lossy().into_owned() };
     let place = match (source, slot) {
         (BootSource::Media, _) => format!("the medium {name}"),
         (BootSource::Disk, Some(slot)) => format!("{} ({name})", slot.label()),
@@ -203,13 +241,21 @@ fn is_damage(error: &StageOneError) -> bool {
     matches!(error, StageOneError::Damaged(_) | StageOneError::Verify(VerifyError::ReadTree { .. } | VerifyError::Other { .. }))
 }
 
+/// Copies a small file before the initramfs goes away. One that is not there is none that the image has.
+fn keep(from: &Path, to: &Path) {
+    let fits = fs::metadata(from).is_ok_and(|found| found.is_file() && found.len() <= MEASURED_MOST);
+    if fits && let Err(error) = fs::copy(from, to) {
+        report::warn(&format!("keep {} as {}: {error}", from.display(), to.display()));
+    }
+}
+
 /// Moves the mounts into the root, empties the initramfs to give its memory back, and makes the root `/`.
 fn switch_root() -> Result<(), StageOneError> {
     for from in ["/dev", "/proc", "/sys", "/run"] {
         mount_move(from, format!("{SYSROOT}{from}")).map_err(|error| StageOneError::MoveMount(from, error))?;
     }
     if let Ok(meta) = fs::metadata("/") {
-        remove_tree(Path::new("/"), meta.dev());
+        remove_tree(Path::new("/"), meta.dev(), &[Path::new(MEDIA_IN_MEMORY)]);
     }
     let switch = || {
         rustix::process::chdir(SYSROOT)?;
@@ -220,14 +266,14 @@ fn switch_root() -> Result<(), StageOneError> {
     switch().map_err(StageOneError::SwitchRoot)
 }
 
-/// Removes what is on the device `dev` below `dir`; mount points and what is on them stay.
-fn remove_tree(dir: &Path, dev: u64) {
+/// Removes what is on the device `dev` below `dir`; mount points and what is on them stay, and so does what is to be kept.
+fn remove_tree(dir: &Path, dev: u64, keep: &[&Path]) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         match fs::symlink_metadata(&path) {
-            Ok(meta) if meta.dev() != dev => {}
+            Ok(meta) if meta.dev() != dev || keep.contains(&path.as_path()) => {}
             Ok(meta) if meta.is_dir() => {
-                remove_tree(&path, dev);
+                remove_tree(&path, dev, keep);
                 let _ = fs::remove_dir(&path);
             }
             Ok(_) => {
@@ -267,9 +313,11 @@ mod tests {
         std::os::unix::fs::symlink("/proc", dir.path().join("link")).unwrap();
         let dev = fs::metadata(dir.path()).unwrap().dev();
 
-        remove_tree(dir.path(), dev + 1);
+        remove_tree(dir.path(), dev + 1, &[]);
         assert!(dir.path().join("a/b/file").exists());
-        remove_tree(dir.path(), dev);
+        remove_tree(dir.path(), dev, &[&dir.path().join("a")]);
+        assert!(dir.path().join("a/b/file").exists() && !dir.path().join("link").exists());
+        remove_tree(dir.path(), dev, &[]);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(Path::new("/proc/self").exists());
     }

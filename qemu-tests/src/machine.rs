@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::accel::Accelerator;
 use crate::console::Console;
 use crate::error::{Error, FileContext};
+use crate::power::recorder;
 use crate::qmp::Monitor;
 
 /// How often a wait looks again.
@@ -37,8 +38,16 @@ pub struct MachineSpec {
     pub switch: Option<PathBuf>,
     /// Which firmware starts it.
     pub firmware: Firmware,
+    /// The socket of a recorder that serves its disk and its firmware's variables, if what it writes is recorded.
+    pub recorder: Option<PathBuf>,
     /// A string in its SMBIOS table (type 11), which whoever runs the machine can put there.
     pub oem_string: Option<String>,
+    /// What its hardware clock shows when it starts, if not the time; `1980-01-01` is an empty battery.
+    pub clock: Option<String>,
+    /// The file that it is given when it boots from the network, if it does.
+    pub network_boot: Option<PathBuf>,
+    /// The directory of its TPM's state, if it has a TPM; an empty one is a new TPM.
+    pub tpm: Option<PathBuf>,
     /// The directory of its console, logs and firmware variables.
     pub dir: PathBuf,
     /// The directory of its sockets (short, because socket names are limited to 107 bytes).
@@ -96,6 +105,9 @@ impl Machine {
             Firmware::SecureBoot => tools.file("usr/share/OVMF/OVMF_CODE_4M.secboot.fd")?,
             Firmware::Uefi | Firmware::LegacyBios => tools.file("usr/share/OVMF/OVMF_CODE_4M.fd")?,
         };
+        if let Some(state) = &spec.tpm {
+            start_tpm(state, &tpm_socket(spec))?;
+        }
         let output = spec.dir.join("qemu.log");
         let log = File::create(&output).on("create", &output)?;
         let errors = log.try_clone().on("share", &output)?;
@@ -226,6 +238,45 @@ impl Machine {
     }
 }
 
+/// Starts the emulator of a TPM. It ends with the machine that it is plugged into.
+fn start_tpm(state: &Path, socket: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(state).on("create", state)?;
+    match std::fs::remove_file(socket) {
+        Err(problem) if problem.kind() != std::io::ErrorKind::NotFound => return Err(problem).on("remove", socket),
+        _ => {}
+    }
+    let log = state.join("log");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let output = File::create(&log).on("create", &log)?;
+        let errors = output.try_clone().on("share", &log)?;
+        let mut command = Command::new("swtpm");
+        command.args(["socket", "--tpm2", "--terminate", "--tpmstate", &format!("dir={},mode=0600", state.display())]);
+        command.args(["--ctrl", &format!("type=unixio,path={}", socket.display())]);
+        command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
+        let mut child = command.spawn().map_err(|source| Error::Spawn { program: "swtpm".into(), source })?;
+        // The one of a machine whose plug was pulled holds the state for a moment longer; then this one ends at once.
+        while Instant::now() < deadline && child.try_wait().on("wait for swtpm in", state)?.is_none() {
+            if socket.exists() {
+                std::thread::spawn(move || child.wait());
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if Instant::now() >= deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            let found = std::fs::read_to_string(&log).unwrap_or_default();
+            return Err(Error::Unexpected { what: "swtpm".into(), expected: "its socket".into(), found });
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn tpm_socket(spec: &MachineSpec) -> PathBuf {
+    spec.run.join(format!("{}.tpm", spec.name))
+}
+
 /// Creates an empty disk; `bytes` are not taken until they are written.
 pub fn create_disk(path: &Path, bytes: u64) -> Result<Disk, Error> {
     let file = File::create(path).on("create", path)?;
@@ -256,6 +307,10 @@ fn monitor_argument(socket: &Path) -> String {
     format!("unix:{},server=on,wait=off", socket.display())
 }
 
+fn recorded(socket: &Path, export: &str) -> String {
+    format!("nbd:unix:{}:exportname={export}", socket.display())
+}
+
 fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variables: &Path) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut add = |parts: &[&str]| words.extend(parts.iter().map(|part| (*part).to_owned()));
@@ -276,15 +331,27 @@ fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variable
     if let Some(text) = &spec.oem_string {
         add(&["-smbios", &format!("type=11,value={text}")]);
     }
-    add(&["-smp", &spec.processors.to_string(), "-m", &spec.memory_mib.to_string(), "-rtc", "base=utc"]);
+    if spec.tpm.is_some() {
+        add(&["-chardev", &format!("socket,id=tpm,path={}", tpm_socket(spec).display())]);
+        add(&["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"]);
+    }
+    add(&["-smp", &spec.processors.to_string(), "-m", &spec.memory_mib.to_string(), "-rtc"]);
+    add(&[&format!("base={}", spec.clock.as_deref().unwrap_or("utc"))]);
     add(&["-qmp", &monitor_argument(&spec.run.join(format!("{}.qmp", spec.name)))]);
     add(&["-chardev", &format!("file,id=console,path={},append=on", spec.dir.join("console.log").display()), "-serial", "chardev:console"]);
     add(&["-device", "virtio-rng-pci", "-device", "i6300esb", "-action", "watchdog=reset"]);
     if spec.firmware != Firmware::LegacyBios {
         add(&["-drive", &format!("if=pflash,unit=0,format=raw,readonly=on,file={}", code.display())]);
-        add(&["-drive", &format!("if=pflash,unit=1,format=raw,file={}", variables.display())]);
+        let variables =
+            spec.recorder.as_ref().map_or_else(|| variables.display().to_string(), |socket| recorded(socket, recorder::VARIABLES));
+        add(&["-drive", &format!("if=pflash,unit=1,format=raw,file={variables}")]);
     }
-    if let Some(Disk { path, overlay }) = &spec.disk {
+    if let (Some(_), Some(socket)) = (&spec.disk, &spec.recorder) {
+        // Flushes must reach the recorder; it does not pass them on.
+        let file = recorded(socket, recorder::DISK);
+        add(&["-drive", &format!("if=none,id=disk,format=raw,cache=writeback,file={file}")]);
+        add(&["-device", &format!("virtio-blk-pci,drive=disk,serial=strake-{},bootindex=0", spec.name)]);
+    } else if let Some(Disk { path, overlay }) = &spec.disk {
         // A plain file is safe without flushes as long as the host lives: what QEMU was told is in the host's page cache, also when
         // QEMU is killed. A layered file keeps its tables in QEMU, so there flushes must count.
         let (format, cache) = if *overlay { ("qcow2", "writeback") } else { ("raw", "unsafe") };
@@ -294,6 +361,12 @@ fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variable
     if let Some(iso) = &spec.iso {
         add(&["-drive", &format!("if=none,id=cd,media=cdrom,format=raw,readonly=on,file={}", iso.display())]);
         add(&["-device", "ide-cd,drive=cd,bootindex=1"]);
+    }
+    if let Some(file) = &spec.network_boot {
+        // QEMU's own little network, which answers DHCP and TFTP and leads nowhere.
+        let (dir, name) = (file.parent().unwrap_or(Path::new("/")).display(), file.file_name().unwrap_or_default().to_string_lossy());
+        add(&["-netdev", &format!("user,id=boot,restrict=on,tftp={dir},bootfile={name}")]);
+        add(&["-device", "virtio-net-pci,netdev=boot,romfile=,bootindex=2"]);
     }
     if let Some(switch) = &spec.switch {
         add(&["-netdev", &format!("stream,id=net,server=off,addr.type=unix,addr.path={},reconnect-ms=500", switch.display())]);
@@ -316,7 +389,11 @@ mod tests {
             iso: Some("/d/strake.iso".into()),
             switch: Some("/r/switch".into()),
             firmware: Firmware::Uefi,
+            recorder: None,
             oem_string: None,
+            clock: None,
+            network_boot: None,
+            tpm: None,
             dir: "/d".into(),
             run: "/r".into(),
         }
@@ -341,10 +418,24 @@ mod tests {
         layered.firmware = Firmware::LegacyBios;
         let line = arguments(&layered, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
         assert!(line.contains("format=qcow2,cache=writeback") && !line.contains("pflash"), "{line}");
+        let served = MachineSpec { recorder: Some("/r/nbd".into()), ..spec() };
+        let line = arguments(&served, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
+        for part in ["unit=1,format=raw,file=nbd:unix:/r/nbd:exportname=variables", "cache=writeback,file=nbd:unix:/r/nbd:exportname=disk"]
+        {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
         layered.firmware = Firmware::SecureBoot;
         layered.oem_string = Some("io.example=1".into());
+        layered.tpm = Some("/t".into());
         let line = arguments(&layered, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
-        for part in ["smm=on", "property=secure,value=on", "unit=0,format=raw,readonly=on,file=/c", "type=11,value=io.example=1"] {
+        for part in [
+            "smm=on",
+            "property=secure,value=on",
+            "unit=0,format=raw,readonly=on,file=/c",
+            "type=11,value=io.example=1",
+            "path=/r/cp-1.tpm",
+            "tpm-crb,tpmdev=tpm0",
+        ] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
     }

@@ -9,7 +9,8 @@ use crate::accel::Accelerator;
 use crate::cluster::plan::ClusterSpec;
 use crate::cluster::{Cluster, Programs, Progress};
 use crate::error::{Error, FileContext};
-use crate::machine::{Firmware, Machine, MachineSpec};
+use crate::machine::{Firmware, Machine, MachineSpec, create_disk};
+use crate::power::recorder::Recorder;
 
 /// A named run on virtual machines.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +72,11 @@ impl Context {
             iso: Some(self.image.iso.clone()),
             switch: None,
             firmware: Firmware::Uefi,
+            recorder: None,
             oem_string: None,
+            clock: None,
+            network_boot: None,
+            tpm: None,
             dir: self.dir.join(name),
             run: self.run.clone(),
         }
@@ -103,10 +108,28 @@ impl Context {
 
     /// The same from another medium and with other firmware.
     pub fn installed_from(&self, iso: &Path, firmware: Firmware) -> Result<RunningCluster, Error> {
-        let spec = ClusterSpec { workers: 0, firmware, ..ClusterSpec::small() };
-        let cluster = Cluster::open(&self.dir.join("cluster"), &self.run.join("cluster"), &self.programs, &spec).map(RunningCluster)?;
+        self.installed_as(iso, &ClusterSpec { workers: 0, firmware, ..ClusterSpec::small() })
+    }
+
+    /// The machines of a plan, installed, without Kubernetes.
+    pub fn installed_as(&self, iso: &Path, spec: &ClusterSpec) -> Result<RunningCluster, Error> {
+        let cluster = Cluster::open(&self.dir.join("cluster"), &self.run.join("cluster"), &self.programs, spec).map(RunningCluster)?;
         cluster.install_machines(iso, self.accelerator, self)?;
         Ok(cluster)
+    }
+
+    /// A single machine that is not installed yet, everything of which that it writes is recorded in this file.
+    pub fn recorded_machine(&self, log: &Path) -> Result<(RunningCluster, Recorder), Error> {
+        let spec = ClusterSpec { workers: 0, ..ClusterSpec::small() };
+        let cluster = Cluster::open(&self.dir.join("cluster"), &self.run.join("cluster"), &self.programs, &spec)?;
+        let machine = cluster.machine(cluster.plan().control_plane());
+        let (dir, socket) = (&machine.spec().dir, self.run.join("recorder"));
+        std::fs::create_dir_all(dir).on("create", dir)?;
+        let variables = dir.join("firmware-variables.fd");
+        std::fs::copy(self.programs.tools.file("usr/share/OVMF/OVMF_VARS_4M.fd")?, &variables).on("copy", &variables)?;
+        let disk = create_disk(&dir.join("disk.img"), spec.disk_bytes)?;
+        let recorder = Recorder::start(&socket, log, &disk.path, &variables)?;
+        Ok((RunningCluster(cluster.recorded(&socket)), recorder))
     }
 
     /// A running two-machine cluster with the example's image, started from a saved one, which is made first when this image has none.

@@ -13,7 +13,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use qemu_tests::accel::Accelerator;
 use qemu_tests::cluster::plan::{ClusterSpec, HELLO_PORT, MAX_WORKERS};
 use qemu_tests::cluster::{Cluster, Programs, Progress};
-use qemu_tests::machine::Firmware;
 
 use crate::image::{Built, build};
 use crate::project::Project;
@@ -71,7 +70,7 @@ pub fn up(project: &Project, wanted: &Up) -> Result<()> {
         memory_mib: wanted.memory,
         worker_memory_mib: wanted.worker_memory.unwrap_or(wanted.memory),
         disk_bytes: wanted.disk << 30,
-        firmware: Firmware::Uefi,
+        ..ClusterSpec::small()
     };
     if wanted.fresh && dir.exists() {
         remove(&dir, &programs, &spec)?;
@@ -99,7 +98,7 @@ pub fn down(project: &Project) -> Result<()> {
     let tools = Tools::prepare(&cache, &project.root.join("image/locks"), Versions::Locked, &|step| println!("{step}"))?;
     // Only what ends the machines is needed, so nothing is built.
     let programs = Programs { tools, strakectl: project.binaries().join("strakectl"), switch: vec!["false".into()] };
-    let unused = ClusterSpec { workers: 0, memory_mib: 0, worker_memory_mib: 0, disk_bytes: 0, firmware: Firmware::Uefi };
+    let unused = ClusterSpec { workers: 0, memory_mib: 0, worker_memory_mib: 0, disk_bytes: 0, ..ClusterSpec::small() };
     remove(&dir, &programs, &unused)
 }
 

@@ -17,7 +17,10 @@ const NEEDED: &[(&str, &[&str])] = &[
     ("protobuf-compiler", &["/usr/bin/protoc"]),
     ("libprotobuf-dev", &["/usr/include/google/protobuf/descriptor.proto"]),
     ("nftables", &["/usr/sbin/nft"]),
+    ("e2fsprogs", &["/usr/sbin/e2fsck", "/sbin/e2fsck"]),
     ("iproute2", &["/usr/sbin/ip", "/usr/bin/ip", "/bin/ip", "/sbin/ip"]),
+    ("cryptsetup-bin", &["/usr/sbin/cryptsetup"]),
+    ("swtpm", &["/usr/bin/swtpm"]),
     ("debian-archive-keyring", &["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"]),
 ];
 

@@ -87,8 +87,16 @@ pub fn reproducible(project: &Project, say: &dyn Fn(&str)) -> Result<Built> {
     Ok(built)
 }
 
-fn files(image: &Image) -> [(&'static str, &Path); 5] {
-    [("root", &image.root), ("UKI", &image.uki), ("ISO", &image.iso), ("upgrade file", &image.upgrade), ("example workload", &image.hello)]
+fn files(image: &Image) -> [(&'static str, &Path); 7] {
+    [
+        ("root", &image.root),
+        ("UKI", &image.uki),
+        ("ISO", &image.iso),
+        ("PXE image", &image.pxe),
+        ("upgrade file", &image.upgrade),
+        ("bill of materials", &image.sbom),
+        ("example workload", &image.hello),
+    ]
 }
 
 /// The command: builds, and prints what came out.
@@ -100,17 +108,17 @@ pub fn command(project: &Project, wanted: &Wanted) -> Result<()> {
     let Built { image, .. } = if wanted.twice { reproducible(project, &say)? } else { build_wanted(project, versions, keys, &say)? };
     for (name, file) in files(&image) {
         let size = std::fs::metadata(file)?.len() as f64 / f64::from(1 << 20);
-        println!("{name:>16}  {size:>6.1} MiB  {}", file.display());
+        println!("{name:>17}  {size:>6.1} MiB  {}", file.display());
     }
-    println!("{:>16}  {}", "root hash", image.verity.root_hash());
-    println!("{:>16}  {}", "kernel", image.kernel);
+    println!("{:>17}  {}", "root hash", image.verity.root_hash());
+    println!("{:>17}  {}", "kernel", image.kernel);
     let signed = match &wanted.secureboot_keys {
         Some(dir) => format!("with the keys in {}", dir.display()),
         None => "by nobody: secure boot refuses it, and it takes any upgrade file (--secureboot-keys DIR signs)".to_owned(),
     };
-    println!("{:>16}  {signed}", "signed");
+    println!("{:>17}  {signed}", "signed");
     if wanted.twice {
-        println!("{:>16}  two builds gave the same bytes", "reproducible");
+        println!("{:>17}  two builds gave the same bytes", "reproducible");
     }
     Ok(())
 }

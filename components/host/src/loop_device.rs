@@ -1,4 +1,4 @@
-//! A read-only loop device over a file (loop(4)).
+//! Loop devices: over a file, read-only, and over a part of a disk (loop(4)).
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
@@ -48,7 +48,18 @@ mod ioctl {
 /// Attaches `file` to a free loop device and returns its path. The device goes away with its last user.
 /// The returned handle keeps it until it is mounted.
 pub fn attach(file: &Path) -> Result<(PathBuf, File), LoopError> {
-    let open = |path: &Path| File::open(path).map_err(|error| LoopError::Open(path.to_owned(), error));
+    configure(file, false, (0, 0))
+}
+
+/// The same over `size` bytes from `start` of a disk, to be written to.
+pub fn attach_part(disk: &Path, start: u64, size: u64) -> Result<(PathBuf, File), LoopError> {
+    configure(disk, true, (start, size))
+}
+
+/// A size of 0 is all of it.
+fn configure(file: &Path, writable: bool, (offset, size_limit): (u64, u64)) -> Result<(PathBuf, File), LoopError> {
+    let open =
+        |path: &Path| OpenOptions::new().read(true).write(writable).open(path).map_err(|error| LoopError::Open(path.to_owned(), error));
     let backing = open(file)?;
     let control_path = Path::new("/dev/loop-control");
     let control = OpenOptions::new().read(true).write(true).open(control_path);
@@ -63,12 +74,12 @@ pub fn attach(file: &Path) -> Result<(PathBuf, File), LoopError> {
         device: 0,
         inode: 0,
         rdevice: 0,
-        offset: 0,
-        size_limit: 0,
+        offset,
+        size_limit,
         number: 0,
         encrypt_type: 0,
         encrypt_key_size: 0,
-        flags: LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR,
+        flags: if writable { LO_FLAGS_AUTOCLEAR } else { LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR },
         file_name: [0; 64],
         crypt_name: [0; 64],
         encrypt_key: [0; 32],

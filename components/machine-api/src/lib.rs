@@ -4,6 +4,7 @@
 pub mod limits;
 pub mod methods;
 pub mod pairing;
+pub mod recovery_key;
 
 /// The generated messages, clients and servers of `strake.machine.v1alpha1`.
 #[allow(missing_docs, clippy::all, rust_2018_idioms)]

@@ -82,6 +82,7 @@ methods! {
     "MachineService" / "ApplyConfig":         ADMIN,             true,    true;
     "MachineService" / "ConfirmConfig":       ADMIN,             true,    false;
     "MachineService" / "Install":             Access::Never,     true,    true;
+    "MachineService" / "Unlock":              ADMIN,             true,    true;
     "MachineService" / "Bootstrap":           ADMIN,             true,    false;
     "MachineService" / "Reboot":              OPERATE,           true,    false;
     "MachineService" / "Shutdown":            OPERATE,           true,    false;

@@ -60,7 +60,7 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 }
 
 /// The first `chars` groups of five bits.
-fn encode(bytes: &[u8], chars: usize) -> String {
+pub(crate) fn encode(bytes: &[u8], chars: usize) -> String {
     let bit = |index: usize| usize::from(bytes.get(index / 8).is_some_and(|byte| byte & (0x80 >> (index % 8)) != 0));
     (0..chars)
         .map(|position| {
@@ -70,15 +70,40 @@ fn encode(bytes: &[u8], chars: usize) -> String {
         .collect()
 }
 
+/// The characters of the alphabet that a text stands for, or the first that is none.
+pub(crate) fn meant(text: &str) -> Result<String, char> {
+    let mut characters = String::new();
+    for character in text.chars().filter(|c| !c.is_whitespace() && *c != '-') {
+        // Crockford's rule: what people confuse reads as what was meant.
+        let meant = match character.to_ascii_uppercase() {
+            'O' => '0',
+            'I' | 'L' => '1',
+            other => other,
+        };
+        if !meant.is_ascii() || !ALPHABET.contains(&(meant as u8)) {
+            return Err(character);
+        }
+        if characters.len() < 1024 {
+            characters.push(meant);
+        }
+    }
+    Ok(characters)
+}
+
+/// Writes groups of four.
+pub(crate) fn grouped(characters: impl Iterator<Item = char>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for (index, character) in characters.enumerate() {
+        if index > 0 && index % 4 == 0 {
+            f.write_str("-")?;
+        }
+        write!(f, "{character}")?;
+    }
+    Ok(())
+}
+
 impl fmt::Display for Pairing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, character) in self.fingerprint.chars().chain(self.code.chars()).enumerate() {
-            if index > 0 && index % 4 == 0 {
-                f.write_str("-")?;
-            }
-            write!(f, "{character}")?;
-        }
-        Ok(())
+        grouped(self.fingerprint.chars().chain(self.code.chars()), f)
     }
 }
 
@@ -92,21 +117,7 @@ impl FromStr for Pairing {
     type Err = PairingError;
 
     fn from_str(text: &str) -> Result<Self, PairingError> {
-        let mut characters = String::with_capacity(FINGERPRINT_CHARS + CODE_CHARS);
-        for character in text.chars().filter(|c| !c.is_whitespace() && *c != '-') {
-            // Crockford's rule: what people confuse reads as what was meant.
-            let meant = match character.to_ascii_uppercase() {
-                'O' => '0',
-                'I' | 'L' => '1',
-                other => other,
-            };
-            if !meant.is_ascii() || !ALPHABET.contains(&(meant as u8)) {
-                return Err(PairingError::Character(character));
-            }
-            if characters.len() < 1024 {
-                characters.push(meant);
-            }
-        }
+        let mut characters = meant(text).map_err(PairingError::Character)?;
         if characters.len() != FINGERPRINT_CHARS + CODE_CHARS {
             return Err(PairingError::Length { expected: FINGERPRINT_CHARS + CODE_CHARS, found: characters.len() });
         }

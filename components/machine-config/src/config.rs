@@ -7,7 +7,8 @@ use crate::model::{Decoder, Finding};
 use crate::path::FieldPath;
 use crate::problem::{ConfigErrors, Problem};
 use crate::v1alpha1::{
-    ClusterConfig, DocumentKind, HostnameConfig, LinkConfig, MachineConfig, MachineSecrets, ResolverConfig, Role, TimeConfig,
+    ClusterConfig, DocumentKind, HostnameConfig, LinkConfig, MachineConfig, MachineSecrets, ResolverConfig, Role, TimeConfig, VolumeConfig,
+    VolumeEncryption, VolumeName,
 };
 use crate::values::KubernetesVersion;
 use crate::yaml::{self, Node};
@@ -128,6 +129,8 @@ pub struct Config {
     pub resolver: Option<ResolverConfig>,
     /// The clock.
     pub time: Option<TimeConfig>,
+    /// Volumes of the system's disk that are kept otherwise than by default.
+    pub volumes: Vec<VolumeConfig>,
 }
 
 impl Config {
@@ -140,7 +143,7 @@ impl Config {
     pub fn from_documents(documents: &Documents) -> Result<Self, ConfigErrors> {
         let mut errors = ConfigErrors::default();
         let (mut machine, mut cluster, mut secrets, mut hostname, mut resolver, mut time) = (None, None, None, None, None, None);
-        let mut links = Vec::new();
+        let (mut links, mut volumes) = (Vec::new(), Vec::new());
         for document in documents.iter().cloned() {
             match document {
                 DocumentKind::MachineConfig(v) => machine = Some(v),
@@ -150,6 +153,7 @@ impl Config {
                 DocumentKind::HostnameConfig(v) => hostname = Some(v),
                 DocumentKind::ResolverConfig(v) => resolver = Some(v),
                 DocumentKind::TimeConfig(v) => time = Some(v),
+                DocumentKind::VolumeConfig(v) => volumes.push(v),
             }
         }
         let file = documents.sources.first().map_or("config", |s| s.file.as_str());
@@ -167,7 +171,7 @@ impl Config {
         let (Some(machine), Some(cluster), Some(secrets)) = (machine, cluster, secrets) else {
             return errors.or(()).and_then(|()| Err(ConfigErrors::default()));
         };
-        let config = Self { machine, cluster, secrets, links, hostname, resolver, time };
+        let config = Self { machine, cluster, secrets, links, hostname, resolver, time, volumes };
         for (identity, finding) in config.check() {
             let place = documents.documents.iter().find(|d| d.document.identity() == identity);
             let problem = place.and_then(|d| documents.sources.get(d.source).map(|s| (s, d.index)));
@@ -197,6 +201,7 @@ impl Config {
         documents.extend(self.links.iter().cloned().map(DocumentKind::LinkConfig));
         documents.extend(self.resolver.clone().map(DocumentKind::ResolverConfig));
         documents.extend(self.time.clone().map(DocumentKind::TimeConfig));
+        documents.extend(self.volumes.iter().cloned().map(DocumentKind::VolumeConfig));
         documents
     }
 
@@ -214,6 +219,11 @@ impl Config {
     /// Whether this machine is part of the control plane.
     pub fn is_control_plane(&self) -> bool {
         self.machine.role == Role::ControlPlane
+    }
+
+    /// How a volume is encrypted, if it is.
+    pub fn encryption(&self, name: VolumeName) -> Option<&VolumeEncryption> {
+        self.volumes.iter().find(|volume| volume.name == name)?.encryption.as_ref()
     }
 
     /// The cluster DNS service's address: the tenth of the first service range.
@@ -252,6 +262,10 @@ impl Config {
                 ),
                 _ => {}
             }
+        }
+
+        for volume in self.volumes.iter().filter(|volume| volume.name == VolumeName::Etcd && !control_plane) {
+            report(&format!("VolumeConfig {}", volume.name), FieldPath::fields("name"), "a worker has no volume ETCD".to_owned());
         }
 
         if let Err(reason) = check_skew(

@@ -117,15 +117,17 @@ const EFFECTS: &[(&str, &str, Effect)] = &[
     ("MachineSecrets", "clusterID", Effect::Reinstall),
     ("MachineSecrets", "certificateAuthorities", Effect::Reinstall),
     ("MachineSecrets", "serviceAccountKey", Effect::Reinstall),
+    ("VolumeConfig", "", Effect::Reinstall),
     ("HostnameConfig", "", Effect::Reboot),
     ("ClusterConfig", "network.dnsDomain", Effect::Reboot),
 ];
 
 fn effect(document: &str, path: &FieldPath) -> Effect {
     let path = path.to_string();
+    let kind = document.split(' ').next().unwrap_or_default();
     let under =
         |prefix: &str| prefix.is_empty() || path == prefix || path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(['.', '[']));
-    EFFECTS.iter().find(|(d, prefix, _)| *d == document && under(prefix)).map_or(Effect::Live, |(_, _, e)| *e)
+    EFFECTS.iter().find(|(d, prefix, _)| *d == kind && under(prefix)).map_or(Effect::Live, |(_, _, e)| *e)
 }
 
 fn is_secret(path: &FieldPath) -> bool {

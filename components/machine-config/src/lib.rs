@@ -21,7 +21,7 @@ pub use config::{Config, Documents, render as render_documents};
 pub use path::{FieldPath, Step};
 pub use problem::{ConfigErrors, Problem};
 pub use v1alpha1::*;
-pub use yaml::{Node, to_yaml};
+pub use yaml::{Node, to_values, to_yaml};
 
 use values::KubernetesVersion;
 

@@ -141,6 +141,11 @@ pub fn render<'a>(documents: impl IntoIterator<Item = &'a Node>) -> String {
     out
 }
 
+/// The documents of a text as plain values, as far as it can be read.
+pub fn to_values(text: &str) -> Vec<serde_json::Value> {
+    parse(text).0.iter().filter_map(|(_, document)| serde_json::to_value(document).ok()).collect()
+}
+
 /// Any value as a YAML document: for the files of other programs, so that no second crate needs a YAML library.
 pub fn to_yaml(value: &serde_json::Value) -> String {
     serde_yaml::to_string(value).unwrap_or_default()

@@ -1,7 +1,7 @@
 //! Whole texts: what is accepted, what is refused and with which words.
 
 use machine_config::diff::{Effect, diff, requires_reboot};
-use machine_config::{Config, Documents, json_schema};
+use machine_config::{Config, Documents, KeyKind, VolumeName, json_schema};
 use proptest::prelude::*;
 
 const CERT: &str = "|\n      -----BEGIN CERTIFICATE-----\n      AAAA\n      -----END CERTIFICATE-----\n";
@@ -114,7 +114,7 @@ c.yaml:16:5: ClusterConfig: network.podSubnets[0]: \"10.244.0.0/33\" is not a CI
 c.yaml:17:14: ClusterConfig: network.dnsDomain: must be a string, not a whole number (quote it)
 c.yaml:18:20: ClusterConfig: kubernetesVersion: must be a string, not a number (quote it)
 c.yaml:20:20: ClusterConfig: apiServer.extraArgs.--v: is not a flag's name: write it without dashes in front, such as v or audit-log-path
-c.yaml:23:7: LinkConfg: kind: \"LinkConfg\" is not one of MachineConfig, ClusterConfig, MachineSecrets, LinkConfig, HostnameConfig, ResolverConfig, TimeConfig";
+c.yaml:23:7: LinkConfg: kind: \"LinkConfg\" is not one of MachineConfig, ClusterConfig, MachineSecrets, LinkConfig, HostnameConfig, ResolverConfig, TimeConfig, VolumeConfig";
     assert_eq!(refused(text), expected);
 }
 
@@ -159,6 +159,39 @@ fn what_does_not_fit_together_is_refused() {
             .contains("a machine needs a ClusterConfig document")
     );
     assert!(refused("").contains("a machine needs a MachineConfig document"));
+}
+
+#[test]
+fn encrypted_volumes_say_what_opens_them() {
+    let volume = |encryption: &str| {
+        format!("{}---\napiVersion: strake.dev/v1alpha1\nkind: VolumeConfig\nname: STATE\nencryption: {encryption}\n", control_plane())
+    };
+    let text =
+        volume("{keys: [{slot: 0, tpm2: {}}, {slot: 3, keyFile: {volume: KEYS, path: a/b.key}}, {slot: 6, passphrase: {memoryMiB: 32}}]}");
+    let config = Config::parse("c.yaml", &text).expect("accepted");
+    let state = config.encryption(VolumeName::State).expect("encrypted");
+    assert!(state.recovery_key && config.encryption(VolumeName::Data).is_none());
+    assert!(matches!(state.keys[0].kind(), Some(KeyKind::Tpm2(tpm)) if tpm.pcrs == [7]));
+    assert_eq!(Config::parse("again", &config.render()).expect("round trip"), config);
+    let changes = diff(&Config::parse("c.yaml", &control_plane()).expect("accepted"), &config);
+    assert_eq!(machine_config::diff::strongest(&changes), Effect::Reinstall);
+
+    for (encryption, expected) in [
+        ("{keys: []}", "encryption.keys: names nothing that opens the volume"),
+        ("{keys: [{slot: 7, tpm2: {}}]}", "encryption.keys[0].slot: must be between 0 and 6"),
+        ("{keys: [{slot: 0}]}", "must have exactly one of tpm2, keyFile and passphrase"),
+        ("{keys: [{slot: 0, tpm2: {}, passphrase: {}}]}", "must have exactly one of tpm2, keyFile and passphrase"),
+        ("{keys: [{slot: 0, tpm2: {}}, {slot: 0, passphrase: {}}]}", "slot 0 is given twice"),
+        ("{keys: [{slot: 0, tpm2: {}}, {slot: 1, tpm2: {}}]}", "there is already a key of kind tpm2"),
+        ("{keys: [{slot: 0, tpm2: {pcrs: [7, 11]}}]}", "PCR 11 is always looked at"),
+        ("{keys: [{slot: 0, tpm2: {pcrs: [24]}}]}", "must be between 0 and 23"),
+        ("{keys: [{slot: 0, keyFile: {volume: KEYS, path: ../a}}]}", "must be a path from the top of the volume"),
+        ("{keys: [{slot: 0, passphrase: {memoryMiB: 4096}}]}", "must be between 16 and 1024"),
+        ("{provider: luks1, keys: [{slot: 0, tpm2: {}}]}", "\"luks1\" is not one of luks2"),
+    ] {
+        let message = refused(&volume(encryption));
+        assert!(message.contains(expected), "{encryption}\n{message}");
+    }
 }
 
 #[test]

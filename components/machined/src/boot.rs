@@ -9,10 +9,11 @@ use machine_config::Config;
 use node_ipc::init::{BootInfo, BootSource};
 
 use crate::api::chain;
-use crate::install;
+use crate::encryption::{self, Opened};
 use crate::machine::{Disks, Loaded};
 use crate::paths::Paths;
 use crate::reconcilers::mount;
+use crate::reset;
 use crate::state::StateDir;
 
 /// What the machine is.
@@ -42,12 +43,30 @@ pub async fn find(paths: &Paths, boot: &BootInfo, disks: &dyn Disks) -> Found {
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 async fn load(paths: &Paths, disks: &dyn Disks) -> Result<Found, Failure> {
+    if reset::has_begun(disks)? {
+        reset::wipe(paths, disks)?;
+        return Ok(Found::NoConfig { trouble: None });
+    }
     let (device, _) = disks.system_partition("STATE")?.ok_or("the disk this system runs from has no partition STATE")?;
     let target = paths.state();
+    let device = match open(paths, "STATE", &device).await? {
+        Opened::Plain(device) | Opened::Mapped(device) => device,
+        // A reset got so far.
+        Opened::Erased => {
+            reset::wipe(paths, disks)?;
+            return Ok(Found::NoConfig { trouble: None });
+        }
+        Opened::Locked(why) => {
+            tracing::warn!(why, "STATE is locked");
+            return Ok(Found::NoConfig { trouble: Some(format!("STATE is locked: {why}")) });
+        }
+    };
     mount(&device, &target).await?;
     let state = StateDir::new(&target);
     if state.reset_requested() {
-        reset(&target, disks)?;
+        reset::begin(disks)?;
+        LinuxMounts.unmount(&target, false)?;
+        reset::wipe(paths, disks)?;
         return Ok(Found::NoConfig { trouble: None });
     }
     let Some(text) = state.config()? else { return Ok(Found::NoConfig { trouble: None }) };
@@ -62,15 +81,8 @@ async fn load(paths: &Paths, disks: &dyn Disks) -> Result<Found, Failure> {
     Ok(Found::Config { loaded: Box::new(Loaded { text, config }), trouble })
 }
 
-/// Wipes ETCD and DATA, and STATE last: a power cut in between finds the request again.
-fn reset(state: &Path, disks: &dyn Disks) -> Result<(), Failure> {
-    tracing::warn!("resetting: ETCD, DATA and STATE are made anew");
-    for label in ["ETCD", "DATA"] {
-        if let Some((device, size)) = disks.system_partition(label)? {
-            install::make_empty(&device, label, size)?;
-        }
-    }
-    LinuxMounts.unmount(state, false)?;
-    let (device, size) = disks.system_partition("STATE")?.ok_or("STATE is gone")?;
-    Ok(install::make_empty(&device, "STATE", size)?)
+/// Opens a volume in a thread of its own, since it waits for the TPM and for cryptsetup.
+pub async fn open(paths: &Paths, label: &'static str, device: &Path) -> Result<Opened, Failure> {
+    let (paths, device) = (paths.clone(), device.to_owned());
+    Ok(tokio::task::spawn_blocking(move || encryption::open(&paths, label, &device)).await??)
 }

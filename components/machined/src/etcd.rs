@@ -50,6 +50,11 @@ pub enum EtcdError {
 
 /// Connects to the member on this machine.
 pub async fn connect(paths: &Paths) -> Result<Client, EtcdError> {
+    connect_to(paths, &[paths.etcd_endpoint()]).await
+}
+
+/// Connects to the member with these addresses.
+pub async fn connect_to(paths: &Paths, endpoints: &[impl AsRef<str>]) -> Result<Client, EtcdError> {
     let read = |name: &str| {
         let path = paths.at(&format!("{CREDENTIALS}/{name}"));
         fs::read(&path).map_err(|source| EtcdError::Credentials { path, source })
@@ -58,7 +63,7 @@ pub async fn connect(paths: &Paths) -> Result<Client, EtcdError> {
         .ca_certificate(Certificate::from_pem(read("etcd-ca.crt")?))
         .identity(Identity::from_pem(read("etcd-client.crt")?, read("etcd-client.key")?));
     let options = ConnectOptions::new().with_tls(tls).with_connect_timeout(Duration::from_secs(5)).with_timeout(Duration::from_secs(60));
-    Client::connect([paths.etcd_endpoint()], Some(options)).await.map_err(|source| EtcdError::Call { operation: "connect to etcd", source })
+    Client::connect(endpoints, Some(options)).await.map_err(|source| EtcdError::Call { operation: "connect to etcd", source })
 }
 
 /// What is known about a kept snapshot, in a file beside it.

@@ -6,6 +6,7 @@ mod boot;
 mod clock;
 mod containerd;
 mod disks;
+mod encryption;
 mod etcd;
 pub mod events;
 mod init;
@@ -20,6 +21,7 @@ pub mod milestones;
 pub mod pairing;
 pub mod paths;
 pub mod reconcilers;
+mod reset;
 pub mod resources;
 mod root;
 mod run;
@@ -31,6 +33,7 @@ mod stats;
 #[cfg(test)]
 mod testing;
 pub mod trial;
+mod unattended;
 mod upgrade;
 
 pub use init::{InitError, InitHandle};

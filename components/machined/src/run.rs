@@ -34,7 +34,7 @@ use crate::root;
 use crate::security;
 use crate::state::StateDir;
 use crate::trial::{self, Trials};
-use crate::upgrade;
+use crate::{unattended, upgrade};
 
 /// Runs the daemon.
 pub async fn run() -> anyhow::Result<()> {
@@ -121,6 +121,7 @@ async fn maintenance(machine: Arc<Machine>, mut network: Network, trouble: Optio
     let console =
         Console { machine: machine.clone(), board: board.subscribe(), pairing: Some(gate.shown()), trouble: trouble.into_iter().collect() };
     tokio::spawn(console.run());
+    tokio::spawn(install_by_itself(machine.clone(), board.clone()));
     let paths = machine.paths.clone();
     tokio::spawn(async move {
         loop {
@@ -138,6 +139,49 @@ async fn maintenance(machine: Arc<Machine>, mut network: Network, trouble: Optio
     machine.milestones.reach("machine-api");
     tracing::info!("maintenance mode");
     Ok(api::serve(machine, Policy::Pairing(gate), tls::without_client_certificates(serving), listener, stop).await?)
+}
+
+/// Installs what lies ready, once, on a machine that was started from a medium and has no installed disk. Whatever comes of it, the machine stays
+/// reachable as it is without.
+async fn install_by_itself(machine: Arc<Machine>, board: Board) {
+    const AGAIN: Duration = Duration::from_secs(3);
+    // A stick takes its time to appear.
+    const LOOKS: usize = 20;
+    if machine.boot.source != BootSource::Media {
+        return;
+    }
+    let show = |standing: Standing| board.send_modify(|board| drop(board.insert("unattended", standing)));
+    for _ in 0..LOOKS {
+        let seen = machine.clone();
+        let found = tokio::task::spawn_blocking(move || unattended::look(&seen.paths)).await;
+        let found = match found {
+            Ok(Ok(Some(found))) => found,
+            Ok(Ok(None)) => {
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+            Ok(Err(error)) => return show(Standing::Failed(api::chain(&error))),
+            Err(_) => return,
+        };
+        let installed = machine.disks.installations().unwrap_or_default();
+        if !installed.is_empty() {
+            let disks = installed.join(", ");
+            tracing::info!(place = found.place, disks, "a config lies ready, and a system is installed already");
+            return show(Standing::Pending(format!("there is a config on {}, and a system on {disks} already", found.place)));
+        }
+        let done = match unattended::Trust::read(&machine.paths.media()) {
+            Ok(trust) => match trust.check(&found) {
+                Ok(text) => api::install_by_itself(&machine, &found.place, text).await,
+                Err(error) => Err(api::chain(&error)),
+            },
+            Err(error) => Err(api::chain(&error)),
+        };
+        if let Err(reason) = done {
+            tracing::error!(reason, "the unattended installation failed");
+            show(Standing::Failed(reason));
+        }
+        return;
+    }
 }
 
 /// A medium that is still in a machine that was installed should say so, and not look like the installed system.

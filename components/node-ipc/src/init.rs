@@ -9,6 +9,12 @@ pub const SOCKET: &str = "/run/strake/init.sock";
 /// Where init leaves [`BootInfo`] as JSON.
 pub const BOOT_INFO_FILE: &str = "/run/strake/boot.json";
 
+/// Where init leaves the public key of whoever signs what is measured, and the signatures of the image that was started: what systemd-stub puts
+/// beside the initramfs of an image that has them. Machined believes neither; the TPM decides.
+pub const PCR_PUBLIC_KEY_FILE: &str = "/run/strake/tpm2-pcr-public-key.pem";
+/// See [`PCR_PUBLIC_KEY_FILE`].
+pub const PCR_SIGNATURE_FILE: &str = "/run/strake/tpm2-pcr-signature.json";
+
 /// Where the medium that the machine was booted from stays mounted, read-only; absent when booted from disk.
 pub const MEDIA_DIR: &str = "/run/strake/media";
 
@@ -166,6 +172,15 @@ pub struct ConsoleStatus {
     /// One word for where it is: `starting`, `maintenance`, `installing`, `booting`, `running`…
     #[serde(default)]
     pub stage: String,
+    /// `controlplane` or `worker`; empty before there is a config.
+    #[serde(default)]
+    pub role: String,
+    /// Where the system that runs came from: `ROOT-A`, `ROOT-B`, or a medium.
+    #[serde(default)]
+    pub slot: String,
+    /// How much of what it should do it does, such as `12/14`; empty when that is not known.
+    #[serde(default)]
+    pub health: String,
     /// What the person in front of it must know, one line each.
     #[serde(default)]
     pub errors: Vec<String>,

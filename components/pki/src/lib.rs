@@ -14,6 +14,7 @@ pub mod reload;
 mod renewal;
 mod request;
 mod signature;
+pub mod signed_text;
 pub mod tls;
 
 pub use authority::{Authority, Issued, LeafSpec};

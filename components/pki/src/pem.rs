@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer};
 
 use crate::PkiError;
 
@@ -29,6 +29,14 @@ pub fn private_key(text: &str) -> Result<PrivateKeyDer<'static>, PkiError> {
         return Err(PkiError::ParseKey);
     }
     PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| PkiError::ParseKey)
+}
+
+/// The first public key of a text, as a SubjectPublicKeyInfo in DER.
+pub fn public_key(text: &str) -> Result<Vec<u8>, PkiError> {
+    if text.len() > MAX_BYTES {
+        return Err(PkiError::ParseKey);
+    }
+    SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes()).map(|der| der.to_vec()).map_err(|_| PkiError::ParseKey)
 }
 
 /// Writes one section.

@@ -2,11 +2,13 @@
 //! META, a partition of 1 MiB outside of every file system, because it is needed before any file system is.
 //!
 //! Here are the formats and the decisions, which init, machined and the image builder share: what META holds ([`meta`], [`record`]), what
-//! an upgrade file begins with and whether a machine takes it ([`manifest`]), what the boot loader is told ([`loader`]), how a slot is
+//! an upgrade file begins with ([`manifest`]), which config a system reads ([`fields`]), whether a machine takes it now ([`checks`]), what the boot loader is told ([`loader`]), how a slot is
 //! named in the partition table ([`table`]), and when a system that is tried is good ([`gate`]). No effects: bytes and values go in and
 //! come out.
 #![warn(missing_docs)]
 
+pub mod checks;
+pub mod fields;
 pub mod gate;
 pub mod loader;
 pub mod manifest;

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 use verity::Digest;
 
+use crate::fields::Fields;
 use crate::record::System;
 
 /// The members' names, in their order.
@@ -36,6 +37,9 @@ pub struct Manifest {
     pub uki_bytes: u64,
     /// The kernel image's SHA-256.
     pub uki_sha256: Digest,
+    /// Which config the system can read; a file that does not say so is taken all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Fields>,
 }
 
 /// Where it is to go.
@@ -52,6 +56,8 @@ pub struct Room {
 pub struct Allow {
     /// An older version.
     pub downgrade: bool,
+    /// That etcd has no quorum while the machine restarts.
+    pub quorum_loss: bool,
 }
 
 /// Why a machine does not take an upgrade.
@@ -97,37 +103,52 @@ pub enum Refusal {
     },
 }
 
-/// Whether a machine on which `running` runs takes this.
-pub fn check(manifest: &Manifest, running: &System, room: Room, allow: Allow) -> Result<(), Refusal> {
-    let to = &manifest.system;
-    if manifest.format != FORMAT {
-        return Err(Refusal::Format(manifest.format));
+/// Whether this system understands the file.
+pub fn format(manifest: &Manifest) -> Result<String, Refusal> {
+    if manifest.format == FORMAT { Ok(format!("format {FORMAT}")) } else { Err(Refusal::Format(manifest.format)) }
+}
+
+/// Whether it is for machines of this kind.
+pub fn architecture(manifest: &Manifest) -> Result<String, Refusal> {
+    match manifest.architecture.as_str() {
+        ARCHITECTURE => Ok(ARCHITECTURE.to_owned()),
+        other => Err(Refusal::Architecture(other.to_owned())),
     }
-    if manifest.architecture != ARCHITECTURE {
-        return Err(Refusal::Architecture(manifest.architecture.clone()));
-    }
+}
+
+/// Whether it is something else than what runs, and not older.
+pub fn version(to: &System, running: &System, allow: Allow) -> Result<String, Refusal> {
     if to.root.root_hash() == running.root.root_hash() {
         return Err(Refusal::Same(running.version.clone()));
     }
     if parse(&to.version)? < parse(&running.version)? && !allow.downgrade {
         return Err(Refusal::Downgrade { from: running.version.clone(), to: to.version.clone() });
     }
+    Ok(format!("from {} to {}", running.version, to.version))
+}
+
+/// Whether its Kubernetes may follow the one that runs.
+pub fn kubernetes(to: &System, running: &System) -> Result<String, Refusal> {
     let ([from_major, from_minor, _], [to_major, to_minor, _]) = (parse(&running.kubernetes)?, parse(&to.kubernetes)?);
     if to_major != from_major || to_minor < from_minor || to_minor > from_minor.saturating_add(1) {
         return Err(Refusal::Skew { from: running.kubernetes.clone(), to: to.kubernetes.clone() });
     }
-    for (what, has, room) in
-        [("the root", to.root.total_bytes(), room.slot), ("the kernel image", manifest.uki_bytes, room.boot.min(UKI_MOST))]
-    {
+    Ok(format!("from {} to {}", running.kubernetes, to.kubernetes))
+}
+
+/// Whether it fits.
+pub fn room(manifest: &Manifest, room: Room) -> Result<String, Refusal> {
+    let (root, uki) = (manifest.system.root.total_bytes(), manifest.uki_bytes);
+    for (what, has, room) in [("the root", root, room.slot), ("the kernel image", uki, room.boot.min(UKI_MOST))] {
         if has > room {
             return Err(Refusal::TooLarge { what, has, room });
         }
     }
-    Ok(())
+    Ok(format!("{} MiB in a slot of {} MiB", root >> 20, room.slot >> 20))
 }
 
-/// `1.2.3` or `v1.2.3`; what follows a `-` or `+` is not compared.
-fn parse(version: &str) -> Result<[u64; 3], Refusal> {
+/// The numbers of `1.2.3` or `v1.2.3`; what follows a `-` or `+` is not compared.
+pub fn parse(version: &str) -> Result<[u64; 3], Refusal> {
     let none = || Refusal::Version(version.chars().take(64).collect());
     let numbers = version.strip_prefix('v').unwrap_or(version).split(['-', '+']).next().unwrap_or_default();
     let parsed: Vec<u64> = numbers.split('.').map(|number| number.parse().map_err(|_| none())).collect::<Result<_, _>>()?;
@@ -159,7 +180,16 @@ mod tests {
             kernel: "6.12".into(),
             uki_bytes: 100,
             uki_sha256: Digest([7; 32]),
+            config: None,
         }
+    }
+
+    fn check(manifest: &Manifest, running: &System, place: Room, allow: Allow) -> Result<(), Refusal> {
+        format(manifest)?;
+        architecture(manifest)?;
+        version(&manifest.system, running, allow)?;
+        kubernetes(&manifest.system, running)?;
+        room(manifest, place).map(drop)
     }
 
     const ROOM: Room = Room { slot: 2 << 20, boot: 1000 };
@@ -188,7 +218,7 @@ mod tests {
             let found = check(manifest, &running, *room, Allow::default()).err().map(|refusal| refusal.to_string()).unwrap_or_default();
             assert!(found.contains(expected) && found.is_empty() == expected.is_empty(), "{found:?}, not {expected:?}");
         }
-        assert_eq!(check(&manifest("0.1.0", "v1.36.2"), &running, ROOM, Allow { downgrade: true }), Ok(()));
+        assert_eq!(check(&manifest("0.1.0", "v1.36.2"), &running, ROOM, Allow { downgrade: true, ..Allow::default() }), Ok(()));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::loader::other;
 use crate::meta::Meta;
 
 const UPGRADE: &str = "upgrade";
+/// META's key while ETCD, DATA and STATE are being wiped.
+pub const RESETTING: &str = "resetting";
 /// The longest reason; it has to fit into META and onto a console.
 const REASON: usize = 600;
 

@@ -23,6 +23,7 @@ pub const ROOT: PackageSet = PackageSet {
         "ca-certificates",
         "containerd",
         "containernetworking-plugins",
+        "cryptsetup-bin",
         "e2fsprogs",
         "etcd-client",
         "etcd-server",

@@ -1,8 +1,10 @@
 //! Signing with keys that the user owns (`strakectl gen secureboot-keys`): the programs that the firmware starts, by Debian's sbsign; the
+//! measurements of a kernel image, by which a TPM knows what may open a disk ([`measured`]); the
 //! variables that make a firmware in setup mode trust these keys ([`variable`]: what Debian's sbvarsign 0.9.4 signs, OVMF refuses); and the
 //! manifest of the upgrade file, by Ed25519.
 
 mod lists;
+mod measured;
 mod variable;
 
 use std::path::{Path, PathBuf};
@@ -23,6 +25,8 @@ use variable::{Signer, Variable};
 const FILES: &[&str] = &["PK.pem", "PK.key", "KEK.pem", "KEK.key", "db.pem", "db.key", "upgrade.pub", "upgrade.key", "owner.guid"];
 /// Of these the image depends; the others only sign.
 const PUBLIC: &[&str] = &["PK.pem", "KEK.pem", "db.pem", "upgrade.pub", "owner.guid"];
+/// The key that signs what a kernel image measures. Directories of keys that were made before there was one do without: so do TPM keys on their machines.
+const MEASURED: (&str, &str) = ("pcr.pub", "pcr.key");
 
 /// Whose variables PK and KEK are, and whose db is.
 const GLOBAL: Uuid = uuid!("8be4df61-93ca-11d2-aa0d-00e098032b8c");
@@ -79,6 +83,9 @@ impl Signing {
         for name in PUBLIC {
             inputs.add(name, &digest::of_file(&self.dir.join(name))?);
         }
+        if let Some(key) = self.measured_key() {
+            inputs.add(MEASURED.0, &digest::of_file(&key)?);
+        }
         inputs.add("microsoft", &[u8::from(self.microsoft)]);
         Ok(())
     }
@@ -95,6 +102,22 @@ impl Signing {
         let file = self.dir.join("upgrade.key");
         let key = SigningKey::from_pem(&read(&file)?).map_err(|problem| Error::malformed(&file, problem.to_string()))?;
         Ok(key.sign(text))
+    }
+
+    /// The public key of measurements, if there is one.
+    pub fn measured_key(&self) -> Option<PathBuf> {
+        let (public, private) = (self.dir.join(MEASURED.0), self.dir.join(MEASURED.1));
+        (public.is_file() && private.is_file()).then_some(public)
+    }
+
+    /// The content of `.pcrsig` of a kernel image: the signature of what PCR 11 holds once it was started.
+    pub fn measurements(&self, uki: &Path) -> Result<String, Error> {
+        let (public, private) = (self.dir.join(MEASURED.0), self.dir.join(MEASURED.1));
+        let key = pki::pem::private_key(&read(&private)?).map_err(|problem| Error::malformed(&private, problem.to_string()))?;
+        let spki = pki::pem::public_key(&read(&public)?).map_err(|problem| Error::malformed(&public, problem.to_string()))?;
+        let image = std::fs::read(uki).on("read", uki)?;
+        let pcr = measured::pcr(&image).map_err(|problem| Error::malformed(uki, problem))?;
+        measured::signatures(&pcr, &spki, key.secret_der()).map_err(|problem| Error::malformed(&private, problem))
     }
 
     /// What systemd-boot on the medium is told. Where Microsoft's certificates are enrolled too, no device loses what its option ROM does, so the

@@ -38,6 +38,8 @@ pub struct Cluster {
     run: PathBuf,
     programs: Programs,
     plan: ClusterPlan,
+    /// Serves the control plane's disk, if what it writes is recorded.
+    recorder: Option<PathBuf>,
 }
 
 /// What a machine that was just started turned out to be.
@@ -67,7 +69,12 @@ impl Cluster {
                 plan
             }
         };
-        Ok(Self { dir: dir.to_owned(), run: run.to_owned(), programs: programs.clone(), plan })
+        Ok(Self { dir: dir.to_owned(), run: run.to_owned(), programs: programs.clone(), plan, recorder: None })
+    }
+
+    /// The same with the control plane's disk and firmware served by the recorder behind this socket.
+    pub fn recorded(self, socket: &Path) -> Self {
+        Self { recorder: Some(socket.to_owned()), ..self }
     }
 
     /// What it consists of.
@@ -135,6 +142,29 @@ impl Cluster {
         self.each_node(|node| self.install(node, iso, accelerator, &network, progress))
     }
 
+    /// Starts the first machine from a medium on which a config lies ready for it, which `ready` puts there; afterwards it answers from its disk, and
+    /// nobody told it anything. `ready` gets the config's file and what the machine is made of.
+    pub fn install_by_itself(
+        &self,
+        iso: &Path,
+        accelerator: Accelerator,
+        progress: &dyn Progress,
+        ready: impl FnOnce(&Path, &mut MachineSpec) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.start_network()?;
+        self.write_configs()?;
+        let node = self.plan.control_plane();
+        let mut spec = self.machine_spec(node, Some(iso));
+        std::fs::create_dir_all(&spec.dir).on("create", &spec.dir)?;
+        if let Some(disk) = &spec.disk {
+            create_disk(&disk.path, self.plan.spec.disk_bytes)?;
+        }
+        ready(&self.config(node), &mut spec)?;
+        let machine = self.at(node, "starting QEMU", Machine::start(&self.programs.tools, accelerator, &spec))?;
+        progress.note(&node.name, "booting; nobody tells it anything");
+        self.at(node, "waiting for the installed system", self.wait_installed(node, &machine))
+    }
+
     /// Ends every machine and the network.
     pub fn down(&self) -> Result<(), Error> {
         for node in &self.plan.nodes {
@@ -189,7 +219,11 @@ impl Cluster {
             iso: iso.map(Path::to_owned),
             switch: Some(self.network().switch()),
             firmware: self.plan.spec.firmware,
+            recorder: self.recorder.clone().filter(|_| node.control_plane),
             oem_string: None,
+            clock: None,
+            network_boot: None,
+            tpm: self.plan.spec.tpm.then(|| dir.join("tpm")),
             dir,
             run: self.run.clone(),
         }
@@ -233,7 +267,8 @@ impl Cluster {
                 continue;
             }
             let patch = self.dir.join(format!("{}.patch.yaml", node.name));
-            std::fs::write(&patch, node.patch()).on("write", &patch)?;
+            let documents = self.plan.spec.documents.as_ref().map(|more| format!("---\n{more}")).unwrap_or_default();
+            std::fs::write(&patch, node.patch() + &documents).on("write", &patch)?;
             let base = self.dir.join(if node.control_plane { "controlplane.yaml" } else { "worker.yaml" });
             let words =
                 ["gen", "machine", &text(&base), "--hostname", &node.name, "--config-patch", &text(&patch), "--out", &text(&config)];
@@ -285,13 +320,51 @@ impl Cluster {
     }
 
     fn send_config(&self, node: &Node, network: &Network, address: Ipv4Addr, pairing: &str) -> Result<(), Error> {
+        let [config, recovery, passphrase] =
+            [self.config(node), self.recovery_key(node), self.passphrase()].map(|path| path.to_string_lossy().into_owned());
+        let words = ["apply-config", "-f", &config, "--recovery-key", &recovery, "--passphrase-file", &passphrase];
+        self.in_maintenance(node, network, (address, pairing), &words).map(drop)
+    }
+
+    /// The file with a machine's recovery key, which strakectl makes for a config with encrypted volumes.
+    pub fn recovery_key(&self, node: &Node) -> PathBuf {
+        self.dir.join(format!("{}.recovery", node.name))
+    }
+
+    /// The file with the passphrase of encrypted volumes, for a scenario that uses one to write.
+    pub fn passphrase(&self) -> PathBuf {
+        self.dir.join("passphrase")
+    }
+
+    /// Waits until a machine says after `start` on its console that it waits in maintenance mode, with this text beside it, and calls strakectl for it.
+    pub fn when_in_maintenance(&self, node: &Node, start: u64, text: &str, words: &[&str]) -> Result<String, Error> {
+        let machine = self.machine(node);
+        let limit = Duration::from_secs(600);
+        machine.wait_text(start, text, limit)?;
+        let State::Maintenance { address, pairing } = machine.wait_console(start, "maintenance mode", limit, maintenance)? else {
+            return Err(machine.deadline("maintenance mode", limit));
+        };
+        self.in_maintenance(node, &self.network(), (address, &pairing), words)
+    }
+
+    fn in_maintenance(
+        &self,
+        node: &Node,
+        network: &Network,
+        (address, pairing): (Ipv4Addr, &str),
+        words: &[&str],
+    ) -> Result<String, Error> {
         let forward = Forward { host_port: free_port(43000 + u16::from(node.last_byte()))?, address, port: MACHINE_API };
         network.forward(&forward)?;
-        let config = self.config(node).to_string_lossy().into_owned();
         let target = format!("127.0.0.1:{}", forward.host_port);
-        let sent = self.clients().strakectl(["--timeout", "60", "-n", &target, "--pairing", pairing, "apply-config", "-f", &config]);
+        let answer = self.clients().strakectl([&["--timeout", "120", "-n", &target, "--pairing", pairing], words].concat());
         network.unforward(&forward)?;
-        sent.map(drop)
+        answer
+    }
+
+    /// Waits until a machine answers with the cluster's certificates.
+    pub fn wait_running(&self, node: &Node) -> Result<(), Error> {
+        self.wait_installed(node, &self.machine(node))
     }
 
     fn wait_installed(&self, node: &Node, machine: &Machine) -> Result<(), Error> {

@@ -32,6 +32,12 @@ pub struct ClusterSpec {
     /// Which firmware starts them.
     #[serde(default)]
     pub firmware: Firmware,
+    /// Whether each has a TPM.
+    #[serde(default)]
+    pub tpm: bool,
+    /// More documents of their configs, of encrypted volumes for example.
+    #[serde(default)]
+    pub documents: Option<String>,
 }
 
 /// One machine of the cluster.
@@ -63,7 +69,15 @@ pub struct ClusterPlan {
 impl ClusterSpec {
     /// The cluster of the scenarios: the least memory that must do.
     pub fn small() -> Self {
-        Self { workers: 1, memory_mib: 1024, worker_memory_mib: 512, disk_bytes: 20 << 30, firmware: Firmware::Uefi }
+        Self {
+            workers: 1,
+            memory_mib: 1024,
+            worker_memory_mib: 512,
+            disk_bytes: 20 << 30,
+            firmware: Firmware::Uefi,
+            tpm: false,
+            documents: None,
+        }
     }
 }
 
@@ -149,7 +163,7 @@ mod tests {
     use super::*;
 
     fn plan(workers: u8) -> ClusterPlan {
-        let spec = ClusterSpec { workers, memory_mib: 1024, worker_memory_mib: 512, disk_bytes: 1, firmware: Firmware::Uefi };
+        let spec = ClusterSpec { workers, memory_mib: 1024, worker_memory_mib: 512, disk_bytes: 1, ..ClusterSpec::small() };
         ClusterPlan::new(&spec, Ok::<u16, Infallible>).unwrap()
     }
 

@@ -50,7 +50,7 @@ impl Cluster {
             std::fs::copy(&variables, to.join("firmware-variables.fd")).on("copy", &variables)?;
             create_overlay(&self.programs.tools, &disk(&from), &to.join(LAYER))?;
         }
-        Ok(Self { dir: dir.to_owned(), run: run.to_owned(), programs: self.programs.clone(), plan: self.plan.clone() })
+        Ok(Self { dir: dir.to_owned(), run: run.to_owned(), programs: self.programs.clone(), plan: self.plan.clone(), recorder: None })
     }
 
     /// Starts an installed cluster from its disks and waits until every machine is a Ready node.

@@ -2,9 +2,12 @@
 
 mod boot;
 mod dead_worker;
+mod encrypted;
 mod first_cluster;
 mod legacy_bios;
+mod media;
 mod power_cut;
+mod power_cut_replay;
 mod rejoin;
 mod restarts;
 mod secure_boot;
@@ -19,6 +22,7 @@ pub const ALL: &[Scenario] = &[
     boot::SCENARIO,
     first_cluster::SCENARIO,
     power_cut::SCENARIO,
+    power_cut_replay::SCENARIO,
     restarts::SCENARIO,
     dead_worker::SCENARIO,
     rejoin::SCENARIO,
@@ -26,6 +30,9 @@ pub const ALL: &[Scenario] = &[
     upgrade::SHORT,
     upgrade::FAULTS,
     secure_boot::SCENARIO,
+    media::UNATTENDED,
+    media::PXE,
+    encrypted::SCENARIO,
 ];
 
 /// Those that `cargo xtask test` runs; the others are asked for by name.

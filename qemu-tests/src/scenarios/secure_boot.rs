@@ -122,21 +122,21 @@ fn runs_locked_down(context: &Context, cluster: &RunningCluster, node: &Node) ->
 }
 
 /// The one resource of a kind.
-fn row(cluster: &RunningCluster, node: &Node, kind: &str) -> Result<Value, Error> {
+pub(super) fn row(cluster: &RunningCluster, node: &Node, kind: &str) -> Result<Value, Error> {
     let text = cluster.clients().strakectl(["--timeout", "5", "-n", &node.local_api(), "get", kind, "-o", "json"])?;
     let rows: Value = serde_json::from_str(&text).map_err(|problem| unexpected("JSON", problem.to_string()))?;
     Ok(rows[0].clone())
 }
 
 /// New keys, as a person makes them.
-fn signing(context: &Context, cache: &Cache, name: &str) -> Result<Signing, Error> {
+pub(super) fn signing(context: &Context, cache: &Cache, name: &str) -> Result<Signing, Error> {
     let dir = context.dir.join(name);
     run_program(Command::new(&context.programs.strakectl).args(["gen", "secureboot-keys"]).arg(&dir))?;
     Signing::prepare(cache, &context.project, &dir, true, &|step| context.say(step)).map_err(failed)
 }
 
 /// The system under test, signed.
-fn signed(context: &Context, cache: &Cache, signing: &Signing, version: &str, name: &str) -> Result<Image, Error> {
+pub(super) fn signed(context: &Context, cache: &Cache, signing: &Signing, version: &str, name: &str) -> Result<Image, Error> {
     let binaries: PathBuf = context.programs.strakectl.parent().unwrap_or(Path::new("/")).to_owned();
     let inputs = Inputs {
         project: &context.project,

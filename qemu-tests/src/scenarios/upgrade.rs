@@ -94,8 +94,12 @@ fn faults(context: &Context) -> Result<(), Error> {
     Ok(())
 }
 
-/// Another system of this version, with one of its programs replaced by another if need be.
 fn variant(context: &Context, version: &str, replaced: Option<(&str, &str)>) -> Result<PathBuf, Error> {
+    variant_image(context, version, replaced).map(|image| image.upgrade)
+}
+
+/// Another system of this version, with one of its programs replaced by another if need be. Its ISO is not kept.
+pub fn variant_image(context: &Context, version: &str, replaced: Option<(&str, &str)>) -> Result<Image, Error> {
     let built = context.programs.strakectl.parent().unwrap_or(Path::new("/")).to_owned();
     let (binaries, out) = (context.dir.join(format!("binaries-{version}")), context.dir.join(format!("image-{version}")));
     std::fs::create_dir_all(&binaries).on("create", &binaries)?;
@@ -115,10 +119,10 @@ fn variant(context: &Context, version: &str, replaced: Option<(&str, &str)>) -> 
         versions: Versions::Locked,
         signing: None,
     };
-    let Image { upgrade, iso, .. } = image::build(&cache, &context.programs.tools, &inputs, &|_| {}).map_err(failed)?;
-    std::fs::remove_file(&iso).on("remove", &iso)?;
+    let image = image::build(&cache, &context.programs.tools, &inputs, &|_| {}).map_err(failed)?;
+    std::fs::remove_file(&image.iso).on("remove", &image.iso)?;
     context.say(&format!("an upgrade to {version} is built"));
-    Ok(upgrade)
+    Ok(image)
 }
 
 /// The machine that all of this happens to.

@@ -46,7 +46,7 @@ pub async fn measure(programs: &Programs, objects: usize, in_flight: usize) -> R
 }
 
 /// Pods need one, and no controller runs here: it is made.
-async fn make_service_account(client: &Client) -> Result<()> {
+pub async fn make_service_account(client: &Client) -> Result<()> {
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
     client.send(Method::POST, "/api/v1/namespaces/default/serviceaccounts", JSON, account.to_string()).await?;
     Ok(())
@@ -79,6 +79,9 @@ async fn configmaps(client: &Arc<Client>, load: Load, objects: usize) -> Result<
         bail!("{total} of {objects} ConfigMaps are listed");
     }
     load.run("list", LISTS, each(|client, _| Box::pin(async move { done(client.get(CONFIGMAPS).await) }))).await?;
+    // It is repeated that is measured.
+    gzip_list(client).await?;
+    load.run("gzip list", LISTS, each(|client, _| Box::pin(async move { gzip_list(&client).await }))).await?;
     let tenth = format!("{CONFIGMAPS}?labelSelector=tenth%3D3");
     let selected = count(client, &tenth).await?;
     if selected != (objects + 6) / 10 {
@@ -127,6 +130,10 @@ type Sent = std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 fn done(answer: Result<Bytes>) -> Result<()> {
     answer.map(|_| ())
+}
+
+async fn gzip_list(client: &Client) -> Result<()> {
+    client.read(CONFIGMAPS, &[("accept", JSON), ("accept-encoding", "gzip")], None).await.map(drop)
 }
 
 async fn list(client: &Client, path: &str) -> Result<Value> {
@@ -199,7 +206,39 @@ async fn fan_out(client: &Arc<Client>, load: Load) -> Result<()> {
     let events = (WATCHERS * UPDATES) as f64;
     print("watch: rate", events / last.duration_since(begin).as_secs_f64(), "/s");
     print("watch: processor", spent * 1000.0 / events, "µs");
+    burst(client, load, &mut arrived).await
+}
+
+/// The same watchers, while many updates come at once.
+async fn burst(client: &Arc<Client>, load: Load, arrived: &mut mpsc::Receiver<Instant>) -> Result<()> {
+    let encodings = encodings(client).await?;
+    let (before, begin) = (processor_ms(load.pid)?, Instant::now());
+    let mut updates = JoinSet::new();
+    for turn in 0..UPDATES {
+        if updates.len() == load.in_flight {
+            updates.join_next().await.context("an update was lost")???;
+        }
+        let client = Arc::clone(client);
+        updates.spawn(async move { update(&client, turn, turn + UPDATES).await });
+    }
+    while let Some(update) = updates.join_next().await {
+        update.context("an update was lost")??;
+    }
+    let last = receive(arrived, WATCHERS * UPDATES).await?;
+    let spent = processor_ms(load.pid)? - before;
+    let events = (WATCHERS * UPDATES) as f64;
+    print("watch burst: rate", events / last.duration_since(begin).as_secs_f64(), "/s");
+    print("watch burst: processor", spent * 1000.0 / events, "µs");
+    print("watch burst: encodings", self::encodings(client).await? - encodings, "");
     Ok(())
+}
+
+/// How many objects the server encoded for readers.
+async fn encodings(client: &Client) -> Result<f64> {
+    let text = client.get("/metrics").await?;
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().find_map(|line| line.strip_prefix("strake_apiserver_encodings_total ")).context("no count of encodings")?;
+    line.trim().parse().context("the count of encodings is no number")
 }
 
 async fn update(client: &Client, name: usize, value: usize) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CipherSuite, ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -34,7 +35,11 @@ pub fn identity(dir: &Path) -> Result<Arc<ClientConfig>> {
     roots.add(CertificateDer::from_pem_file(file("ca.crt")).context("cannot read ca.crt")?).context("ca.crt is no authority")?;
     let certificate = CertificateDer::from_pem_file(file("admin.crt")).context("cannot read admin.crt")?;
     let key = PrivateKeyDer::from_pem_file(file("admin.key")).context("cannot read admin.key")?;
-    let mut config = ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(vec![certificate], key)?;
+    // Suites in the order in which client-go offers them.
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    let config = ClientConfig::builder_with_provider(Arc::new(provider)).with_safe_default_protocol_versions()?;
+    let mut config = config.with_root_certificates(roots).with_client_auth_cert(vec![certificate], key)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(config))
 }
@@ -60,13 +65,16 @@ impl Client {
 
     /// Sends a request and gives the answer's head and its body as it comes.
     pub async fn open(&self, method: Method, path: &str, content_type: &str, body: Bytes) -> Result<Response<Incoming>> {
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("https://127.0.0.1:{}{path}", self.port))
-            .header("accept", "application/json")
-            .header("content-type", content_type)
-            .header("user-agent", "bench")
-            .body(Full::new(body))?;
+        self.open_as(method, path, &[("accept", "application/json"), ("content-type", content_type)], body).await
+    }
+
+    /// As [`Self::open`], with headers of its own.
+    pub async fn open_as(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Result<Response<Incoming>> {
+        let mut request = Request::builder().method(method).uri(format!("https://127.0.0.1:{}{path}", self.port));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.header("user-agent", "bench").body(Full::new(body))?;
         let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
         let mut sender = self.connections[turn].clone();
         sender.ready().await?;
@@ -83,6 +91,23 @@ impl Client {
             bail!("{what} was answered with {status}: {}", String::from_utf8_lossy(&body[..body.len().min(500)]));
         }
         Ok(body)
+    }
+
+    /// Reads a whole answer, not faster than so many bytes a second, and gives its length.
+    pub async fn read(&self, path: &str, headers: &[(&str, &str)], pace: Option<f64>) -> Result<usize> {
+        let answer = self.open_as(Method::GET, path, headers, Bytes::new()).await?;
+        if !answer.status().is_success() {
+            bail!("{path} was answered with {}", answer.status());
+        }
+        let (mut body, mut length) = (answer.into_body(), 0);
+        while let Some(frame) = body.frame().await {
+            let piece = frame?.data_ref().map_or(0, Bytes::len);
+            length += piece;
+            if let Some(pace) = pace {
+                tokio::time::sleep(Duration::from_secs_f64(piece as f64 / pace)).await;
+            }
+        }
+        Ok(length)
     }
 
     pub async fn get(&self, path: &str) -> Result<Bytes> {

@@ -11,6 +11,7 @@ mod control_plane;
 mod figure;
 mod idle;
 mod load;
+mod pods;
 mod process;
 mod start;
 
@@ -70,6 +71,11 @@ enum Part {
         #[arg(long, default_value_t = 32)]
         in_flight: usize,
     },
+    /// Memory of kube-apiserver with very many pods
+    Pods {
+        #[arg(long, default_value_t = 100_000)]
+        pods: usize,
+    },
 }
 
 fn main() -> ExitCode {
@@ -100,6 +106,7 @@ async fn measure(programs: &Programs, part: &Part) -> Result<()> {
     match part {
         Part::Start { rounds } => start::measure(programs, *rounds).await,
         Part::Idle { seconds, containerd, own_network } => idle::measure(programs, *seconds, containerd.as_deref(), *own_network).await,
+        Part::Pods { pods } => pods::measure(programs, *pods).await,
         Part::Apiserver { objects, in_flight } => apiserver::measure(programs, *objects, *in_flight).await,
     }
 }

@@ -38,6 +38,9 @@ pub struct Bench {
     /// How many ConfigMaps the requests are about
     #[arg(long, default_value_t = 4000)]
     objects: usize,
+    /// How many pods the part `pods` is about
+    #[arg(long, default_value_t = 100_000)]
+    pods: usize,
     /// Speak to etcd without TLS, as upstream's figures were measured
     #[arg(long)]
     plain_etcd: bool,
@@ -57,6 +60,8 @@ enum Part {
     Image,
     /// Requests to kube-apiserver: rate, latency, processor time, memory
     Apiserver,
+    /// Memory of kube-apiserver with very many pods
+    Pods,
 }
 
 /// Measures and prints one part after the other.
@@ -82,6 +87,7 @@ pub fn command(project: &Project, wanted: &Bench) -> Result<()> {
             Part::Start => native::run(project, &cache, &tools, wanted, &["start", "--rounds", &wanted.rounds.to_string()])?,
             Part::Idle => native::run(project, &cache, &tools, wanted, &["idle", "--seconds", &wanted.idle.to_string()])?,
             Part::Apiserver => native::run(project, &cache, &tools, wanted, &["apiserver", "--objects", &wanted.objects.to_string()])?,
+            Part::Pods => native::run(project, &cache, &tools, wanted, &["pods", "--pods", &wanted.pods.to_string()])?,
         };
         print!("{}", goals::render(&figures));
     }

@@ -30,6 +30,7 @@ const LAYERS: &[(&str, Layer)] = &[
     ("cel", Layer::Pure),
     ("host", Layer::Io),
     ("nftables", Layer::Io),
+    ("tpm", Layer::Io),
     ("k8s-client", Layer::Io),
     ("component-base", Layer::Io),
     ("kube-apiserver", Layer::Component),

@@ -159,8 +159,7 @@ pub fn is_here(name: &str) -> bool {
     !NOT_HERE.contains(&name)
 }
 
-/// Plugins that are part of something else here.
-
+/// Plugins of upstream that the flag may name.
 const UPSTREAM: &[&str] = &[
     "PodGroupProtection",
     "PodGroupWorkloadExists",

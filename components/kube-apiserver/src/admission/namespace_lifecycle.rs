@@ -16,10 +16,10 @@ pub fn admit(a: &Attributes<'_>, new: &mut Doc, _: Option<&Doc>) -> Result<(), A
         return Ok(());
     }
     let ns = &a.ctx.info.namespace;
-    let Some(doc) = a.ctx.server.objects.get("namespaces", ns) else {
+    let Some(namespace) = a.ctx.server.objects.reflector.cache("namespaces").and_then(|namespaces| namespaces.get(ns)) else {
         return Err(ApiError::not_found(Group("", "namespaces"), ns));
     };
-    if doc.at("status.phase").str() == "Terminating" {
+    if namespace.field("status.phase") == Some("Terminating") {
         let (group, plural) = (&a.res.group, &a.res.plural);
         let why = format!("unable to create new content in namespace {ns} because it is being terminated");
         return Err(ApiError::forbidden(Group(group, plural), a.shown_name(new), why).with_cause(

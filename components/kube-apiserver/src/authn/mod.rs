@@ -19,7 +19,6 @@ use std::{
 use arc_swap::ArcSwap;
 use http::{HeaderMap, header};
 use parking_lot::Mutex;
-use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 
 use crate::objects::Objects;
@@ -28,7 +27,7 @@ pub use request_header::{Names, RequestHeader};
 pub use service_account::{Bound, Lifetime, TokenIssuer};
 pub use token_file::TokenFile;
 pub use webhook::TokenWebhook;
-pub use x509::{ClientCa, X509};
+pub use x509::{ClientCa, Peer, X509};
 
 /// Who a request is made as.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -107,7 +106,7 @@ impl Authenticator {
     }
 
     /// `peer`: the certificates of the TLS connection.
-    pub async fn authenticate(&self, peer: &[CertificateDer<'static>], headers: &HeaderMap, path: &str) -> Result<User, Rejected> {
+    pub async fn authenticate(&self, peer: &Peer, headers: &HeaderMap, path: &str) -> Result<User, Rejected> {
         let mut rejected = None;
         if let (Some(r), false) = (&self.request_header, peer.is_empty()) {
             match r.authenticate(peer, headers) {

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName};
-use rustls::pki_types::CertificateDer;
 
-use super::{Rejected, User, X509};
+use super::{Peer, Rejected, User, X509};
 use crate::http::request_info::percent_decode;
 
 /// Which headers a proxy uses, and which proxies there are.
@@ -68,10 +67,10 @@ impl Names {
 
 impl RequestHeader {
     /// The user whom a trusted proxy names; none: it names nobody, and speaks for itself.
-    pub fn authenticate(&self, chain: &[CertificateDer<'static>], headers: &HeaderMap) -> Result<Option<User>, Rejected> {
+    pub fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Option<User>, Rejected> {
         // Without the headers there is nothing to believe, and most requests are spared a check.
         let Some(user) = self.names.user(headers) else { return Ok(None) };
-        let proxy = self.x509.authenticate(chain)?;
+        let proxy = self.x509.authenticate(peer)?;
         if !self.names.allowed.is_empty() && !self.names.allowed.contains(&proxy.name) {
             return Err(Rejected(format!("x509: subject with cn={} is not in the allowed list", proxy.name)));
         }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, UnixTime},
@@ -76,18 +76,51 @@ struct Known {
     valid: (i64, i64),
 }
 
+impl Known {
+    fn holds_at(&self, seconds: i64) -> bool {
+        self.valid.0 <= seconds && seconds <= self.valid.1
+    }
+}
+
+/// The certificates of a connection, and what they were found to be last: its requests are of the same user as a rule.
+#[derive(Debug, Default)]
+pub struct Peer {
+    chain: Vec<CertificateDer<'static>>,
+    /// With the authorities that say so.
+    seen: ArcSwapOption<(Arc<String>, Known)>,
+}
+
+impl Peer {
+    pub fn new(chain: Vec<CertificateDer<'static>>) -> Self {
+        Self { chain, seen: ArcSwapOption::empty() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.chain.is_empty()
+    }
+}
+
 impl X509 {
-    pub fn authenticate(&self, chain: &[CertificateDer<'static>]) -> Result<User, Rejected> {
+    pub fn authenticate(&self, peer: &Peer) -> Result<User, Rejected> {
+        let chain = peer.chain.as_slice();
         let (leaf, rest) = chain.split_first().ok_or_else(|| Rejected("no certificate".into()))?;
         // The authorities are part of the key: with others, everything is checked again. A reload stores the verifier first, so one
         // that is read after the text is never older than it.
         let pem = self.ca.pem();
-        let verifier = self.ca.verifier.load_full();
-        let key = memo::key(chain.iter().map(|c| c.as_ref()).chain([pem.as_bytes()]));
         let now = UnixTime::now();
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        if let Some(known) = self.ca.known.get(&key).filter(|k| k.valid.0 <= seconds && seconds <= k.valid.1) {
-            return Ok(User::clone(&known.user));
+        if let Some(seen) = &*peer.seen.load()
+            && Arc::ptr_eq(&seen.0, &pem)
+            && seen.1.holds_at(seconds)
+        {
+            return Ok(User::clone(&seen.1.user));
+        }
+        let verifier = self.ca.verifier.load_full();
+        let key = memo::key(chain.iter().map(|c| c.as_ref()).chain([pem.as_bytes()]));
+        if let Some(known) = self.ca.known.get(&key).filter(|k| k.holds_at(seconds)) {
+            let user = User::clone(&known.user);
+            peer.seen.store(Some(Arc::new((pem, known))));
+            return Ok(user);
         }
         verifier.verify_client_cert(leaf, rest, now).map_err(|e| Rejected(format!("the client certificate is not good: {e}")))?;
         let user = user_of(leaf)?;

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     Ctx, Validation, WriteOptions,
     decode::{self, Expected},
-    encode_doc, write,
+    encode_written, write,
 };
 use crate::{
     custom::{self, objects},
@@ -68,7 +68,7 @@ pub async fn patch(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<A
     } else {
         (200, merge(ctx, res, kind, &body, &options).await?)
     };
-    Ok(encode_doc(ctx, code, res, &doc, wanted))
+    Ok(encode_written(ctx, code, res, &doc, wanted))
 }
 
 /// A patched document, or why there is none.

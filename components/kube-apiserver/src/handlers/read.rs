@@ -8,7 +8,7 @@ use k8s_schema::Doc;
 use serde_json::{Value, json};
 
 use super::{
-    Ctx, encode_doc, encode_value, json_of, load,
+    Ctx, encode_doc, encode_value, enveloped, json_line_of, json_of, load,
     options::{ListOptions, Match, parse_rv},
     table,
 };
@@ -65,9 +65,10 @@ pub async fn get(ctx: &Ctx, res: &Resource) -> Result<Answer, ApiError> {
         return Err(ApiError::new(406, "NotAcceptable", why));
     }
     if wanted == Wanted::JSON {
-        let mut body = BytesMut::from(&json_of(&ctx.server, res, &stored)?[..]);
-        body.extend_from_slice(b"\n");
-        return Ok(answer(200, Media::Json.content_type(), Body::Full(body.freeze())));
+        return Ok(answer(200, Media::Json.content_type(), Body::Full(json_line_of(&ctx.server, res, &stored)?)));
+    }
+    if wanted.media == Media::Protobuf && wanted.shape == As::Object {
+        return Ok(answer(200, Media::Protobuf.content_type(), Body::Full(enveloped(&ctx.server, res, &stored)?)));
     }
     Ok(encode_doc(ctx, 200, res, &load(&ctx.server, res, &stored)?, wanted))
 }

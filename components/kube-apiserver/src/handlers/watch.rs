@@ -13,7 +13,7 @@ use rand::RngExt;
 use serde_json::{Value, json};
 
 use super::{
-    Ctx, json_of, load,
+    Ctx, enveloped, json_of, load,
     options::{ListOptions, parse_rv},
     protobuf_of, read, table,
 };
@@ -221,9 +221,7 @@ impl Watcher {
     fn send(&mut self, kind: &str, stored: &Arc<Stored>) {
         let server = &self.ctx.server;
         let frame = match (self.wanted.shape, self.wanted.media) {
-            (As::Object | As::Discovery, Media::Protobuf) => {
-                load(server, &self.res, stored).map(|d| protobuf_frame(kind, &d.to_protobuf()))
-            }
+            (As::Object | As::Discovery, Media::Protobuf) => enveloped(server, &self.res, stored).map(|b| protobuf_frame(kind, &b)),
             (As::Object | As::Discovery, _) => json_of(server, &self.res, stored).map(|j| frame_of(kind, &j)),
             (As::Table, _) => load(server, &self.res, stored).map(|d| {
                 let table = table::of_objects(&self.res, std::slice::from_ref(&d), self.include, &table::list_meta(&d));

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{
     Ctx, WriteOptions,
     decode::{self, Expected},
-    encode_doc, load_shown,
+    encode_written, load_shown,
 };
 use crate::{
     admission::{self, Attributes, Operation},
@@ -107,7 +107,7 @@ pub async fn create(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<
         r.about(&doc);
     }
     let doc = create_doc(ctx, res, doc, &options).await?;
-    Ok(encode_doc(ctx, 201, res, &doc, wanted))
+    Ok(encode_written(ctx, 201, res, &doc, wanted))
 }
 
 /// Creates `doc`, already decoded, with everything a create does. Also what an update or apply of something absent comes to.
@@ -237,7 +237,11 @@ async fn store_new(
     let value = encode(res, stored);
     let lease = ctx.server.lease_for(res).await?;
     match ctx.server.etcd.create(&key, value, lease).await {
-        Ok(rev) => Ok((seen, Some(rev))),
+        Ok(rev) => {
+            // A request stores one object; what it stores beside that does not come here.
+            let _ = ctx.wrote.set(rev);
+            Ok((seen, Some(rev)))
+        }
         Err(StoreError::Exists { .. }) => Err(exists()),
         Err(e) => Err(e.into()),
     }
@@ -275,7 +279,7 @@ pub async fn update(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes) -> Result<
         }
         Err(e) => return Err(e),
     };
-    Ok(encode_doc(ctx, code, res, &doc, wanted))
+    Ok(encode_written(ctx, code, res, &doc, wanted))
 }
 
 fn check_name(ctx: &Ctx, new: &Doc) -> Result<(), ApiError> {
@@ -455,6 +459,8 @@ async fn attempt(
                 set(&mut new, "metadata.resourceVersion", if gone { stored.rev } else { rev }.to_string())?;
                 if gone {
                     crate::services::released(ctx, res, &new).await;
+                } else {
+                    let _ = ctx.wrote.set(rev);
                 }
                 Ok(Some(new.clone()))
             }

@@ -215,9 +215,10 @@ async fn run(
         warnings: Mutex::default(),
         audit: record.get().cloned(),
         internal: false,
+        wrote: OnceLock::new(),
     };
     let extensions = parts.extensions;
-    let work = handlers::dispatch(ctx, body, extensions);
+    let work = Box::pin(handlers::dispatch(ctx, body, extensions));
     if long || upgrade {
         return work.await;
     }

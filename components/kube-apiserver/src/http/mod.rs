@@ -3,6 +3,7 @@
 pub mod body;
 pub mod chain;
 pub mod drain;
+mod gathered;
 pub mod gzip;
 pub mod impersonation;
 pub mod negotiate;

@@ -1,19 +1,18 @@
 //! Accepts connections and serves HTTP/1.1 and HTTP/2 over TLS on them, until the server drains.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{error::Error, future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::chain;
-use crate::server::Server;
+use super::{chain, gathered};
+use crate::{authn, server::Server};
 
 /// A client that does not finish its handshake in this time is dropped.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -25,7 +24,7 @@ const DRAIN: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Conn {
     pub peer: SocketAddr,
-    pub certificates: Vec<CertificateDer<'static>>,
+    pub certificates: authn::Peer,
 }
 
 pub async fn serve(server: Arc<Server>, listener: TcpListener, acceptor: TlsAcceptor, stop: CancellationToken) {
@@ -70,22 +69,36 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, acceptor: TlsAcce
                 }
                 Err(_) => return,
             };
-            let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+            let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned());
+            let certificates = authn::Peer::new(certificates.collect());
             let conn = Arc::new(Conn { peer, certificates });
             let service = service_fn(move |req: hyper::Request<Incoming>| {
                 let (server, conn) = (Arc::clone(&server), Arc::clone(&conn));
-                async move { Ok::<_, super::body::Never>(chain::handle(server, conn, req).await) }
+                // In a place of its own: what holds it is moved several times before it runs.
+                let answer = Box::pin(chain::handle(server, conn, req));
+                async move { Ok::<_, super::body::Never>(answer.await) }
             });
+            let (stream, handle) = gathered::gather(stream);
             let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-            let mut connection = std::pin::pin!(connection);
-            let result = tokio::select! {
-                r = connection.as_mut() => r,
-                () = draining.cancelled() => {
+            let (mut connection, mut draining) = (std::pin::pin!(connection), std::pin::pin!(draining.cancelled()));
+            let mut drained = false;
+            let result = poll_fn(|cx| {
+                if !drained && draining.as_mut().poll(cx).is_ready() {
                     // Requests that are being answered are finished, new ones are refused.
+                    drained = true;
                     connection.as_mut().graceful_shutdown();
-                    connection.await
                 }
-            };
+                let polled = connection.as_mut().poll(cx);
+                match handle.poll_flush(cx) {
+                    Poll::Ready(Err(e)) if polled.is_pending() => Poll::Ready(Err(e.into())),
+                    _ => polled,
+                }
+            })
+            .await;
+            // The answer that agrees to another protocol may still wait.
+            handle.let_go();
+            let rest = tokio::time::timeout(HANDSHAKE, poll_fn(|cx| handle.poll_flush(cx))).await;
+            let result: Result<(), Box<dyn Error + Send + Sync>> = result.and_then(|()| rest.map_or(Ok(()), |r| Ok(r?)));
             if let Err(e) = result {
                 tracing::debug!(%peer, error = %e, "connection ended");
             }

@@ -246,6 +246,12 @@ impl Metrics {
             let _ = writeln!(w, "{name}{{{labels}}} 1");
         }
         objects(w, server);
+        let name = "strake_apiserver_encodings_total";
+        let _ = writeln!(
+            w,
+            "# HELP {name} [ALPHA] Encodings of stored objects that were made for readers, who share them.\n# TYPE {name} counter"
+        );
+        let _ = writeln!(w, "{name} {}", server.encoded.made());
         if let Some(size) = database {
             let name = "apiserver_storage_size_bytes";
             let _ = writeln!(w, "# HELP {name} [STABLE] Size of the storage's file.\n# TYPE {name} gauge");
@@ -279,8 +285,7 @@ impl Metrics {
 fn objects(w: &mut String, server: &Server) {
     let mut counts = Vec::new();
     for res in server.registry.all() {
-        if res.group == res.storage_group
-            && res.version == res.storage_version
+        if res.is_storage_version()
             && let Some(c) = server.objects.reflector.cache(&res.prefix)
         {
             counts.push((res, c.len()));

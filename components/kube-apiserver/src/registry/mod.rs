@@ -71,6 +71,11 @@ pub struct Subresource {
 }
 
 impl Resource {
+    /// Whether clients of this version get objects as they are stored.
+    pub fn is_storage_version(&self) -> bool {
+        self.group == self.storage_group && self.version == self.storage_version
+    }
+
     /// `apps/v1`, or `v1` for the core group.
     pub fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }

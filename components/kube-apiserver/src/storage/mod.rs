@@ -11,5 +11,5 @@ pub use cow_map::CowMap;
 pub use encryption::Encryption;
 pub use etcd::{Etcd, EtcdConfig, RawKv, StoreError, prefix_end};
 pub use reflector::{Defined, Ingest, Reflector};
-pub use stored::{CUSTOM_FIELD, EncodedCache, Interner, Stored};
+pub use stored::{CUSTOM_FIELD, EncodedCache, Encoding, Interner, Stored};
 pub use watch_cache::{Cursor, Event, EventKind, ResourceCache};

@@ -3,7 +3,10 @@
 use std::{
     any::Any,
     collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use arc_swap::ArcSwapOption;
@@ -39,6 +42,15 @@ impl Interner {
 /// Selectable fields of custom resources have no static names, so they stand among the labels, behind a character no label has.
 pub const CUSTOM_FIELD: char = '\0';
 
+/// An encoding that readers share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// With a newline.
+    Json,
+    /// In upstream's envelope.
+    Protobuf,
+}
+
 /// An object of the watch cache.
 #[derive(Debug)]
 pub struct Stored {
@@ -53,17 +65,20 @@ pub struct Stored {
     pub body: Bytes,
     /// Converted from what is stored: as it is now it is what clients of the other version see.
     pub shown: bool,
-    json: ArcSwapOption<Bytes>,
+    /// At the revision of what ended it, with what it was before.
+    former: bool,
+    encoded: [ArcSwapOption<Bytes>; 2],
 }
 
 impl Stored {
     pub fn new(key: Arc<str>, rev: i64, labels: Box<[(Arc<str>, Arc<str>)]>, fields: Box<[(&'static str, Arc<str>)]>, body: Bytes) -> Self {
-        Self { key, rev, labels, fields, body, shown: false, json: ArcSwapOption::empty() }
+        Self { key, rev, labels, fields, body, shown: false, former: false, encoded: Default::default() }
     }
 
     /// The same object as it was when something at `rev` deleted it.
     pub fn at_revision(&self, rev: i64) -> Self {
-        Self::new(Arc::clone(&self.key), rev, self.labels.clone(), self.fields.clone(), self.body.clone())
+        let new = Self::new(Arc::clone(&self.key), rev, self.labels.clone(), self.fields.clone(), self.body.clone());
+        Self { former: true, ..new }
     }
 
     /// The same object in the version of some clients.
@@ -96,17 +111,19 @@ impl Stored {
     }
 }
 
-/// JSON of stored objects and compressed lists, made once and shared by everyone who reads them, within a budget of bytes; what was made
+/// Encodings of stored objects and compressed lists, made once and shared by everyone who reads them, within a budget of bytes; what was made
 /// first goes first.
 #[derive(Debug)]
 pub struct EncodedCache {
     budget: usize,
+    /// How often an object was encoded for readers.
+    made: AtomicU64,
     state: Mutex<Encoded>,
 }
 
 #[derive(Debug)]
 enum Kept {
-    Object(Weak<Stored>),
+    Object(Weak<Stored>, Encoding),
     /// A list by its key, and which of those that were kept under it.
     List(String, u64),
 }
@@ -121,8 +138,16 @@ struct List {
     cost: usize,
 }
 
+/// Writes whose JSON waits for its first reader, at most; watchers come at once or not at all.
+const WRITTEN: usize = 256;
+/// And the bytes of it.
+const WRITTEN_BYTES: usize = 1 << 20;
+
 #[derive(Debug, Default)]
 struct Encoded {
+    /// What writers were answered, by the revision they wrote, which is that of one object.
+    written: VecDeque<(i64, Bytes)>,
+    written_bytes: usize,
     order: VecDeque<(Kept, usize)>,
     lists: HashMap<String, List>,
     last: u64,
@@ -130,6 +155,14 @@ struct Encoded {
 }
 
 impl Encoded {
+    fn take_written(&mut self, rev: i64) -> Option<Bytes> {
+        // The newest are asked for first.
+        let at = self.written.iter().rposition(|(r, _)| *r == rev)?;
+        let (_, line) = self.written.remove(at)?;
+        self.written_bytes -= line.len();
+        Some(line)
+    }
+
     fn push(&mut self, kept: Kept, cost: usize, budget: usize) {
         self.order.push_back((kept, cost));
         self.bytes += cost;
@@ -137,9 +170,9 @@ impl Encoded {
             let Some((old, cost)) = self.order.pop_front() else { break };
             self.bytes -= cost;
             match old {
-                Kept::Object(old) => {
+                Kept::Object(old, encoding) => {
                     if let Some(old) = old.upgrade() {
-                        old.json.store(None);
+                        old.encoded[encoding as usize].store(None);
                     }
                 }
                 Kept::List(key, id) => {
@@ -154,7 +187,7 @@ impl Encoded {
 
 impl EncodedCache {
     pub fn new(budget: usize) -> Self {
-        Self { budget, state: Mutex::default() }
+        Self { budget, made: AtomicU64::new(0), state: Mutex::default() }
     }
 
     /// What may be kept of one object or list, at most.
@@ -162,18 +195,51 @@ impl EncodedCache {
         self.budget / 8
     }
 
-    /// The JSON of `stored`, encoding it with `make` when nobody did.
-    pub fn json<E>(&self, stored: &Arc<Stored>, make: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
-        if let Some(b) = stored.json.load_full() {
+    /// How often an object was encoded, for however many readers.
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
+    }
+
+    /// `stored` in an encoding, made with `make` when nobody did.
+    pub fn get<E>(&self, stored: &Arc<Stored>, encoding: Encoding, make: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
+        let slot = &stored.encoded[encoding as usize];
+        if let Some(b) = slot.load_full() {
             return Ok(Bytes::clone(&b));
         }
-        let b = make()?;
+        let look = encoding == Encoding::Json && !stored.former && !stored.shown;
+        let b = match look.then(|| self.state.lock().take_written(stored.rev)).flatten() {
+            Some(b) => {
+                #[cfg(debug_assertions)]
+                if let Ok(made) = make() {
+                    assert_eq!(made, b, "a writer was answered something else than readers of {} are", stored.key);
+                }
+                b
+            }
+            None => {
+                self.made.fetch_add(1, Ordering::Relaxed);
+                make()?
+            }
+        };
         let len = b.len();
         if len <= self.largest() {
-            stored.json.store(Some(Arc::new(b.clone())));
-            self.state.lock().push(Kept::Object(Arc::downgrade(stored)), len, self.budget);
+            slot.store(Some(Arc::new(b.clone())));
+            self.state.lock().push(Kept::Object(Arc::downgrade(stored), encoding), len, self.budget);
         }
         Ok(b)
+    }
+
+    /// A writer was answered this JSON, of the object that it stored at `rev`.
+    pub fn written(&self, rev: i64, line: Bytes) {
+        if line.len() > WRITTEN_BYTES {
+            return;
+        }
+        let mut state = self.state.lock();
+        state.written_bytes += line.len();
+        state.written.push_back((rev, line));
+        while state.written.len() > WRITTEN || state.written_bytes > WRITTEN_BYTES {
+            let Some((_, old)) = state.written.pop_front() else { break };
+            state.written_bytes -= old.len();
+        }
     }
 
     /// The compressed items of a list, if they were kept when the resource was as it is, by the same maker.
@@ -217,7 +283,7 @@ mod tests {
         let (a, b) = (stored("ns/a"), stored("ns/b"));
         let mut made = 0;
         let mut get = |s: &Arc<Stored>| {
-            cache.json(s, || {
+            cache.get(s, Encoding::Json, || {
                 made += 1;
                 Ok::<_, ()>(Bytes::from_static(b"0123456789"))
             })
@@ -232,6 +298,26 @@ mod tests {
         get(&a).unwrap();
         get(&b).unwrap();
         assert_eq!(made, 12, "one for a, nine for x, one for a again, one for b");
+        assert_eq!(cache.made(), 12);
+        let other = cache.get(&b, Encoding::Protobuf, || Ok::<_, ()>(Bytes::from_static(b"k8s"))).unwrap();
+        assert_eq!((&other[..], cache.made()), (&b"k8s"[..], 13), "each encoding is made for itself");
+    }
+
+    #[test]
+    fn what_a_writer_was_answered_is_read_once_by_its_revision_alone() {
+        let cache = EncodedCache::new(1 << 16);
+        let none = || Err::<Bytes, _>("made anew");
+        let line = Bytes::from_static(b"{}\n");
+        cache.written(7, line.clone());
+        let s = stored("ns/a");
+        assert_eq!(cache.get(&Arc::new(s.at_revision(7)), Encoding::Json, none), Err("made anew"), "it shows what was before");
+        assert_eq!(cache.get(&s, Encoding::Json, none), Ok(line.clone()));
+        assert_eq!(cache.get(&s, Encoding::Json, none), Ok(line.clone()), "it is kept with the object");
+        assert_eq!(cache.get(&stored("ns/a"), Encoding::Json, none), Err("made anew"), "and nowhere else");
+        (0..2 * WRITTEN as i64).for_each(|rev| cache.written(rev, line.clone()));
+        cache.written(1 << 40, Bytes::from(vec![0; WRITTEN_BYTES]));
+        let state = cache.state.lock();
+        assert_eq!((state.written.len(), state.written_bytes), (1, WRITTEN_BYTES));
     }
 
     #[test]

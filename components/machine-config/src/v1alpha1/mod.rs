@@ -5,6 +5,7 @@ mod link;
 mod machine;
 mod names;
 mod secrets;
+mod volume;
 
 pub use cluster::{
     ApiServerConfig, ClusterConfig, ClusterNetwork, ComponentConfig, ControlPlaneEndpoint, DnsConfig, EtcdConfig, EtcdSnapshots, Resources,
@@ -13,6 +14,9 @@ pub use link::{LinkConfig, LinkMatch, RouteConfig};
 pub use machine::{DiskSelector, InstallConfig, KubeletConfig, MachineConfig, Role, Taint, TaintEffect};
 pub use names::{HostnameConfig, ResolverConfig, TimeConfig};
 pub use secrets::{CertificateAuthorities, CertificateAuthority, MachineSecrets};
+pub use volume::{
+    EncryptionKey, EncryptionProvider, KeyFile, KeyKind, Passphrase, RECOVERY_SLOT, TpmKey, VolumeConfig, VolumeEncryption, VolumeName,
+};
 
 use serde_json::{Value as Json, json};
 
@@ -120,6 +124,7 @@ kinds! {
     HostnameConfig { named: false },
     ResolverConfig { named: false },
     TimeConfig { named: false },
+    VolumeConfig { named: true },
 }
 
 impl DocumentKind {
@@ -127,6 +132,7 @@ impl DocumentKind {
     pub fn identity(&self) -> String {
         match self {
             Self::LinkConfig(link) => format!("LinkConfig {}", link.name),
+            Self::VolumeConfig(volume) => format!("VolumeConfig {}", volume.name),
             other => other.kind().to_owned(),
         }
     }

@@ -11,8 +11,8 @@ use machine_api::v1alpha1::machine_service_server::MachineService;
 use machine_api::v1alpha1::{
     self as api, ApplyConfigRequest, ApplyConfigResponse, ApplyMode, BootstrapRequest, BootstrapResponse, ConfigChange, ConfigFile,
     ConfirmConfigRequest, ConfirmConfigResponse, InstallProgress, InstallRequest, KubeconfigRequest, KubeconfigResponse, RebootRequest,
-    RebootResponse, ResetRequest, ResetResponse, RollbackRequest, RollbackResponse, ShutdownRequest, ShutdownResponse, UpgradeRequest,
-    VersionRequest, VersionResponse,
+    RebootResponse, ResetRequest, ResetResponse, RollbackRequest, RollbackResponse, ShutdownRequest, ShutdownResponse, UnlockRequest,
+    UnlockResponse, UpgradeRequest, VersionRequest, VersionResponse, VolumeSecrets,
 };
 use machine_config::diff::{Change, Effect, diff};
 use machine_config::{Config, ConfigErrors, Documents};
@@ -22,7 +22,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::authorize::Caller;
-use crate::install::{self, InstallError, Media, Progress};
+use crate::encryption::{self, Given, Secret};
+use crate::install::{self, InstallError, Media, Progress, Volumes};
 use crate::machine::{Loaded, Machine, Mode, ObservedDisk};
 use crate::state::StateError;
 use crate::trial;
@@ -32,6 +33,8 @@ pub struct Handler(pub Arc<Machine>);
 /// How long a caller gets to read the answer before the machine goes down.
 pub const FAREWELL: Duration = Duration::from_millis(500);
 /// How long a worker that is reset tries to give its name back.
+/// Bytes of a passphrase.
+const MAX_SECRET: usize = 512;
 const LEAVE: Duration = Duration::from_secs(5);
 
 #[tonic::async_trait]
@@ -93,9 +96,15 @@ impl MachineService for Handler {
 
     async fn install(&self, request: Request<InstallRequest>) -> Result<Response<Self::InstallStream>, Status> {
         let caller = Caller::of(&request)?;
-        let (config, text) = read(&request.into_inner().files)?;
+        let InstallRequest { files, secrets } = request.into_inner();
+        let (config, text) = read(&files)?;
+        let given = given(secrets.unwrap_or_default())?;
         let changing = self.0.changing.clone().try_lock_owned().map_err(|_| busy())?;
-        let work = self.prepare(&config, &text)?;
+        let mut work = self.prepare(&config, &text)?;
+        let (paths, planned) = (self.0.paths.clone(), config.clone());
+        let planned = tokio::task::spawn_blocking(move || encryption::plan(&paths, &planned, &given)).await;
+        let planned = planned.map_err(|error| super::internal(&error))?;
+        work.encrypt(planned.map_err(|error| Status::failed_precondition(super::chain(&error)))?);
         caller.did(format_args!("install to {}", work.target()));
         let (messages, stream) = mpsc::channel(64);
         let machine = self.0.clone();
@@ -132,6 +141,31 @@ impl MachineService for Handler {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let UnlockRequest { secret, reseal } = request.into_inner();
+        if secret.is_empty() || secret.len() > MAX_SECRET {
+            return Err(Status::invalid_argument(format!("a passphrase or recovery key has 1 to {MAX_SECRET} bytes")));
+        }
+        let _changing = self.0.changing.try_lock().map_err(|_| busy())?;
+        let machine = self.0.clone();
+        let done = tokio::task::spawn_blocking(move || encryption::unlock(&machine.paths, machine.disks.as_ref(), &secret, reseal)).await;
+        let done = done.map_err(|error| super::internal(&error))?.map_err(|error| super::internal(&error))?;
+        if done.opened.is_empty() {
+            let why = if done.warnings.is_empty() { "no volume is encrypted".to_owned() } else { done.warnings.join("; ") };
+            caller.refused("unlock", &why);
+            return Err(Status::failed_precondition(why));
+        }
+        let sealed = if reseal { ", with new keys in the TPM" } else { "" };
+        caller.did(format_args!("unlock {}{sealed}", done.opened.join(", ")));
+        if self.0.mode == Mode::Running {
+            self.0.wake();
+        } else if done.opened.iter().any(|label| label == "STATE") {
+            self.begin_again();
+        }
+        Ok(Response::new(UnlockResponse { opened: done.opened, warnings: done.warnings }))
     }
 
     async fn bootstrap(&self, request: Request<BootstrapRequest>) -> Result<Response<BootstrapResponse>, Status> {
@@ -185,6 +219,13 @@ impl MachineService for Handler {
         let _changing = self.0.changing.try_lock().map_err(|_| busy())?;
         caller.did("reset: wipe STATE, ETCD and DATA");
         self.0.state.request_reset().map_err(|error| super::internal(&error))?;
+        let machine = self.0.clone();
+        // From here on nobody opens the encrypted ones again, whatever becomes of the machine.
+        let erased = tokio::task::spawn_blocking(move || encryption::erase(machine.disks.as_ref())).await;
+        let erased = erased.map_err(|error| super::internal(&error))?.map_err(|error| super::internal(&error))?;
+        if !erased.is_empty() {
+            tracing::warn!(volumes = erased.join(", "), "the keys of encrypted volumes are destroyed");
+        }
         if !loaded.config.is_control_plane() {
             // Without an answer the name stays taken until the Node is deleted.
             let left = tokio::time::timeout(LEAVE, crate::join::leave(&loaded.config, &hostname)).await;
@@ -227,6 +268,50 @@ impl MachineService for Handler {
     }
 }
 
+/// Installs what a config that lay ready says, as if somebody had sent it, and restarts from the disk.
+pub async fn install_by_itself(machine: &Arc<Machine>, place: &str, text: &str) -> Result<(), String> {
+    let told = |status: Status| format!("the config on {place}: {}", status.message());
+    let file = ConfigFile { name: place.to_owned(), content: text.to_owned() };
+    let (config, text) = read(&[file]).map_err(told)?;
+    let changing = machine.changing.clone().try_lock_owned().map_err(|_| told(busy()))?;
+    let mut work = Handler(machine.clone()).prepare(&config, &text).map_err(told)?;
+    // Nobody is there to give a recovery key or a passphrase: a config that needs one is refused here.
+    let paths = machine.paths.clone();
+    let planned = tokio::task::spawn_blocking(move || encryption::plan(&paths, &config, &Given::default())).await;
+    let planned = planned.map_err(|error| super::chain(&error))?;
+    work.encrypt(planned.map_err(|error| format!("the config on {place}: {}", super::chain(&error)))?);
+    let target = work.target();
+    tracing::warn!(place, target, "installing unattended");
+    let mut said = "";
+    let done = tokio::task::spawn_blocking(move || {
+        work.run(&mut |step: Progress| {
+            if step.stage != said {
+                said = step.stage;
+                tracing::info!(stage = step.stage, detail = step.detail, "installing unattended");
+            }
+        })
+    });
+    let done = done.await.map_err(|error| super::chain(&error))?;
+    done.map_err(|error| format!("install to {target}: {}", super::chain(&error)))?;
+    drop(changing);
+    let restarted = machine.init.reboot("installed unattended; starting from the disk").await;
+    restarted.map_err(|error| format!("restart after the installation: {}", super::chain(&error)))
+}
+
+/// What opens volumes, as it was sent.
+fn given(secrets: VolumeSecrets) -> Result<Given, Status> {
+    let VolumeSecrets { recovery_key, passphrase } = secrets;
+    if passphrase.len() > MAX_SECRET {
+        return Err(Status::invalid_argument(format!("a passphrase has at most {MAX_SECRET} bytes")));
+    }
+    let recovery_key = if recovery_key.is_empty() {
+        None
+    } else {
+        Some(recovery_key.parse().map_err(|error: machine_api::recovery_key::NoRecoveryKey| Status::invalid_argument(error.to_string()))?)
+    };
+    Ok(Given { recovery_key, passphrase: (!passphrase.is_empty()).then(|| Secret(passphrase.into_bytes())) })
+}
+
 pub fn busy() -> Status {
     Status::aborted("another change of this machine is under way")
 }
@@ -253,7 +338,7 @@ enum Work {
     /// Everything, from a medium.
     Whole(Box<install::Installation>),
     /// The system is installed and only lacks a config (after a reset).
-    ConfigOnly { state: PathBuf, size: u64, text: String, scratch: PathBuf },
+    ConfigOnly { state: PathBuf, parts: Vec<(&'static str, PathBuf, u64)>, text: String, volumes: Volumes, meta: Option<PathBuf> },
 }
 
 impl Work {
@@ -264,12 +349,27 @@ impl Work {
         }
     }
 
+    /// Some of the volumes are encrypted.
+    fn encrypt(&mut self, planned: Vec<encryption::Planned>) {
+        match self {
+            Work::Whole(installation) => installation.volumes.encrypted = planned,
+            Work::ConfigOnly { volumes, .. } => volumes.encrypted = planned,
+        }
+    }
+
     fn run(&self, progress: &mut dyn FnMut(Progress)) -> Result<(), InstallError> {
         match self {
             Work::Whole(installation) => installation.run(progress),
-            Work::ConfigOnly { state, size, text, scratch } => {
+            Work::ConfigOnly { state, parts, text, volumes, meta } => {
                 progress(Progress { stage: "write the machine config", done: 0, total: 0, detail: state.display().to_string() });
-                install::write_state(state, *size, text, scratch)
+                install::write_volumes(parts, text, volumes)?;
+                // A reset that failed is over: the next boot must not wipe this config.
+                let over = meta.as_ref().map_or(Ok(()), |meta| crate::reset::note(meta, false));
+                over.map_err(|source| InstallError::Step {
+                    step: "note in META that the reset is over",
+                    disk: state.clone(),
+                    source: std::io::Error::other(source),
+                })
             }
         }
     }
@@ -292,7 +392,7 @@ impl Handler {
     fn prepare(&self, config: &Config, text: &str) -> Result<Work, Status> {
         let machine = &self.0;
         let target = self.selected(config)?;
-        let scratch = machine.paths.at("/run/strake/install");
+        let volumes = Volumes { paths: machine.paths.clone(), encrypted: Vec::new() };
         if machine.boot.source == BootSource::Disk {
             let state = machine.disks.system_partition("STATE").map_err(|error| super::internal(&error))?;
             let (state, size) =
@@ -309,10 +409,19 @@ impl Handler {
                 let text = "this disk was laid out for a worker and has no ETCD partition: boot the ISO to install a control plane";
                 return Err(Status::failed_precondition(text));
             }
-            return Ok(Work::ConfigOnly { state, size, text: text.to_owned(), scratch });
+            if !config.machine.install.wipe && encryption::is_encrypted(&state).map_err(|error| super::internal(&error))? {
+                let text = "this machine is installed and its STATE is locked: open it with `strakectl unlock`, or set install.wipe to true if what it \
+                            holds may be lost";
+                return Err(Status::failed_precondition(text));
+            }
+            let data = machine.disks.system_partition("DATA").map_err(|error| super::internal(&error))?;
+            let parts = [("ETCD", etcd), ("DATA", data), ("STATE", Some((state.clone(), size)))];
+            let parts = parts.into_iter().filter_map(|(label, part)| part.map(|(node, size)| (label, node, size))).collect();
+            let meta = machine.disks.system_partition(slots::meta::LABEL).map_err(|error| super::internal(&error))?.map(|(node, _)| node);
+            return Ok(Work::ConfigOnly { state, parts, text: text.to_owned(), volumes, meta });
         }
         let media = Media::at(&machine.paths.media(), machine.boot.root);
-        let installation = install::prepare(config, text, &target.disk, &target.node, target.sector, media, scratch);
+        let installation = install::prepare(config, text, &target.disk, &target.node, target.sector, media, volumes);
         installation.map(|installation| Work::Whole(Box::new(installation))).map_err(|error| refusal(&error))
     }
 
@@ -376,6 +485,17 @@ impl Handler {
         }
         let confirm_seconds = trial.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
         Ok(ApplyConfigResponse { changes: shown, outcome: decision.did().to_owned(), warnings: Vec::new(), confirm_seconds })
+    }
+
+    /// Asks init to start machined anew, which then finds STATE open.
+    fn begin_again(&self) {
+        let machine = self.0.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(FAREWELL).await;
+            if let Err(error) = machine.init.restart("machined").await {
+                tracing::error!(error = %super::chain(&error), "ask init to start machined anew");
+            }
+        });
     }
 
     /// Asks init to end everything, after the answer had time to leave.

@@ -13,6 +13,8 @@ mod services;
 pub mod tls;
 mod upgrade;
 
+pub use machine::install_by_itself;
+
 use std::error::Error;
 use std::fmt::Write;
 use std::sync::Arc;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use futures_util::Stream;
 use machine_api::limits;
 use machine_api::v1alpha1::upgrade_request::Part;
-use machine_api::v1alpha1::{UpgradeOptions, UpgradeProgress, UpgradeRequest};
+use machine_api::v1alpha1::{UpgradeCheck, UpgradeOptions, UpgradeProgress, UpgradeRequest, UpgradeVerdict};
+use slots::checks::Verdict;
 use slots::manifest::Allow;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -18,7 +19,7 @@ use super::authorize::Caller;
 use super::machine::{FAREWELL, busy};
 use crate::install::Progress;
 use crate::machine::Machine;
-use crate::upgrade::{self, Options, UpgradeError};
+use crate::upgrade::{self, Options, Told, UpgradeError};
 
 pub type ProgressStream = Pin<Box<dyn Stream<Item = Result<UpgradeProgress, Status>> + Send>>;
 
@@ -50,13 +51,13 @@ pub async fn upgrade(machine: &Arc<Machine>, request: Request<Streaming<UpgradeR
             }
         }
     });
-    let (steps, mut progress) = mpsc::channel::<Progress>(MESSAGES);
+    let (steps, mut progress) = mpsc::channel::<Told>(MESSAGES);
     let (messages, stream) = mpsc::channel(MESSAGES);
     let forward = messages.clone();
     tokio::spawn(async move {
-        while let Some(Progress { stage, done, total, detail }) = progress.recv().await {
+        while let Some(told) = progress.recv().await {
             // A caller who does not read misses progress, nothing else.
-            let _ = forward.try_send(Ok(UpgradeProgress { stage: stage.to_owned(), done, total, complete: false, detail }));
+            let _ = forward.try_send(Ok(message(told)));
         }
     });
     let machine = machine.clone();
@@ -83,6 +84,28 @@ pub async fn upgrade(machine: &Arc<Machine>, request: Request<Streaming<UpgradeR
     Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
 }
 
+fn message(told: Told) -> UpgradeProgress {
+    match told {
+        Told::Progress(Progress { stage, done, total, detail }) => {
+            UpgradeProgress { stage: stage.to_owned(), done, total, detail, ..UpgradeProgress::default() }
+        }
+        Told::Checks(table) => {
+            let checks = table.into_iter().map(|check| UpgradeCheck {
+                name: check.name.to_owned(),
+                verdict: match check.verdict {
+                    Verdict::Good => UpgradeVerdict::Good,
+                    Verdict::Notice => UpgradeVerdict::Notice,
+                    Verdict::Elsewhere => UpgradeVerdict::Elsewhere,
+                    Verdict::Refused => UpgradeVerdict::Refused,
+                }
+                .into(),
+                detail: check.detail,
+            });
+            UpgradeProgress { stage: "check".to_owned(), checks: checks.collect(), ..UpgradeProgress::default() }
+        }
+    }
+}
+
 async fn next(requests: &mut Streaming<UpgradeRequest>) -> Result<Option<UpgradeRequest>, Status> {
     match tokio::time::timeout(SILENCE, requests.next()).await {
         Ok(Some(request)) => request.map(Some),
@@ -95,7 +118,7 @@ fn options(wanted: &UpgradeOptions) -> Options {
     Options {
         dry_run: wanted.dry_run,
         stage: wanted.stage,
-        allow: Allow { downgrade: wanted.allow_downgrade },
+        allow: Allow { downgrade: wanted.allow_downgrade, quorum_loss: wanted.allow_quorum_loss },
         deadline: (wanted.deadline_seconds > 0).then(|| Duration::from_secs(wanted.deadline_seconds.into())),
         drain: Duration::from_secs(wanted.drain_seconds.into()),
     }
@@ -119,5 +142,9 @@ pub async fn roll_back(machine: &Arc<Machine>, caller: &Caller) -> Result<String
 
 fn status(error: &UpgradeError) -> Status {
     let text = super::chain(error);
-    if error.is_refusal() { Status::failed_precondition(text) } else { Status::internal(text) }
+    match error {
+        UpgradeError::Same(_) => Status::already_exists(text),
+        error if error.is_refusal() => Status::failed_precondition(text),
+        _ => Status::internal(text),
+    }
 }

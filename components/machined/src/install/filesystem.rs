@@ -1,7 +1,8 @@
 //! ext4 file systems, made by e2fsprogs in a child process.
 
 use std::ffi::OsString;
-use std::io::Read;
+use std::fs::OpenOptions;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,6 +19,9 @@ pub enum MkfsError {
     /// The program could not be run.
     #[error("run {MKFS}")]
     Run(#[source] std::io::Error),
+    /// What was there before could not be removed.
+    #[error("remove what was there")]
+    Clear(#[source] io::Error),
     /// It failed; this is what it said.
     #[error("{MKFS} ended with {status}: {said}")]
     Failed { status: std::process::ExitStatus, said: String },
@@ -28,6 +32,8 @@ pub enum MkfsError {
 
 /// Makes a file system at a partition's place on a disk, filled from a directory if there is one.
 pub fn make(disk: &Path, partition: &Partition, content: Option<&Path>) -> Result<(), MkfsError> {
+    // ext4 leaves the first KiB alone, where another format, of an encrypted volume for example, has its mark.
+    clear_start(disk, partition.start).map_err(MkfsError::Clear)?;
     let mut command = Command::new(MKFS);
     command.args(arguments(partition)).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     if let Some(content) = content {
@@ -56,6 +62,13 @@ pub fn make(disk: &Path, partition: &Partition, content: Option<&Path>) -> Resul
         let _ = stderr.take(4096).read_to_end(&mut said);
     }
     Err(MkfsError::Failed { status, said: String::from_utf8_lossy(&said).trim().to_owned() })
+}
+
+fn clear_start(disk: &Path, start: u64) -> io::Result<()> {
+    let mut disk = OpenOptions::new().write(true).open(disk)?;
+    disk.seek(SeekFrom::Start(start))?;
+    disk.write_all(&[0; 4096])?;
+    disk.sync_data()
 }
 
 /// 4 KiB blocks whatever the size; the inode tables are filled in later, by the kernel.

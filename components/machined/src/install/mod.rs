@@ -20,6 +20,9 @@ use machine_config::Config;
 use machine_config::disk::{Disk, Selection, select};
 use machine_config::layout::{Partition, layout};
 
+use crate::encryption::{self, EncryptionError, Planned};
+use crate::paths::Paths;
+
 /// The part of a disk at either end that holds partition tables.
 const TABLE_BYTES: u64 = 1 << 20;
 
@@ -53,6 +56,12 @@ pub enum InstallError {
     /// The partition table could not be written.
     #[error("write the partition table of {disk}")]
     Table { disk: PathBuf, source: gpt::GptError },
+    /// An encrypted volume could not be made.
+    #[error(transparent)]
+    Encrypt(#[from] EncryptionError),
+    /// A part of the disk could not be given to the program that encrypts it.
+    #[error("make the volume {label}")]
+    Part { label: &'static str, source: host::loop_device::LoopError },
     /// A file system could not be made.
     #[error("make the file system {label}")]
     MakeFilesystem { label: &'static str, source: filesystem::MkfsError },
@@ -83,6 +92,66 @@ impl Media {
     }
 }
 
+/// What the volumes are made with, beside the disk's layout.
+#[derive(Clone, Debug)]
+pub struct Volumes {
+    /// Where things are on the machine that installs.
+    pub paths: Paths,
+    /// Those that are encrypted.
+    pub encrypted: Vec<Planned>,
+}
+
+impl Volumes {
+    /// A directory in memory for what STATE begins with.
+    fn scratch(&self) -> PathBuf {
+        self.paths.at("/run/strake/install")
+    }
+
+    fn planned(&self, label: &str) -> Option<&Planned> {
+        self.encrypted.iter().find(|planned| planned.volume.as_str() == label)
+    }
+
+    /// Makes a volume at a partition's place on a disk, filled from a directory if there is one.
+    fn make(&self, disk: &Path, partition: &Partition, content: Option<&Path>) -> Result<(), InstallError> {
+        let label = partition.label;
+        let failed = move |source| InstallError::MakeFilesystem { label, source };
+        let Some(planned) = self.planned(label) else { return filesystem::make(disk, partition, content).map_err(failed) };
+        let (device, kept) = if partition.start == 0 {
+            (disk.to_owned(), None)
+        } else {
+            let part = host::loop_device::attach_part(disk, partition.start, partition.size);
+            let (device, kept) = part.map_err(|source| InstallError::Part { label, source })?;
+            (device, Some(kept))
+        };
+        let made = encryption::make(planned, &device, &self.paths, |open, size| {
+            let whole = Partition { label, start: 0, size, type_guid: "" };
+            filesystem::make(open, &whole, content).map_err(failed)
+        });
+        // What is written through the loop device is on the disk before it goes away.
+        let synced = File::open(&device).and_then(|file| file.sync_all()).map_err(step("write to the disk", &device));
+        drop(kept);
+        made.and(synced)
+    }
+}
+
+impl Volumes {
+    /// Makes STATE with the config in it. The files it begins with lie in a directory that only root reads, for as long as that takes.
+    fn make_state(&self, disk: &Path, partition: &Partition, config: &str) -> Result<(), InstallError> {
+        let directory = self.scratch().join("state");
+        let content = || -> io::Result<()> {
+            if directory.exists() {
+                fs::remove_dir_all(&directory)?;
+            }
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+            crate::state::write_atomically(&directory.join("config.yaml"), config.as_bytes(), 0o600)
+        };
+        content().map_err(step("prepare STATE", &directory))?;
+        let made = self.make(disk, partition, Some(&directory));
+        let removed = fs::remove_dir_all(&directory).map_err(step("remove what STATE was made from", &directory));
+        made.and(removed)
+    }
+}
+
 /// How far an installation is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
@@ -106,7 +175,8 @@ pub struct Installation {
     partitions: Vec<Partition>,
     media: Media,
     config: String,
-    scratch: PathBuf,
+    /// How the volumes are made.
+    pub volumes: Volumes,
 }
 
 /// The disk that a config selects.
@@ -118,7 +188,7 @@ pub fn select_disk<'a>(config: &Config, disks: &'a [Disk]) -> Result<&'a Disk, I
     }
 }
 
-/// Checks everything that can be checked without writing. `scratch` is a directory in memory for what STATE begins with.
+/// Checks everything that can be checked without writing.
 pub fn prepare(
     config: &Config,
     config_text: &str,
@@ -126,7 +196,7 @@ pub fn prepare(
     node: &Path,
     sector: u64,
     media: Media,
-    scratch: PathBuf,
+    volumes: Volumes,
 ) -> Result<Installation, InstallError> {
     let partitions = layout(config.machine.role, disk.size).map_err(|source| InstallError::TooSmall { disk: disk.name.clone(), source })?;
     let room = |label: &str| partitions.iter().find(|partition| partition.label == label).map_or(0, |partition| partition.size);
@@ -148,7 +218,7 @@ pub fn prepare(
         return Err(InstallError::InUse { disk: disk.name.clone(), what });
     }
     let (node, size, config) = (node.to_owned(), disk.size, config_text.to_owned());
-    Ok(Installation { disk: node, sector, size, partitions, media, config, scratch })
+    Ok(Installation { disk: node, sector, size, partitions, media, config, volumes })
 }
 
 fn readable(path: &Path) -> Result<u64, InstallError> {
@@ -183,18 +253,14 @@ impl Installation {
         disk.sync_all().map_err(step("write to the disk", &self.disk))?;
 
         for partition in &self.partitions {
-            let failed = |source| InstallError::MakeFilesystem { label: partition.label, source };
             match partition.label {
                 "STATE" => {
                     say(progress, "write the machine config", partition.label.to_owned());
-                    let content = self.state_content().map_err(step("prepare STATE", &self.scratch))?;
-                    let made = filesystem::make(&self.disk, partition, Some(&content)).map_err(failed);
-                    let removed = fs::remove_dir_all(&content).map_err(step("remove what STATE was made from", &self.scratch));
-                    made.and(removed)?;
+                    self.volumes.make_state(&self.disk, partition, &self.config)?;
                 }
                 "ETCD" | "DATA" => {
                     say(progress, "make file systems", partition.label.to_owned());
-                    filesystem::make(&self.disk, partition, None).map_err(failed)?;
+                    self.volumes.make(&self.disk, partition, None)?;
                 }
                 _ => {}
             }
@@ -211,40 +277,23 @@ impl Installation {
         zero(disk, self.size.saturating_sub(TABLE_BYTES), TABLE_BYTES)?;
         disk.sync_all()
     }
-
-    /// The files STATE begins with, in a directory that only root reads.
-    fn state_content(&self) -> io::Result<PathBuf> {
-        let directory = self.scratch.join("state");
-        if directory.exists() {
-            fs::remove_dir_all(&directory)?;
-        }
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        crate::state::write_atomically(&directory.join("config.yaml"), self.config.as_bytes(), 0o600)?;
-        Ok(directory)
-    }
 }
 
 fn say(progress: &mut dyn FnMut(Progress), stage: &'static str, detail: String) {
     progress(Progress { stage, done: 0, total: 0, detail });
 }
 
-/// Gives an already installed disk a config again, after a reset: makes STATE anew with it. `node` is STATE's partition.
-pub fn write_state(node: &Path, size: u64, config_text: &str, scratch: &Path) -> Result<(), InstallError> {
-    let directory = scratch.join("state");
-    let content = || -> io::Result<()> {
-        if directory.exists() {
-            fs::remove_dir_all(&directory)?;
-        }
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        crate::state::write_atomically(&directory.join("config.yaml"), config_text.as_bytes(), 0o600)
-    };
-    content().map_err(step("prepare STATE", scratch))?;
-    let partition = Partition { label: "STATE", start: 0, size, type_guid: "" };
-    let made =
-        filesystem::make(node, &partition, Some(&directory)).map_err(|source| InstallError::MakeFilesystem { label: "STATE", source });
-    let removed = fs::remove_dir_all(&directory).map_err(step("remove what STATE was made from", scratch));
-    let synced = File::open(node).and_then(|file| file.sync_all()).map_err(step("write to the disk", node));
-    made.and(removed).and(synced)
+/// Gives an already installed disk a config again, after a reset: makes the encrypted volumes anew, and STATE with the config last. `parts` are the
+/// partitions' labels, nodes and sizes.
+pub fn write_volumes(parts: &[(&'static str, PathBuf, u64)], config_text: &str, volumes: &Volumes) -> Result<(), InstallError> {
+    for (label, node, size) in parts.iter().filter(|(label, ..)| *label != "STATE" && volumes.planned(label).is_some()) {
+        volumes.make(node, &Partition { label, start: 0, size: *size, type_guid: "" }, None)?;
+    }
+    for (label, node, size) in parts.iter().filter(|(label, ..)| *label == "STATE") {
+        volumes.make_state(node, &Partition { label, start: 0, size: *size, type_guid: "" }, config_text)?;
+        File::open(node).and_then(|file| file.sync_all()).map_err(step("write to the disk", node))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -292,8 +341,8 @@ mod tests {
         }
 
         fn prepare(&self, config: &Config, disk: &Disk) -> Result<Installation, InstallError> {
-            let (node, scratch) = (PathBuf::from(&disk.paths[0]), self.dir.path().join("scratch"));
-            prepare(config, "the: config\n", disk, &node, 512, self.media.clone(), scratch)
+            let volumes = Volumes { paths: Paths::under(self.dir.path().join("scratch")), encrypted: Vec::new() };
+            prepare(config, "the: config\n", disk, Path::new(&disk.paths[0]), 512, self.media.clone(), volumes)
         }
     }
 
@@ -339,7 +388,7 @@ mod tests {
             .output()
             .unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), "the: config\n");
-        assert!(!fixture.dir.path().join("scratch/state").exists(), "the config is not left in memory");
+        assert!(!fixture.dir.path().join("scratch/run/strake/install/state").exists(), "the config is not left in memory");
 
         // The disk is taken now.
         assert!(matches!(fixture.prepare(&config, &disk), Err(InstallError::InUse { what, .. }) if what.contains("ROOT-A")));

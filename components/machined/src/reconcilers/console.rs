@@ -69,10 +69,22 @@ impl Console {
             hostname: self.machine.hostname(),
             addresses: self.machine.addresses().iter().map(ToString::to_string).collect(),
             stage: stage(self.pairing.is_some(), board.values()).to_owned(),
+            role: self.machine.loaded().map(|loaded| loaded.config.machine.role.to_string()).unwrap_or_default(),
+            slot: match self.machine.boot.slot {
+                Some(slot) => slot.label().to_owned(),
+                None => "medium".to_owned(),
+            },
+            health: if self.pairing.is_some() { String::new() } else { health(board.values()) },
             errors,
             pairing: self.pairing.as_ref().map(|pairing| pairing.borrow().to_string()),
         }
     }
+}
+
+/// How many of the parts are ready.
+fn health<'a>(standings: impl Iterator<Item = &'a Standing>) -> String {
+    let (ready, all) = standings.fold((0, 0), |(ready, all), one| (ready + usize::from(matches!(one, Standing::Ready(_))), all + 1));
+    format!("{ready}/{all}")
 }
 
 fn stage<'a>(maintenance: bool, mut standings: impl Iterator<Item = &'a Standing>) -> &'static str {
@@ -98,6 +110,13 @@ mod tests {
         assert_eq!(stage(true, [].iter()), "maintenance");
         assert_eq!(stage(false, [&ready, &ready].into_iter()), "running");
         assert_eq!(stage(false, [&ready, &failed].into_iter()), "starting");
+    }
+
+    #[test]
+    fn health_is_how_many_are_ready() {
+        let (ready, failed) = (Standing::Ready(String::new()), Standing::Failed(String::new()));
+        assert_eq!(health([&ready, &failed, &ready].into_iter()), "2/3");
+        assert_eq!(health([].iter()), "0/0");
     }
 
     #[test]

@@ -1,19 +1,25 @@
-//! The clock. Nothing issues a certificate or joins before the time is sane: not before this system was built, nor before
-//! the config's floor. With time servers it is kept right; without, the hardware's clock is believed.
+//! The clock. Nothing issues a certificate or joins before the time is sane: not before this system was built, nor before the config's floor, nor
+//! before anything else that is known to be past ([`Past`]). With time servers it is kept right; without, the hardware's clock is believed, and
+//! where that is behind the past, as on a board whose battery is empty, the clock is set to the latest moment that is known to have been.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use host::clock::{Clock, LinuxClock, WallTime, is_sane};
+use host::clock::{Clock, LinuxClock, Offset, WallTime, is_sane};
 use machine_config::values::Host;
 use serde_json::json;
 
 use super::{Context, Outcome, ReconcileError, Reconciler};
+use crate::events::Severity;
+use crate::state::StateDir;
 
 /// How long a server may take.
 const QUERY: Duration = Duration::from_secs(3);
 /// How often the clock is compared.
 const AGAIN: Duration = Duration::from_secs(600);
+
+/// How long after the start time servers may take before a dead clock is set without them.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Keeps the clock.
 #[derive(Default)]
@@ -36,22 +42,36 @@ impl Reconciler for Time {
         let config = cx.config().time.as_ref();
         let enabled = config.is_none_or(|config| config.enabled);
         let servers = config.map(|config| config.servers.as_slice()).unwrap_or_default();
-        let mut problem = None;
+        let (mut problem, mut answered) = (None, false);
         if enabled {
             match compare(servers).await {
                 Ok(Some(said)) => {
-                    self.compared = true;
+                    (self.compared, answered) = (true, true);
                     cx.machine.store.set("time", "clock", json!({"synchronized": true, "detail": said}));
                 }
                 Ok(None) => {}
                 Err(error) => problem = Some(error),
             }
         }
-        let floor = floor(cx);
-        if !is_sane(LinuxClock.wall(), WallTime(floor)) {
-            let why = problem.unwrap_or_else(|| "no time server is configured".to_owned());
-            return Err(format!("the clock shows a time before this system was built, and can't be corrected: {why}").into());
+        let past = Past::of(cx);
+        // What a time server says now counts for more than what the clock showed before.
+        let past = if answered { Past { remembered: Duration::ZERO, ..past } } else { past };
+        let floor = WallTime(past.latest());
+        if !is_sane(LinuxClock.wall(), floor) {
+            if answered {
+                return Err("the time servers say that it is before this system or its cluster was made".into());
+            }
+            // Those that are configured get a chance first: what is issued now is dated by the floor.
+            if let Some(problem) = problem.as_ref().filter(|_| LinuxClock.monotonic().0 < PATIENCE) {
+                return Err(format!("the clock is behind what is known to be past: {problem}").into());
+            }
+            let behind = floor.0.saturating_sub(LinuxClock.wall().0);
+            LinuxClock.correct(Offset { negative: false, magnitude: behind })?;
+            let why = problem.clone().unwrap_or_else(|| "no time server is configured".to_owned());
+            let message = format!("the hardware clock was {} days behind what is known to be past, and {why}", behind.as_secs() / 86_400);
+            cx.machine.event(Severity::Warning, "ClockSetToFloor", &message);
         }
+        remember(&cx.machine.state, LinuxClock.wall().0);
         if !self.compared {
             let said = problem.clone().unwrap_or_else(|| "no time server is configured; the hardware clock is used".to_owned());
             cx.machine.store.set("time", "clock", json!({"synchronized": false, "detail": said}));
@@ -90,11 +110,79 @@ async fn ask(server: &Host) -> Result<String, ReconcileError> {
     Ok(format!("{server}: off by {:?}, {correction:?}", answer.offset.magnitude))
 }
 
-/// The config's floor, or when the image was made: the date that its files carry.
-fn floor(cx: &Context) -> Duration {
-    let built = std::fs::metadata(cx.machine.paths.release()).and_then(|metadata| metadata.modified()).ok();
-    let built = built.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
-    let configured = cx.config().time.as_ref().and_then(|time| time.floor.as_ref()).map(|floor| floor.0.as_second());
-    let configured = configured.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs).unwrap_or_default();
-    built.max(configured)
+/// Moments that are known to be past.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Past {
+    /// When the image was made: the date that its files carry.
+    built: Duration,
+    /// What the config says.
+    configured: Duration,
+    /// When the cluster's authorities were made, which the config holds.
+    authorities: Duration,
+    /// When this machine was last seen to run.
+    remembered: Duration,
+}
+
+impl Past {
+    fn of(cx: &Context) -> Past {
+        let config = cx.config();
+        let built = std::fs::metadata(cx.machine.paths.release()).and_then(|metadata| metadata.modified()).ok();
+        let configured = config.time.as_ref().and_then(|time| time.floor.as_ref()).map(|floor| floor.0.as_second());
+        let all = &config.secrets.authorities;
+        let pems = [all.cluster.cert.as_str(), all.machine.cert.as_str()];
+        let made = pems.iter().filter_map(|pem| Some(pki::Certificate::from_pem(pem).ok()?.not_before.as_second()));
+        Past {
+            built: built.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default(),
+            configured: configured.map(seconds).unwrap_or_default(),
+            authorities: made.map(seconds).max().unwrap_or_default(),
+            remembered: remembered(&cx.machine.state),
+        }
+    }
+
+    fn latest(self) -> Duration {
+        self.built.max(self.configured).max(self.authorities).max(self.remembered)
+    }
+}
+
+fn seconds(unix: i64) -> Duration {
+    Duration::from_secs(u64::try_from(unix).unwrap_or_default())
+}
+
+/// The file in STATE with the time at which the machine was last seen to run.
+const KEPT: &str = "clock";
+
+fn remembered(state: &StateDir) -> Duration {
+    let text = state.text(KEPT).ok().flatten().unwrap_or_default();
+    text.trim().parse().map(Duration::from_secs).unwrap_or_default()
+}
+
+/// Keeps the time; a clock that was far ahead once is not kept for ever, because what is kept is what the clock shows now.
+fn remember(state: &StateDir, now: Duration) {
+    if let Err(error) = state.write(KEPT, format!("{}\n", now.as_secs()).as_bytes()) {
+        tracing::warn!(error = crate::api::chain(&error), "keep the time");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Loaded;
+
+    #[test]
+    fn the_latest_moment_that_is_known_to_be_past_is_the_floor() {
+        let dir = tempfile::tempdir().unwrap();
+        let (text, _) = crate::testing::worker_text("{disk: {name: vda}}");
+        let config = machine_config::Config::parse("test", &text).unwrap();
+        let machine = crate::testing::machine(dir.path(), Loaded { text, config });
+        let cx = crate::testing::context(&machine);
+        let past = Past::of(&cx);
+        let now = LinuxClock.wall().0;
+        // The authorities were made for this test.
+        assert!(past.authorities <= now && past.authorities + Duration::from_secs(2 * 86_400) > now, "{past:?}");
+        assert_eq!((past.configured, past.remembered, past.latest()), (Duration::ZERO, Duration::ZERO, past.authorities));
+        remember(&machine.state, now + Duration::from_secs(1000));
+        assert_eq!(Past::of(&cx).latest().as_secs(), now.as_secs() + 1000);
+        machine.state.write(KEPT, b"nonsense").unwrap();
+        assert_eq!(Past::of(&cx).remembered, Duration::ZERO);
+    }
 }

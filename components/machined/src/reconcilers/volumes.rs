@@ -7,11 +7,17 @@ use std::time::Duration;
 use host::mount::{Flags, LinuxMounts, MountRequest, Mounts, usage};
 use serde_json::json;
 
+use crate::encryption::{self, Opened};
+
 use super::{Context, Outcome, ReconcileError, Reconciler};
 
 /// A journal is replayed in seconds; a full check of a large disk after damage takes long.
 const CHECK: Duration = Duration::from_secs(270);
 const E2FSCK: &str = "/usr/sbin/e2fsck";
+
+/// A superblock has two sectors, and is written in place when it is mounted: a power cut may leave one of them old. e2fsck does not look for a
+/// copy by itself when it repairs only what is safe. Where the copy is follows from the block size that every file system here is made with.
+const SECOND_SUPERBLOCK: &[&str] = &["-y", "-b", "32768", "-B", "4096"];
 
 /// Mounts what is not mounted.
 #[derive(Default)]
@@ -58,10 +64,21 @@ impl Reconciler for Volumes {
             let Some((device, _)) = machine.disks.system_partition(label)? else {
                 return Err(format!("the disk this system runs from has no partition {label}").into());
             };
-            mount(&device, &target).await?;
+            if LinuxMounts.mounted_at(&target)?.is_none() {
+                let device = match crate::boot::open(&machine.paths, label, &device).await? {
+                    Opened::Plain(device) | Opened::Mapped(device) => device,
+                    Opened::Erased => {
+                        return Err(format!("the keys of {label} were destroyed: reset the machine and install it again").into());
+                    }
+                    Opened::Locked(why) => return Err(format!("{label} is locked: {why}").into()),
+                };
+                mount(&device, &target).await?;
+            }
             mounted.push((label, target));
         }
         if !self.cleaned {
+            let paths = machine.paths.clone();
+            tokio::task::spawn_blocking(move || encryption::close_tpm(&paths)).await?;
             remove_content(&machine.paths.at(UPLOADS))?;
             self.cleaned = true;
         }
@@ -80,7 +97,11 @@ pub async fn mount(device: &Path, target: &Path) -> Result<(), ReconcileError> {
         return Ok(());
     }
     let node = device.to_str().ok_or("the device's name is not text")?;
-    let checked = host::process::run(E2FSCK, &["-p", node], CHECK).await?;
+    let mut checked = host::process::run(E2FSCK, &["-p", node], CHECK).await?;
+    if !matches!(checked.status.code(), Some(0..=2)) && superblock_is_damaged(&String::from_utf8_lossy(&checked.stdout)) {
+        tracing::warn!(device = node, "the file system's superblock is damaged; its copy is used");
+        checked = host::process::run(E2FSCK, &[SECOND_SUPERBLOCK, &[node]].concat(), CHECK).await?;
+    }
     // e2fsck(8): 1 is "errors corrected"; 2 asks for a reboot only when the file system was mounted.
     match checked.status.code() {
         Some(0) => {}
@@ -98,6 +119,11 @@ pub async fn mount(device: &Path, target: &Path) -> Result<(), ReconcileError> {
         options: String::new(),
     };
     Ok(tokio::task::spawn_blocking(move || LinuxMounts.mount(&request)).await??)
+}
+
+/// Whether e2fsck could not even begin, and says how it might.
+fn superblock_is_damaged(said: &str) -> bool {
+    said.contains("e2fsck -b ")
 }
 
 fn remove_content(directory: &Path) -> std::io::Result<()> {
@@ -126,8 +152,9 @@ fn directories(cx: &Context) -> std::io::Result<()> {
 fn show(cx: &Context, label: &str, target: &Path) -> Result<(), ReconcileError> {
     let usage = usage(target)?;
     let device = LinuxMounts.mounted_at(target)?.map(|entry| entry.source).unwrap_or_default();
+    let encrypted = device.starts_with("/dev/mapper/strake-");
     let spec = json!({
-        "device": device, "mounted": target.display().to_string(),
+        "device": device, "encrypted": encrypted, "mounted": target.display().to_string(),
         "size": usage.total_bytes, "used": usage.total_bytes.saturating_sub(usage.available_bytes),
         "inodes": usage.total_inodes, "inodesFree": usage.free_inodes,
     });

@@ -36,8 +36,15 @@ fn client(machine: &Machine) -> Option<Client> {
 
 /// Cordons the node and evicts its pods. Whether there was a node to cordon; or who blocks.
 pub async fn drain(machine: &Machine, limit: Duration, say: &mut (dyn FnMut(String) + Send)) -> Result<bool, String> {
-    let (Some(client), name) = (client(machine), machine.hostname()) else { return Ok(false) };
-    match unschedulable(&client, &name, true).await {
+    match client(machine) {
+        Some(client) => drain_node(&client, &machine.hostname(), limit, say).await,
+        None => Ok(false),
+    }
+}
+
+/// The same for any node. One that could not be drained takes pods again.
+pub async fn drain_node(client: &Client, name: &str, limit: Duration, say: &mut (dyn FnMut(String) + Send)) -> Result<bool, String> {
+    match unschedulable(client, name, true).await {
         Ok(()) => {}
         Err(error) if error.is_not_found() => return Ok(false),
         Err(error) => {
@@ -45,23 +52,29 @@ pub async fn drain(machine: &Machine, limit: Duration, say: &mut (dyn FnMut(Stri
         }
     }
     let deadline = Instant::now() + limit;
-    let mut said = 0;
+    let mut said = (Vec::new(), Vec::new());
     loop {
-        let (left, blocked) = match round(&client, &name).await {
+        let now = match round(client, name).await {
             Ok(round) => round,
             Err(error) => (vec!["?".to_owned()], vec![crate::api::chain(&error)]),
         };
-        if left.is_empty() {
+        if now.0.is_empty() {
             return Ok(true);
         }
-        if said != left.len() {
-            said = left.len();
-            say(format!("{said} pods left: {}", some(&left)));
+        if said != now {
+            let (left, blocked) = &now;
+            let held = if blocked.is_empty() { String::new() } else { format!("; held by {}", some(blocked)) };
+            say(format!("{} pods left: {}{held}", left.len(), some(left)));
+            said = now;
         }
         if Instant::now() >= deadline {
-            uncordon(machine).await;
-            let why = if blocked.is_empty() { format!("still ending: {}", some(&left)) } else { some(&blocked) };
-            return Err(format!("the node was not drained within {} s and takes pods again; {why}", limit.as_secs()));
+            let (left, blocked) = &said;
+            let why = if blocked.is_empty() { format!("still ending: {}", some(left)) } else { some(blocked) };
+            let open = match unschedulable(client, name, false).await {
+                Ok(()) => "takes pods again".to_owned(),
+                Err(error) => format!("is still cordoned ({})", crate::api::chain(&error)),
+            };
+            return Err(format!("the node was not drained within {} s and {open}; {why}", limit.as_secs()));
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -80,10 +93,19 @@ async fn round(client: &Client, node: &str) -> Result<(Vec<String>, Vec<String>)
         match client.execute(&request).await {
             Ok(_) => {}
             Err(error) if error.is_not_found() => {}
-            Err(error) => blocked.push(format!("{namespace}/{name}: {}", crate::api::chain(&error))),
+            Err(error) => blocked.push(format!("{namespace}/{name}: {}", why(&error))),
         }
     }
     Ok((pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect(), blocked))
+}
+
+/// Why a pod may not be evicted: the server's words, with the budget that it names.
+fn why(error: &Error) -> String {
+    let causes = error.status().and_then(|status| status.details.as_ref()).map(|details| details.causes.as_slice()).unwrap_or_default();
+    match causes.iter().find(|cause| cause.reason == "DisruptionBudget") {
+        Some(cause) => cause.message.clone(),
+        None => crate::api::chain(error),
+    }
 }
 
 /// What has to go: not what belongs to the node (static pods and those of DaemonSets), nor what has ended.

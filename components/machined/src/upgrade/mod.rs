@@ -6,12 +6,14 @@
 //! | `layout.rs` | where the slots, META and the boot partition of this disk are; reading and changing META |
 //! | `write.rs` | from an upgrade file to a slot that can be started |
 //! | `trust.rs` | whose upgrade files are taken |
+//! | `around.rs` | what has to be known of the other machines |
 //! | `table.rs` | the partition's UUID, by which the new root is found |
 //! | `health.rs` | how healthy this machine is |
 //! | `drain.rs` | moving pods away before the restart, and letting them come back |
 //! | `start.rs` | the steps of an upgrade and of a rollback, in their order |
 //! | `judge.rs` | what follows at the next boot: the health gate, or the reason of the way back |
 
+mod around;
 mod drain;
 mod health;
 mod judge;
@@ -24,7 +26,7 @@ mod trust;
 mod write;
 
 pub use judge::{at_boot, watch};
-pub use start::{Options, begin, roll_back};
+pub use start::{Options, Told, begin, roll_back};
 pub use trust::Trust;
 
 use serde_json::{Value, json};
@@ -85,9 +87,12 @@ pub enum UpgradeError {
     /// A part of it has another size than its manifest says.
     #[error("{what} in the upgrade file has {has} bytes, and its manifest says {expected}")]
     Size { what: &'static str, has: u64, expected: u64 },
-    /// The machine does not take it.
+    /// It is what runs.
     #[error(transparent)]
-    Refused(#[from] slots::manifest::Refusal),
+    Same(slots::manifest::Refusal),
+    /// The machine does not take it, for one or more reasons.
+    #[error("{0}")]
+    Refused(String),
     /// etcd could not be saved before.
     #[error("take an etcd snapshot before the upgrade")]
     Snapshot(#[source] crate::etcd::EtcdError),
@@ -128,6 +133,7 @@ impl UpgradeError {
                 | E::WrongSignature(_)
                 | E::Manifest(_)
                 | E::Size { .. }
+                | E::Same(_)
                 | E::Refused(_)
                 | E::NoOther(_)
                 | E::Drain(_)

@@ -4,18 +4,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machine_api::limits;
+use slots::checks::{self, Check, Facts, Verdict};
 use slots::gate::{DEADLINE, LONGEST, SHORTEST};
 use slots::loader::{DEFAULT, ONE_SHOT, entry, other};
-use slots::manifest::{Allow, Manifest};
+use slots::manifest::{self, Allow, Manifest};
 use slots::record::{self, State, Upgrade};
 use tokio::sync::mpsc;
 
 use super::layout::Layout;
 use super::write::{self, Archive, Pieces};
-use super::{Trust, UpgradeError, drain, health, show};
+use super::{Trust, UpgradeError, around, drain, health, show};
 use crate::clock::unix_seconds;
 use crate::install::Progress;
 use crate::machine::Machine;
+
+/// What people are told while it goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// What was checked before anything is written.
+    Checks(Vec<Check>),
+    /// How far it is.
+    Progress(Progress),
+}
 
 /// What a person wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,20 +47,40 @@ pub async fn begin(
     machine: &Arc<Machine>,
     options: Options,
     pieces: mpsc::Receiver<Vec<u8>>,
-    progress: mpsc::Sender<Progress>,
+    progress: mpsc::Sender<Told>,
 ) -> Result<(String, bool), UpgradeError> {
     let layout = Layout::of(machine)?;
     let deadline = options.deadline.unwrap_or(DEADLINE).clamp(SHORTEST, LONGEST);
     let (writer, written_machine, allow, dry_run) = (layout.clone(), machine.clone(), options.allow, options.dry_run);
     let told = progress.clone();
     let runtime = tokio::runtime::Handle::current();
+    let (peers, members) = tokio::join!(around::peers(machine), around::members(machine));
     let work = move || -> Result<(Manifest, Option<Upgrade>), UpgradeError> {
         // A caller who does not read misses progress, nothing else.
-        let mut say = |step: Progress| drop(told.try_send(step));
+        let mut say = |step: Progress| drop(told.try_send(Told::Progress(step)));
         let mut archive = tar::Archive::new(Pieces::new(pieces));
         let mut archive = Archive::new(&mut archive)?;
-        let manifest = archive.manifest(&Trust::read(&written_machine.paths.upgrade_keys())?)?;
-        write::check(&writer, &manifest, allow)?;
+        let trust = Trust::read(&written_machine.paths.upgrade_keys())?;
+        let manifest = archive.manifest(&trust).inspect_err(|error| {
+            if matches!(error, UpgradeError::Unsigned(_) | UpgradeError::WrongSignature(_)) {
+                drop(told.try_send(Told::Checks(vec![Check::new("signature", Verdict::Refused, error.to_string())])));
+            }
+        })?;
+        let loaded = written_machine.loaded();
+        let config = loaded.as_ref().map(|loaded| machine_config::to_values(&loaded.text)).unwrap_or_default();
+        let control_plane = loaded.is_some_and(|loaded| loaded.config.is_control_plane());
+        let (room, running) = (write::room(&writer)?, &writer.running);
+        let facts = Facts { running, room, allow, config: &config, control_plane, peers, members };
+        let mut table = vec![Check::new("signature", Verdict::Good, trust.words())];
+        table.extend(checks::checks(&manifest, &facts));
+        let refused = checks::refusal(&table);
+        drop(told.try_send(Told::Checks(table)));
+        if let Err(same @ manifest::Refusal::Same(_)) = manifest::version(&manifest.system, running, allow) {
+            return Err(UpgradeError::Same(same));
+        }
+        if let Some(reasons) = refused {
+            return Err(UpgradeError::Refused(reasons));
+        }
         if dry_run {
             return Ok((manifest, None));
         }
@@ -106,10 +136,10 @@ async fn arm(
     layout: &Layout,
     upgrade: &mut Upgrade,
     options: &Options,
-    progress: &mpsc::Sender<Progress>,
+    progress: &mpsc::Sender<Told>,
 ) -> Result<(), UpgradeError> {
     if !options.stage && !options.drain.is_zero() {
-        let stage = |detail: String| Progress { stage: "move pods away", done: 0, total: 0, detail };
+        let stage = |detail: String| Told::Progress(Progress { stage: "move pods away", done: 0, total: 0, detail });
         let mut say = |detail: String| drop(progress.try_send(stage(detail)));
         say(String::new());
         // Should the power fail meanwhile, the next boot lets pods come back.
@@ -177,7 +207,8 @@ pub fn roll_back(machine: &Machine, who: &str) -> Result<String, UpgradeError> {
         reason: format!("asked for by {who}"),
         baseline: Default::default(),
         deadline_seconds: 0,
-        cordoned: false,
+        // Pods that were kept away come back, whichever way the machine goes.
+        cordoned: last.as_ref().is_some_and(|upgrade| upgrade.cordoned),
         begun_unix: last.map_or(0, |upgrade| upgrade.begun_unix),
         ended_unix: unix_seconds(),
     };

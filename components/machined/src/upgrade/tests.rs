@@ -59,6 +59,12 @@ fn system(version: &str, root: verity::Parameters) -> System {
     System { version: version.into(), kubernetes: "v1.36.2".into(), root }
 }
 
+/// What this system's own config may have.
+fn known_config() -> slots::fields::Fields {
+    let schema = include_str!("../../../../configs/machine-config.schema.json");
+    slots::fields::Fields::of_schema(&serde_json::from_str(schema).unwrap())
+}
+
 /// A disk as an installation leaves it, and an upgrade file.
 fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
@@ -86,6 +92,7 @@ fn fixture() -> Fixture {
         kernel: "6.12".into(),
         uki_bytes: uki.len() as u64,
         uki_sha256: verity::Digest(sha2::Sha256::digest(&uki).into()),
+        config: Some(known_config()),
     };
     let mut builder = tar::Builder::new(Vec::new());
     for (name, content) in [("manifest.json", serde_json::to_vec(&manifest).unwrap()), ("root.erofs", new_root.0), ("strake.efi", uki)] {
@@ -117,6 +124,19 @@ impl Fixture {
         drop(pieces);
         let (progress, _told) = tokio::sync::mpsc::channel(1000);
         begin(machine, options, received, progress).await
+    }
+
+    /// The table that a dry run shows.
+    async fn table(&self, machine: &Arc<Machine>) -> Vec<slots::checks::Check> {
+        let (pieces, received) = tokio::sync::mpsc::channel(1000);
+        pieces.send(self.file[..100_000].to_vec()).await.unwrap();
+        drop(pieces);
+        let (progress, mut told) = tokio::sync::mpsc::channel(10);
+        let _ = begin(machine, Options { dry_run: true, ..Options::default() }, received, progress).await;
+        match told.recv().await {
+            Some(Told::Checks(table)) => table,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn state(&self, machine: &Machine) -> (State, String) {
@@ -198,6 +218,39 @@ async fn a_good_system_is_started_always_and_the_old_one_can_be_gone_back_to() {
     assert_eq!((at_boot(&back), fixture.state(&back).0, default_of(&back)), (None, State::RolledBack, Some(Slot::A)));
 }
 
+/// What META, the loader and the firmware say in the end, but for the words about how it came to that.
+fn end_state(machine: &Machine) -> (Option<Slot>, Option<String>, [Option<System>; 2], Slot, bool) {
+    let layout = Layout::of(machine).unwrap();
+    let meta = layout.read().unwrap();
+    let upgrade = record::upgrade(&meta).unwrap();
+    let one_shot = layout.variables.read(slots::loader::ONE_SHOT).unwrap();
+    let good = [Slot::A, Slot::B].map(|slot| record::good(&meta, slot));
+    (layout.boot.default_slot().unwrap(), one_shot, good, upgrade.slot, upgrade.cordoned)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn going_back_by_hand_and_by_itself_end_in_the_same_state() {
+    let mut ends = Vec::new();
+    for by_hand in [true, false] {
+        let fixture = fixture();
+        let old = fixture.boot(Slot::A, &fixture.old);
+        Layout::of(&old).unwrap().change(|meta| record::set_good(meta, Slot::A, Some(&fixture.old))).unwrap();
+        fixture.upgrade(&old, Options::default(), &fixture.file).await.unwrap();
+        let trial = fixture.boot(Slot::B, &fixture.new);
+        // The loader removes it before it starts the entry.
+        Layout::of(&trial).unwrap().variables.remove(slots::loader::ONE_SHOT).unwrap();
+        at_boot(&trial);
+        if by_hand {
+            roll_back(&trial, "admin").unwrap();
+        }
+        let back = fixture.boot(Slot::A, &fixture.old);
+        at_boot(&back);
+        ends.push(end_state(&back));
+    }
+    assert_eq!(ends[0], ends[1]);
+    assert_eq!((ends[0].0, &ends[0].1), (Some(Slot::A), &None));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_damaged_or_cut_off_never_becomes_a_slot_that_can_be_started() {
     let fixture = fixture();
@@ -220,6 +273,14 @@ async fn what_is_damaged_or_cut_off_never_becomes_a_slot_that_can_be_started() {
         assert_eq!((default_of(&old), fixture.one_shot(&old)), (Some(Slot::A), None));
     }
     assert_eq!(fixture.state(&old).0, State::Failed);
+
+    let table = fixture.table(&old).await;
+    let names: Vec<_> = table.iter().map(|check| check.name).collect();
+    assert_eq!(names[..7], ["signature", "format", "architecture", "version", "kubernetes", "config", "room"]);
+    assert_eq!(slots::checks::refusal(&table), None, "the config in force is one that the new system knows: {table:?}");
+    let again = fixture.boot(Slot::A, &fixture.new);
+    let same = fixture.upgrade(&again, Options::default(), &fixture.file).await.unwrap_err();
+    assert!(matches!(same, UpgradeError::Same(_)), "{same}");
 
     let older = fixture.boot(Slot::A, &System { version: "0.3.0".into(), ..fixture.old.clone() });
     let refused = fixture.upgrade(&older, Options::default(), &fixture.file).await.unwrap_err();

@@ -30,6 +30,14 @@ impl Trust {
         self.keys.iter().map(VerifyingKey::fingerprint).collect()
     }
 
+    /// Who is believed, in words.
+    pub fn words(&self) -> String {
+        match self.keys.is_empty() {
+            true => "not looked at: this image was built without keys and takes any file".to_owned(),
+            false => format!("by a key of this image ({})", self.fingerprints().join(", ")),
+        }
+    }
+
     /// Whether a manifest, as its bytes are, is to be believed.
     pub fn check(&self, manifest: &[u8], signature: Option<&[u8]>) -> Result<(), UpgradeError> {
         match (self.keys.is_empty(), signature) {

@@ -6,7 +6,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::path::Path;
 
-use slots::manifest::{self, Allow, MEMBERS, Manifest, Room, SIGNATURE};
+use slots::manifest::{self, MEMBERS, Manifest, Room, SIGNATURE};
 use slots::record::{self, State, Upgrade};
 
 use super::layout::Layout;
@@ -77,13 +77,13 @@ fn name(entry: &tar::Entry<'_, impl Read>) -> String {
     String::from_utf8_lossy(&entry.path_bytes()).into_owned()
 }
 
-/// Whether this machine takes the upgrade now.
-pub fn check(layout: &Layout, manifest: &Manifest, allow: Allow) -> Result<(), UpgradeError> {
+/// The room that there is for another system. An upgrade that is under way is an error.
+pub fn room(layout: &Layout) -> Result<Room, UpgradeError> {
     if let Some(upgrade) = record::upgrade(&layout.read()?).filter(|upgrade| upgrade.state == State::Trying) {
         return Err(UpgradeError::UnderWay(upgrade.to.version));
     }
     let free = layout.boot.free(layout.other()).map_err(|error| UpgradeError::Boot("look for room", error))?;
-    Ok(manifest::check(manifest, &layout.running, Room { slot: layout.idle.size, boot: free }, allow)?)
+    Ok(Room { slot: layout.idle.size, boot: free })
 }
 
 /// Writes the idle slot. `upgrade` is what META says of it from the first byte on.
@@ -192,6 +192,7 @@ mod tests {
             kernel: "6.12".into(),
             uki_bytes: 3,
             uki_sha256: Digest([0; 32]),
+            config: None,
         };
         let text = serde_json::to_vec(&manifest).unwrap();
         let (m, r, u) = (("manifest.json", &text[..]), ("root.erofs", &root[..]), ("strake.efi", &b"uki"[..]));

@@ -8,8 +8,9 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use machine_api::limits;
 use machine_api::v1alpha1::{
-    ApplyConfigRequest, ApplyMode, ConfigFile, ConfirmConfigRequest, InstallProgress, InstallRequest, Mode, VersionRequest,
+    ApplyConfigRequest, ApplyMode, ConfigFile, ConfirmConfigRequest, InstallProgress, InstallRequest, Mode, VersionRequest, VolumeSecrets,
 };
+use machine_config::{DocumentKind, Documents};
 use serde_json::json;
 use tokio_stream::StreamExt;
 
@@ -32,6 +33,12 @@ pub struct ApplyConfig {
     /// When the config takes effect on an installed machine.
     #[arg(long, value_enum, default_value_t)]
     mode: When,
+    /// With a config that encrypts volumes: the file of the recovery key. It is made when it is not there; keep it off the machine.
+    #[arg(long, value_name = "FILE")]
+    recovery_key: Option<PathBuf>,
+    /// With a config that encrypts volumes by a passphrase: the file it is in (its end of line does not count).
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
     /// With --mode try: after how many seconds the machine goes back.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(5..=3600))]
     try_seconds: u32,
@@ -65,7 +72,8 @@ impl ApplyConfig {
         let machine = cx.one().await?;
         let version = machine.machine().version(VersionRequest {}).await.map_err(refused)?.into_inner();
         if version.mode() == Mode::Maintenance && !self.dry_run {
-            return install(cx, &machine, files).await;
+            let secrets = self.secrets(&files)?;
+            return install(cx, &machine, files, secrets).await;
         }
         let mode = match self.mode {
             When::Auto => ApplyMode::Auto,
@@ -96,6 +104,39 @@ impl ApplyConfig {
             }
             seconds => prove(cx, &machine.node, seconds).await,
         }
+    }
+}
+
+impl ApplyConfig {
+    /// What the config's encrypted volumes take beside what the machine makes itself. A recovery key that is made here is on this computer's disk before
+    /// any machine knows it.
+    fn secrets(&self, files: &[ConfigFile]) -> anyhow::Result<Option<VolumeSecrets>> {
+        let documents = Documents::parse_all(files.iter().map(|file| (file.name.as_str(), file.content.as_str())))?;
+        let volumes = documents.iter().filter_map(|document| match document {
+            DocumentKind::VolumeConfig(volume) => volume.encryption.as_ref(),
+            _ => None,
+        });
+        let (mut recovery, mut passphrase) = (false, false);
+        for encryption in volumes {
+            recovery |= encryption.recovery_key;
+            passphrase |= encryption.keys.iter().any(|key| key.passphrase.is_some());
+        }
+        let mut secrets = VolumeSecrets::default();
+        if passphrase {
+            let file = self
+                .passphrase_file
+                .as_ref()
+                .context("the config encrypts volumes by a passphrase: name its file with --passphrase-file")?;
+            secrets.passphrase = super::unlock::secret(file)?;
+        }
+        if recovery {
+            let file = self.recovery_key.as_ref().context(
+                "the config encrypts volumes: name the file of the recovery key with --recovery-key (it is made when it is not there), or set \
+                 encryption.recoveryKey to false and lose the data when nothing else opens them",
+            )?;
+            secrets.recovery_key = super::recovery_key::read_or_make(file)?.to_string();
+        }
+        Ok((recovery || passphrase).then_some(secrets))
     }
 }
 
@@ -149,8 +190,8 @@ fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<ConfigFile>> {
     Ok(files)
 }
 
-async fn install(cx: &Cx, machine: &Connection, files: Vec<ConfigFile>) -> anyhow::Result<()> {
-    let mut progress = machine.machine().install(InstallRequest { files }).await.map_err(refused)?.into_inner();
+async fn install(cx: &Cx, machine: &Connection, files: Vec<ConfigFile>, secrets: Option<VolumeSecrets>) -> anyhow::Result<()> {
+    let mut progress = machine.machine().install(InstallRequest { files, secrets }).await.map_err(refused)?.into_inner();
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(Duration::from_millis(200));
     let mut stage = String::new();

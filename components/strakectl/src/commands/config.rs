@@ -9,6 +9,7 @@ use machine_config::{Config as MachineConfig, DocumentKind, Documents, Problem};
 use serde_json::json;
 
 use super::Cx;
+use super::config_key::Sign;
 use crate::output::{self, Format};
 
 /// Check, compare and patch machine configs.
@@ -50,12 +51,14 @@ pub enum Config {
     },
     /// Print the JSON Schema of the documents.
     Schema,
+    Sign(Sign),
 }
 
 impl Config {
     /// Does what the command line says.
     pub fn run(self, cx: &Cx) -> anyhow::Result<()> {
         match self {
+            Self::Sign(verb) => super::print(&verb.signed()?),
             Self::Validate { files, together } => validate(cx, &files, together),
             Self::Diff { old, new } => {
                 let (old, new) = (complete(&old)?, complete(&new)?);

@@ -19,6 +19,8 @@ use pki::{Authority, Issued, LeafSpec, PrivateKey};
 use rand::RngExt as _;
 
 use super::Cx;
+use super::config_key::ConfigKey;
+use super::recovery_key::RecoveryKeyFile;
 use super::secureboot_keys::SecurebootKeys;
 use crate::context::{Context, StrakeConfig};
 
@@ -36,6 +38,8 @@ pub enum Gen {
     /// Write a strakeconfig with a client certificate of a role.
     Client(Client),
     SecurebootKeys(SecurebootKeys),
+    ConfigKey(ConfigKey),
+    RecoveryKey(RecoveryKeyFile),
 }
 
 /// `strakectl gen cluster`.
@@ -136,6 +140,8 @@ impl Gen {
             Self::Machine(verb) => verb.run(),
             Self::Client(verb) => verb.run(),
             Self::SecurebootKeys(verb) => verb.run(),
+            Self::ConfigKey(verb) => verb.run(),
+            Self::RecoveryKey(verb) => verb.run(),
         }
     }
 }
@@ -358,6 +364,8 @@ mod tests {
             Gen::Machine(verb) => verb.run(),
             Gen::Client(verb) => verb.run(),
             Gen::SecurebootKeys(verb) => verb.run(),
+            Gen::ConfigKey(verb) => verb.run(),
+            Gen::RecoveryKey(verb) => verb.run(),
         }
     }
 

@@ -26,8 +26,9 @@ pub struct Wait {
     deadline: u64,
 }
 
+/// How much a machine must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Until {
+pub(super) enum Until {
     /// The machine's API answers and the machine is installed.
     Api,
     /// Also the host is in order: volumes, network, time, certificates, services.
@@ -90,7 +91,7 @@ fn unhealthy(rows: &[Row]) -> usize {
     rows.iter().filter(|row| !good(row)).count()
 }
 
-async fn checks(machine: Connection, until: Until) -> anyhow::Result<Vec<Value>> {
+pub(super) async fn checks(machine: Connection, until: Until) -> anyhow::Result<Vec<Value>> {
     let version = machine.machine().version(VersionRequest {}).await.map_err(refused)?.into_inner();
     let running = version.mode() == Mode::Running;
     let mode = super::version::mode(version.mode());

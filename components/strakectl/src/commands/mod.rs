@@ -4,6 +4,7 @@ mod apply_config;
 mod bootstrap;
 mod completion;
 mod config;
+mod config_key;
 mod context;
 mod etcd;
 mod explain;
@@ -14,10 +15,14 @@ mod images;
 mod kubeconfig;
 mod lifecycle;
 mod logs;
+mod media;
+mod recovery_key;
 mod resources;
+mod rollout;
 mod secureboot_keys;
 mod services;
 mod stats;
+mod unlock;
 mod upgrade;
 mod version;
 
@@ -117,8 +122,10 @@ enum Command {
     Reboot(lifecycle::Reboot),
     Shutdown(lifecycle::Shutdown),
     Reset(lifecycle::Reset),
+    Unlock(unlock::Unlock),
     Upgrade(upgrade::Upgrade),
     Rollback(upgrade::Rollback),
+    Media(media::Media),
     #[command(subcommand)]
     Gen(r#gen::Gen),
     #[command(subcommand)]
@@ -155,8 +162,10 @@ impl Cli {
             Command::Reboot(verb) => verb.run(&cx).await,
             Command::Shutdown(verb) => verb.run(&cx).await,
             Command::Reset(verb) => verb.run(&cx).await,
+            Command::Unlock(verb) => verb.run(&cx).await,
             Command::Upgrade(verb) => verb.run(&cx).await,
             Command::Rollback(verb) => verb.run(&cx).await,
+            Command::Media(verb) => verb.run(),
             Command::Gen(verb) => verb.run(&cx),
             Command::Config(verb) => verb.run(&cx),
             Command::Context(verb) => verb.run(&cx),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
-use pki::{Issued, SigningKey};
+use pki::{Issued, PrivateKey, SigningKey};
 
 /// The firmware looks at no dates; a certificate that ends would only confuse people.
 const LIFETIME: Duration = Duration::from_secs(30 * 365 * 86400);
@@ -16,7 +16,7 @@ const LIFETIME: Duration = Duration::from_secs(30 * 365 * 86400);
 /// Write the keys that sign the boot chain and upgrade files.
 ///
 /// PK, KEK and db are the firmware's keys of UEFI Secure Boot (RSA 2048, self-signed certificates in PEM), owner.guid names their owner to the firmware, and upgrade.key signs upgrade
-/// files (Ed25519). `cargo xtask image --secureboot-keys DIR` builds signed media with them. Whoever has db.key or upgrade.key can make a system that your machines
+/// files (Ed25519), and pcr.key (ECDSA P-256) what a kernel image measures, for which TPMs open the machines' disks. `cargo xtask image --secureboot-keys DIR` builds signed media with them. Whoever has db.key, pcr.key or upgrade.key can make a system that your machines
 /// start: keep the directory off the machines. Nothing that exists is overwritten.
 #[derive(Debug, clap::Args)]
 pub struct SecurebootKeys {
@@ -55,6 +55,9 @@ fn files(owner: &str, now: Timestamp) -> anyhow::Result<Vec<(String, String)>> {
     let upgrade = SigningKey::generate()?;
     files.push(("upgrade.pub".to_owned(), upgrade.public_pem()));
     files.push(("upgrade.key".to_owned(), upgrade.to_pem()?));
+    let measured = PrivateKey::generate()?;
+    files.push(("pcr.pub".to_owned(), measured.public_pem()));
+    files.push(("pcr.key".to_owned(), measured.to_pem()));
     files.push(("owner.guid".to_owned(), format!("{}\n", uuid::Uuid::new_v4())));
     Ok(files)
 }
@@ -81,7 +84,19 @@ mod tests {
         let mut names: Vec<String> =
             fs::read_dir(&keys).expect("list").map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned()).collect();
         names.sort();
-        let expected = ["KEK.key", "KEK.pem", "PK.key", "PK.pem", "db.key", "db.pem", "owner.guid", "upgrade.key", "upgrade.pub"];
+        let expected = [
+            "KEK.key",
+            "KEK.pem",
+            "PK.key",
+            "PK.pem",
+            "db.key",
+            "db.pem",
+            "owner.guid",
+            "pcr.key",
+            "pcr.pub",
+            "upgrade.key",
+            "upgrade.pub",
+        ];
         assert_eq!(names, expected);
         for name in &names {
             assert_eq!(fs::metadata(keys.join(name)).expect(name).permissions().mode() & 0o777, 0o600, "{name}");

@@ -1,0 +1,38 @@
+//! The way to a TPM.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use crate::MAX_MESSAGE;
+
+/// Sends a command and gives the answer.
+pub trait Transport {
+    /// One of each.
+    fn transact(&mut self, command: &[u8]) -> io::Result<Vec<u8>>;
+}
+
+/// The kernel's TPM behind its resource manager, which keeps each user's objects apart and removes them when the device is closed.
+#[derive(Debug)]
+pub struct Device(File);
+
+impl Device {
+    /// Where the kernel has it.
+    pub const PATH: &str = "/dev/tpmrm0";
+
+    /// Opens a device.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        OpenOptions::new().read(true).write(true).open(path).map(Self)
+    }
+}
+
+impl Transport for Device {
+    fn transact(&mut self, command: &[u8]) -> io::Result<Vec<u8>> {
+        self.0.write_all(command)?;
+        // The whole answer comes with one read.
+        let mut answer = vec![0; MAX_MESSAGE];
+        let size = self.0.read(&mut answer)?;
+        answer.truncate(size);
+        Ok(answer)
+    }
+}

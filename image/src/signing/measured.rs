@@ -1,0 +1,131 @@
+//! What a kernel image measures, and its signature: systemd-stub extends PCR 11 by the name and the content of each section it uses, before the
+//! kernel runs (the UAPI group's Unified Kernel Image specification, "PCR measurements"). Whoever has the key of these signatures decides what a machine's TPM gives the keys of
+//! its disks to. ukify makes the same, but only by systemd-measure with a TPM library that is not needed for it, and only for the phases that systemd
+//! itself extends the PCR by; here it is what stands there when init starts.
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+use tpm::policy::{self, Digest, EMPTY};
+
+/// The sections that are measured, in the order in which they are. `.pcrsig` cannot be, for it is made of the others.
+const SECTIONS: &[&str] = &[
+    ".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey", ".profile", ".dtbauto", ".hwids",
+];
+const MOST_SECTIONS: u16 = 96;
+
+/// What PCR 11 holds after this image was started.
+pub fn pcr(image: &[u8]) -> Result<Digest, String> {
+    let sections = sections(image).ok_or("it is not an image that the firmware starts")?;
+    let mut pcr = EMPTY;
+    for name in SECTIONS {
+        let Some((_, content)) = sections.iter().find(|(found, _)| found == name) else { continue };
+        let terminated = [name.as_bytes(), &[0]].concat();
+        for event in [&terminated[..], content] {
+            pcr = policy::extend(&pcr, &policy::hash(&[event]));
+        }
+    }
+    Ok(pcr)
+}
+
+/// Names and contents of a PE file's sections (Microsoft's "PE Format").
+fn sections(image: &[u8]) -> Option<Vec<(String, &[u8])>> {
+    let two = |at: usize| Some(u16::from_le_bytes(*image.get(at..)?.first_chunk()?));
+    let four = |at: usize| usize::try_from(u32::from_le_bytes(*image.get(at..)?.first_chunk()?)).ok();
+    let head = four(0x3c)?;
+    if image.get(head..head.checked_add(4)?)? != b"PE\0\0" {
+        return None;
+    }
+    let (count, optional) = (two(head + 6)?, two(head + 20)?);
+    let first = head + 24 + usize::from(optional);
+    let mut found = Vec::new();
+    for number in 0..count.min(MOST_SECTIONS) {
+        let at = first + usize::from(number) * 40;
+        let name = image.get(at..at + 8)?;
+        let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
+        let (size, raw_size, start) = (four(at + 8)?, four(at + 16)?, four(at + 20)?);
+        found.push((name, image.get(start..start.checked_add(size.min(raw_size))?)?));
+    }
+    Some(found)
+}
+
+/// The content of `.pcrsig`, in systemd's form. `pol` is the policy that is signed, `pkfp` the hash of the public key.
+pub fn signatures(pcr: &Digest, public: &[u8], private: &[u8]) -> Result<String, String> {
+    if tpm::PublicKey::from_spki(public).is_none() {
+        return Err("pcr.pub is not a key of ECDSA on P-256".to_owned());
+    }
+    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, private)
+        .map_err(|problem| format!("it is not a key of ECDSA on P-256: {problem}"))?;
+    let approved = policy::pcr(&EMPTY, &[tpm::PCR_SYSTEM], &[*pcr]);
+    let signature = key.sign(&SystemRandom::new(), &policy::to_sign(&approved, b"")).map_err(|_| "the key does not sign".to_owned())?;
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let entry = json!({
+        "pcrs": [tpm::PCR_SYSTEM], "pkfp": hex(&policy::hash(&[public])), "pol": hex(&approved), "sig": STANDARD.encode(signature.as_ref()),
+    });
+    Ok(json!({"sha256": [entry]}).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A file with these sections.
+    fn image(sections: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut file = vec![0; 0x40];
+        file[0x3c] = 0x40;
+        file.extend(b"PE\0\0\x64\x86");
+        file.extend(u16::try_from(sections.len()).unwrap().to_le_bytes());
+        file.extend([0; 16]);
+        let mut start = file.len() + sections.len() * 40;
+        let mut contents = Vec::new();
+        for (name, content) in sections {
+            let mut header = [0; 40];
+            header[..name.len()].copy_from_slice(name.as_bytes());
+            let padded = content.len().next_multiple_of(16);
+            header[8..12].copy_from_slice(&u32::try_from(content.len()).unwrap().to_le_bytes());
+            header[16..20].copy_from_slice(&u32::try_from(padded).unwrap().to_le_bytes());
+            header[20..24].copy_from_slice(&u32::try_from(start).unwrap().to_le_bytes());
+            file.extend(header);
+            contents.extend(*content);
+            contents.resize(contents.len().next_multiple_of(16), 0xff);
+            start += padded;
+        }
+        file.extend(contents);
+        file
+    }
+
+    #[test]
+    fn pcr_11_is_what_systemd_measure_computes() {
+        // `systemd-measure calculate --linux= --osrel= --phase= --bank=sha256` of version 257, with these contents.
+        let file = image(&[(".osrel", b"os\n"), (".text", b"code"), (".linux", b"hi\n"), (".pcrsig", b"not measured")]);
+        let hex: String = pcr(&file).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "835d46c53288b8df9d595cc136568bdf716782d00d46190f6cb7c012b6db1679");
+    }
+
+    #[test]
+    fn a_signature_names_its_key_and_its_policy() {
+        let key = pki::PrivateKey::generate().unwrap();
+        let (public, private) = (pki::pem::public_key(&key.public_pem()).unwrap(), pki::pem::private_key(&key.to_pem()).unwrap());
+        let text = signatures(&[7; 32], &public, private.secret_der()).unwrap();
+        let entry: serde_json::Value = serde_json::from_str::<serde_json::Value>(&text).unwrap()["sha256"][0].clone();
+        assert_eq!(entry["pcrs"], json!([11]));
+        assert_eq!((entry["pol"].as_str().unwrap().len(), entry["pkfp"].as_str().unwrap().len()), (64, 64));
+        assert_eq!(STANDARD.decode(entry["sig"].as_str().unwrap()).unwrap().len(), 64);
+        assert!(signatures(&[7; 32], &public[1..], private.secret_der()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_file_of_anything_is_refused_or_measured(mut file in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = pcr(&file);
+            if file.len() > 0x44 {
+                file[0x3c..0x44].copy_from_slice(b"\x40\0\0\0PE\0\0");
+                let _ = pcr(&file);
+            }
+        }
+    }
+}
