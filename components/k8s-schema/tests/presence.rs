@@ -108,6 +108,8 @@ fn written(f: &Field<'_>, given: Option<&Value>) -> Option<Value> {
         }
         (Kind::Struct, _) if pointer => Some(empty(t)),
         (Kind::Struct, _) => (!f.omit_zero()).then(|| empty(t)),
+        // JSON that nobody wrote is null.
+        (k, None) if is_opaque(k) => (!omits).then_some(Value::Null),
         (Kind::Time | Kind::MicroTime, None) => (!f.omit_zero()).then_some(Value::Null),
         // These are structs to Go, which are never empty.
         (Kind::Quantity | Kind::IntOrString | Kind::Duration, v) if !pointer => {
@@ -163,9 +165,9 @@ fn every_field_absent_null_zero_and_set_is_written_as_gos_tags_say() {
                 if f.proto_number() == 0 {
                     continue;
                 }
-                // Protobuf knows no empty list.
+                // Protobuf knows no empty list, unless it is a message of its own.
                 let kept = given.filter(|v| {
-                    let no_list = v.as_array().is_none_or(|a| !a.is_empty());
+                    let no_list = f.ty().is_wrapped() || v.as_array().is_none_or(|a| !a.is_empty());
                     no_list && !(f.ty().kind() == Kind::Map && v.as_object().is_some_and(Map::is_empty))
                 });
                 let want = written(&f, kept.as_ref());

@@ -51,7 +51,7 @@ use crate::{
 /// A request with everything a handler needs.
 pub struct Ctx {
     pub server: Arc<Server>,
-    pub info: RequestInfo,
+    pub info: Arc<RequestInfo>,
     pub query: Query,
     pub method: Method,
     pub uri: Uri,
@@ -124,7 +124,7 @@ impl Ctx {
         let user = User { name: "system:apiserver".into(), groups: vec![crate::authn::MASTERS.into()], ..User::default() };
         Self {
             server: Arc::clone(server),
-            info,
+            info: Arc::new(info),
             query: Query::default(),
             method: Method::DELETE,
             uri: Uri::default(),

@@ -22,13 +22,18 @@ impl Started {
     /// `arguments`: the command line without the program's name.
     pub fn now(arguments: impl IntoIterator<Item = String>) -> Self {
         let mut flags: Vec<String> = Vec::new();
+        // The argument before this one was a flag without a value.
+        let mut open = false;
         for a in arguments {
-            match (a.strip_prefix("--"), flags.last_mut()) {
-                (Some(flag), _) => flags.push(flag.to_owned()),
-                // The value of the flag before it.
-                (None, Some(last)) if !last.contains('=') && !a.starts_with('-') => *last = format!("{last}={a}"),
-                (None, _) => {}
+            if let Some(flag) = a.strip_prefix("--") {
+                open = !flag.contains('=');
+                flags.push(flag.to_owned());
+                continue;
             }
+            if let Some(last) = flags.last_mut().filter(|_| open && !a.starts_with('-')) {
+                *last = format!("{last}={a}");
+            }
+            open = false;
         }
         flags.sort();
         Self { at: Timestamp::now(), since: Instant::now(), flags }

@@ -46,9 +46,8 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
     let headers = req.headers().clone();
     let method = req.method().clone();
     let query = Query::parse(req.uri().query());
-    let info = RequestInfo::parse(&method, req.uri().path(), |k| query.get(k).map(str::to_owned));
-    let path = info.path.clone();
-    let counted = info.clone();
+    let info = Arc::new(RequestInfo::parse(&method, req.uri().path(), |k| query.get(k).map(str::to_owned)));
+    let counted = Arc::clone(&info);
     let apply = headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/apply-patch"));
     let dry_run = query.get("dryRun").is_some_and(|d| d == "All");
     let kept = Arc::clone(&server);
@@ -59,7 +58,7 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
         Ok(Ok(a)) => a,
         Ok(Err(e)) => error_answer(&e, &headers),
         Err(_) => {
-            tracing::error!(%method, path, "a handler panicked");
+            tracing::error!(%method, path = counted.path, "a handler panicked");
             error_answer(&ApiError::new(500, "", "This request caused apiserver to panic. Look in the logs for details."), &headers)
         }
     };
@@ -83,7 +82,7 @@ pub async fn handle(server: Arc<Server>, conn: Arc<Conn>, req: hyper::Request<In
         let running = kept.metrics.long_running(&of);
         answer = answer.map(|body| Body::stream(Counted { body, _running: running }));
     }
-    tracing::debug!(%method, path, code = answer.status().as_u16(), "request");
+    tracing::debug!(%method, path = counted.path, code = answer.status().as_u16(), "request");
     answer
 }
 
@@ -123,7 +122,7 @@ async fn run(
     server: Arc<Server>,
     conn: Arc<Conn>,
     req: hyper::Request<Incoming>,
-    info: RequestInfo,
+    info: Arc<RequestInfo>,
     query: Query,
     id: &str,
     record: &OnceLock<Arc<Record>>,

@@ -58,7 +58,7 @@ async fn a_compaction_is_told_to_those_it_concerns_and_to_nobody_else() {
             names.extend(list["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].as_str().unwrap().to_owned()));
             next = list["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
         }
-        assert_eq!((names.first().map(String::as_str), names.last().map(String::as_str)), (Some("m-002"), Some("m-029")), "{names:?}");
+        assert_eq!((names.first().map(String::as_str), names.last().map(String::as_str)), (Some("m-003"), Some("m-029")), "{names:?}");
     }
     let path = format!("{MAPS}?resourceVersion={old}&resourceVersionMatch=Exact");
     let (code, gone) = call(&client, Method::GET, &path, &[], &Value::Null).await.unwrap();

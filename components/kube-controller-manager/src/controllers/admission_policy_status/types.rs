@@ -85,9 +85,12 @@ impl<'a> Types<'a> {
             Some(properties) => {
                 let mut fields = BTreeMap::new();
                 for (property, of) in properties {
-                    if let Some(called) = cel::schema::escape(property) {
-                        fields.insert(called, self.of(of, &format!("{name}.{property}"), depth + 1));
+                    let ty = self.of(of, &format!("{name}.{property}"), depth + 1);
+                    // Expressions of policies call fields what they are called; the names that rules of definitions use do no harm.
+                    if let Some(escaped) = cel::schema::escape(property) {
+                        fields.insert(escaped, ty.clone());
                     }
+                    fields.insert(property.clone(), ty);
                 }
                 let open = schema["x-kubernetes-preserve-unknown-fields"] == true;
                 Type::Object(Arc::new(ObjectType { name: name.to_owned(), fields, open }))
@@ -118,10 +121,11 @@ mod tests {
         assert_eq!(
             shown,
             [
+                "a-b: double",
                 "a__dash__b: double",
                 "amount: dyn",
                 "any: dyn",
-                "at: google.protobuf.Timestamp",
+                "at: timestamp",
                 "free: dyn",
                 "list: list(string)",
                 "map: map(string, bool)",
