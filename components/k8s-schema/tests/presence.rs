@@ -108,8 +108,8 @@ fn written(f: &Field<'_>, given: Option<&Value>) -> Option<Value> {
         }
         (Kind::Struct, _) if pointer => Some(empty(t)),
         (Kind::Struct, _) => (!f.omit_zero()).then(|| empty(t)),
-        // JSON that nobody wrote is null.
-        (k, None) if is_opaque(k) => (!omits).then_some(Value::Null),
+        // JSON that nobody wrote is null, and in a struct of Go's, which is never empty.
+        (k, None) if is_opaque(k) => (!f.omit_zero()).then_some(Value::Null),
         (Kind::Time | Kind::MicroTime, None) => (!f.omit_zero()).then_some(Value::Null),
         // These are structs to Go, which are never empty.
         (Kind::Quantity | Kind::IntOrString | Kind::Duration, v) if !pointer => {
