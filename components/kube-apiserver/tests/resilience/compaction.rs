@@ -16,8 +16,11 @@ async fn write(client: &Client, from: usize, to: usize) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compaction_is_told_to_those_it_concerns_and_to_nobody_else() {
     let dir = tempfile::tempdir().unwrap();
-    let cluster = start(&dir).await;
+    let path = dir.path().to_owned();
+    let (cluster, args) = tokio::task::spawn_blocking(move || Cluster::prepare(&path, None)).await.unwrap();
+    serve(args.clone());
     let client = admin(&cluster.dir, cluster.port).await;
+    ready(&client).await;
     let etcd = Etcd::connect([cluster.etcd_url.as_str()], None).await.unwrap();
     let old = version(&get(&client, MAPS).await);
     let first = write(&client, 0, 10).await;
@@ -66,11 +69,15 @@ async fn a_compaction_is_told_to_those_it_concerns_and_to_nobody_else() {
     // The server remembers more than etcd: a watch from before the compaction goes on.
     let mut watch = Watch::open(&client, &format!("{MAPS}?watch=true&resourceVersion={first}")).await.unwrap();
     assert_eq!(bounded("an event", watch.next()).await.unwrap()["object"]["metadata"]["name"], "m-010");
-    // From before the server's own time there is nothing: the error comes as an event, as upstream's does.
-    let mut watch = Watch::open(&client, &format!("{MAPS}?watch=true&resourceVersion=1")).await.unwrap();
+    // One that started after the compaction does not: the error comes as an event, as upstream's does.
+    let (port, other) = beside(&args);
+    serve(other);
+    let late = admin(&cluster.dir, port).await;
+    ready(&late).await;
+    let mut watch = Watch::open(&late, &format!("{MAPS}?watch=true&resourceVersion={first}")).await.unwrap();
     let event = bounded("the error", watch.next()).await.unwrap();
     let object = &event["object"];
     assert_eq!((&event["type"], &object["code"], &object["reason"]), (&json!("ERROR"), &json!(410), &json!("Expired")), "{event}");
-    assert!(object["message"].as_str().unwrap().starts_with("too old resource version: 1 ("), "{object}");
+    assert!(object["message"].as_str().unwrap().starts_with(&format!("too old resource version: {first} (")), "{object}");
     assert!(bounded("the end", watch.next()).await.is_none());
 }

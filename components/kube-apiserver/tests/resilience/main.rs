@@ -37,6 +37,25 @@ fn serve(args: Vec<OsString>) {
     std::thread::spawn(move || kube_apiserver::main(args.into_iter()));
 }
 
+/// Another port, and the arguments of a server beside the one with these.
+fn beside(args: &[OsString]) -> (u16, Vec<OsString>) {
+    let port = cluster::free_port();
+    let other = args.iter().map(|arg| match arg.to_str() {
+        Some(text) if text.starts_with("--secure-port=") => format!("--secure-port={port}").into(),
+        _ => arg.clone(),
+    });
+    (port, other.collect())
+}
+
+/// Waits until a server is ready.
+async fn ready(client: &Client) {
+    until("a ready server", async || {
+        let request = Request::builder().uri("/readyz").body(Body::empty()).unwrap();
+        client.send(request).await.ok().filter(|r| r.status() == 200)
+    })
+    .await;
+}
+
 /// The administrator's client of the server at that port, over connections of its own.
 async fn admin(dir: &Path, port: u16) -> Client {
     let mut kubeconfig = Kubeconfig::read_from(dir.join("admin.kubeconfig")).unwrap();

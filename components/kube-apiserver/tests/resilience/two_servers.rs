@@ -9,22 +9,12 @@ use super::*;
 async fn two(dir: &tempfile::TempDir) -> (Cluster, Client, Client) {
     let path = dir.path().to_owned();
     let (cluster, args) = tokio::task::spawn_blocking(move || Cluster::prepare(&path, None)).await.unwrap();
-    let second = cluster::free_port();
-    let other = args.iter().map(|arg| match arg.to_str() {
-        Some(text) if text.starts_with("--secure-port=") => format!("--secure-port={second}").into(),
-        _ => arg.clone(),
-    });
-    let other: Vec<OsString> = other.collect();
+    let (second, other) = beside(&args);
     serve(args);
     serve(other);
     let (a, b) = (admin(&cluster.dir, cluster.port).await, admin(&cluster.dir, second).await);
-    for client in [&a, &b] {
-        until("both servers", async || {
-            let request = Request::builder().uri("/readyz").body(Body::empty()).unwrap();
-            client.send(request).await.ok().filter(|r| r.status() == 200)
-        })
-        .await;
-    }
+    ready(&a).await;
+    ready(&b).await;
     (cluster, a, b)
 }
 
