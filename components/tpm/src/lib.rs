@@ -7,15 +7,15 @@
 #![warn(missing_docs)]
 
 mod commands;
-mod device;
 pub mod policy;
 mod public;
+mod transport;
 mod wire;
 
 pub use commands::{Sealed, Session, Ticket, Tpm};
-pub use device::{Device, Transport};
 pub use policy::Digest;
 pub use public::{COUNTER_ATTRIBUTES, PublicKey, nv_name};
+pub use transport::Transport;
 pub use wire::WireError;
 
 /// The largest command and answer (what every TPM takes, and the kernel's buffer).

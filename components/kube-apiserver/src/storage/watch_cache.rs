@@ -55,7 +55,6 @@ struct State {
     complete_after: i64,
     /// The last revision at which this resource changed (or was loaded).
     changed: i64,
-    ready: bool,
 }
 
 /// The revision asked for is older than what the ring holds.
@@ -83,17 +82,15 @@ impl Default for ResourceCache {
 }
 
 impl ResourceCache {
-    /// Replaces everything by what was listed at `rev`. Watchers that were following lose their place.
+    /// Replaces everything by what was listed at `rev`. Who was following loses its place, also who began before anything was there.
     pub fn load(&self, objects: CowMap<Arc<Stored>>, rev: i64) {
         let mut s = self.state.write();
-        let lost = s.ready;
         s.objects = objects;
-        s.first += s.ring.len() as u64 + u64::from(lost);
+        s.first += s.ring.len() as u64 + 1;
         s.ring.clear();
         s.bytes = 0;
         s.complete_after = rev;
         s.changed = rev;
-        s.ready = true;
         let head = s.first;
         drop(s);
         self.head.send_replace(head);
@@ -238,6 +235,19 @@ mod tests {
         assert_eq!(c.read(&mut slow, 1).err(), Some(TooOld { asked: 0, oldest: 10 }));
         assert!(c.cursor_after(10).is_ok());
         assert!(c.cursor_after(9).is_err());
+    }
+
+    #[test]
+    fn who_looked_before_the_first_load_does_not_miss_it() {
+        let c = ResourceCache::default();
+        let (all, _, mut cursor) = c.snapshot_and_cursor();
+        assert_eq!(all.len(), 0);
+        let mut loaded = CowMap::default();
+        loaded.insert("a".into(), object("a", 3));
+        c.load(loaded, 5);
+        assert!(c.read(&mut cursor, 1).is_err(), "the place says that nothing was there");
+        let (all, _, mut cursor) = c.snapshot_and_cursor();
+        assert_eq!((all.len(), c.read(&mut cursor, 1).unwrap().len()), (1, 0));
     }
 
     #[test]

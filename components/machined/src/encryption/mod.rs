@@ -2,6 +2,7 @@
 //! a volume (the TPM, a file on another volume, a passphrase, the recovery key) stands in its own header, so that opening STATE takes nothing that is in STATE. The machine
 //! keeps no key in clear: what it makes itself is sealed to the TPM, and what people give is forgotten after its use.
 
+mod device;
 mod key_file;
 mod luks;
 mod metadata;

@@ -11,8 +11,9 @@ use base64::engine::general_purpose::STANDARD;
 use node_ipc::init::{PCR_PUBLIC_KEY_FILE, PCR_SIGNATURE_FILE};
 use serde::Deserialize;
 use tpm::policy::{self, Digest, EMPTY};
-use tpm::{Device, PCR_SYSTEM, PublicKey, Sealed, Tpm, TpmError, Transport};
+use tpm::{PCR_SYSTEM, PublicKey, Sealed, Tpm, TpmError, Transport};
 
+use super::device::Device;
 use super::metadata::TpmToken;
 use crate::paths::Paths;
 

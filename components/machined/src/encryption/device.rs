@@ -1,16 +1,10 @@
-//! The way to a TPM.
+//! The kernel's TPM.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use crate::MAX_MESSAGE;
-
-/// Sends a command and gives the answer.
-pub trait Transport {
-    /// One of each.
-    fn transact(&mut self, command: &[u8]) -> io::Result<Vec<u8>>;
-}
+use tpm::{MAX_MESSAGE, Transport};
 
 /// The kernel's TPM behind its resource manager, which keeps each user's objects apart and removes them when the device is closed.
 #[derive(Debug)]
