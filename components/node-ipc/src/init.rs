@@ -260,7 +260,7 @@ mod tests {
             (Request::PowerOff { reason: "asked".into() }, r#"{"op":"power-off","reason":"asked"}"#),
             (
                 Request::SetConsole(ConsoleStatus { stage: "running".into(), ..Default::default() }),
-                r#"{"op":"set-console","hostname":"","addresses":[],"stage":"running","errors":[]}"#,
+                r#"{"op":"set-console","hostname":"","addresses":[],"stage":"running","role":"","slot":"","health":"","errors":[]}"#,
             ),
         ];
         for (request, json) in cases {
