@@ -67,7 +67,7 @@ pub fn uki(tools: &Tools, inputs: &UkiInputs<'_>, out: &Path) -> Result<(), Erro
     }
     command.args(["--cmdline", inputs.command_line, "--os-release", inputs.os_release]);
     if let Some((key, signatures)) = inputs.measured {
-        command.arg("--pcrpkey").arg(format!("@{}", key.display()));
+        command.arg("--pcrpkey").arg(key);
         if let Some(signatures) = signatures {
             command.arg("--section").arg(format!(".pcrsig:@{}", signatures.display()));
         }
