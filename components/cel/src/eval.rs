@@ -262,9 +262,11 @@ impl<'p, 'a> Run<'p, '_, 'a> {
 
     fn fold(&mut self, f: &'p Fold) -> Result<Value<'a>> {
         let range = self.eval(&f.range)?;
-        let init = self.eval(&f.init);
+        let mut accu = self.eval(&f.init);
+        if matches!(accu, Err(EvalError::CostExceeded)) {
+            return accu;
+        }
         let depth = self.locals.len();
-        let mut accu = init;
         match &range {
             Value::List(l) => {
                 for i in 0..l.len() {

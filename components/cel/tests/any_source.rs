@@ -118,3 +118,9 @@ proptest! {
         try_out(&format!("[{target}{operator}].map(v, v{operator}{argument}{})", ")".repeat(close)))?;
     }
 }
+
+/// The empty list that a filter starts from goes over the limit before the range turns out to be none.
+#[test]
+fn what_goes_over_the_limit_before_another_error_says_so() -> Result<(), TestCaseError> {
+    try_out("self.s.filter(v, v)")
+}
