@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::MAGIC;
-use super::wire::{BYTES, Reader, put_varint};
+use super::wire::{BYTES, Reader, field_len, put_bytes, put_tag, put_varint};
 
 /// `metadata` of every kind, and `resourceVersion` in it.
 const METADATA: u32 = 1;
@@ -44,22 +44,13 @@ impl<'a> Revisable<'a> {
 
     /// Appends the bare message, as it stands in lists.
     pub fn write(&self, version: &str, out: &mut Vec<u8>) {
-        out.push((METADATA << 3 | BYTES) as u8);
+        put_tag(out, METADATA, BYTES);
         put_varint(out, self.metadata_len(version) as u64);
         out.extend_from_slice(&self.body[self.metadata.start..self.version.start]);
-        out.push((RESOURCE_VERSION << 3 | BYTES) as u8);
-        put_varint(out, version.len() as u64);
-        out.extend_from_slice(version.as_bytes());
+        put_bytes(out, RESOURCE_VERSION, version.as_bytes());
         out.extend_from_slice(&self.body[self.version.end..self.metadata.end]);
         out.extend_from_slice(&self.body[self.metadata.end..self.raw.end]);
     }
-}
-
-/// The length of a length-delimited field with a small number.
-fn field_len(content: usize) -> usize {
-    // Seven bits a byte.
-    let prefix = (content.max(1).ilog2() / 7 + 1) as usize;
-    1 + prefix + content
 }
 
 /// The only length-delimited field of this number in a message: where it is with its tag, and its content.

@@ -27,6 +27,13 @@ pub fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
+/// The length of a length-delimited field whose number is below 16.
+pub fn field_len(content: usize) -> usize {
+    // Seven bits a byte.
+    let prefix = (content.max(1).ilog2() / 7 + 1) as usize;
+    1 + prefix + content
+}
+
 /// Appends a varint field.
 pub fn put_uint(out: &mut Vec<u8>, number: u32, v: u64) {
     put_tag(out, number, VARINT);

@@ -299,7 +299,8 @@ pub fn encode_written(ctx: &Ctx, code: u16, res: &Resource, doc: &Doc, wanted: W
     let line = json_line(doc);
     // A dry run wrote nothing, and what went with its last finalizer is not there any more.
     if let Some(rev) = ctx.wrote.get() {
-        ctx.server.encoded.written(*rev, line.clone());
+        let key = res.key(&ctx.info.namespace, doc.at("metadata.name").str());
+        ctx.server.encoded.written(key, *rev, line.clone());
     }
     answer(code, Media::Json.content_type(), Body::Full(line))
 }

@@ -7,7 +7,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use k8s_schema::{Doc, proto::Revisable};
+use k8s_schema::{
+    Doc,
+    proto::{Revisable, field_len, put_bytes, put_tag, put_varint},
+};
 
 use super::{Ctx, load, read};
 use crate::{
@@ -19,20 +22,8 @@ use crate::{
 
 /// What ends an answer's envelope: no content encoding, no content type.
 pub const END: &[u8] = &[3 << 3 | 2, 0, 4 << 3 | 2, 0];
-
-fn varint(out: &mut Vec<u8>, mut v: u64) {
-    while v >= 0x80 {
-        out.push((v as u8) | 0x80);
-        v >>= 7;
-    }
-    out.push(v as u8);
-}
-
-fn field(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
-    out.push(number << 3 | 2);
-    varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
-}
+/// The wire type of what has a length before it.
+const DELIMITED: u32 = 2;
 
 /// What comes before the items: the envelope's begin and the list's metadata (field 1). `items`: how long they are.
 pub fn head(ctx: &Ctx, res: &Resource, s: &read::Selection, kind: &str, items: usize) -> Result<Vec<u8>, ApiError> {
@@ -42,12 +33,12 @@ pub fn head(ctx: &Ctx, res: &Resource, s: &read::Selection, kind: &str, items: u
     list.set("metadata", read::list_meta(s)).map_err(ApiError::internal)?;
     let list = list.to_protobuf_message();
     let mut meta = Vec::new();
-    field(&mut meta, 1, res.api_version().as_bytes());
-    field(&mut meta, 2, kind.as_bytes());
+    put_bytes(&mut meta, 1, res.api_version().as_bytes());
+    put_bytes(&mut meta, 2, kind.as_bytes());
     let mut out = crate::objects::PROTOBUF_MAGIC.to_vec();
-    field(&mut out, 1, &meta);
-    out.push(2 << 3 | 2);
-    varint(&mut out, (list.len() + items) as u64);
+    put_bytes(&mut out, 1, &meta);
+    put_tag(&mut out, 2, DELIMITED);
+    put_varint(&mut out, (list.len() + items) as u64);
     out.extend_from_slice(&list);
     Ok(out)
 }
@@ -68,9 +59,7 @@ impl List {
                 Some(r) if item.is_plain() == Some(true) => r.len(&item.rev.to_string()),
                 _ => decoded(server, res, item)?.len(),
             };
-            let mut prefix = Vec::with_capacity(10);
-            varint(&mut prefix, message as u64);
-            len += 1 + prefix.len() + message;
+            len += field_len(message);
         }
         Ok(Self { server: Arc::clone(server), res: Arc::clone(res), items: items.into_iter(), len })
     }
@@ -90,16 +79,13 @@ impl List {
         Ok(out)
     }
 
-    pub fn answer(self, head: Vec<u8>) -> Answer {
+    pub fn answer(self, head: Vec<u8>) -> Result<Answer, ApiError> {
         let content = Media::Protobuf.content_type();
         if self.len <= read::PIECE {
-            return match self.whole() {
-                Ok(items) => answer(200, content, Body::Full([head, items].concat().into())),
-                Err(e) => crate::http::chain::error_answer(&e, &http::HeaderMap::new()),
-            };
+            return Ok(answer(200, content, Body::Full([head, self.whole()?].concat().into())));
         }
         let pieces = std::iter::once(Bytes::from(head)).chain(Pieces(Some(self)));
-        answer(200, content, Body::stream(futures_util::stream::iter(pieces)))
+        Ok(answer(200, content, Body::stream(futures_util::stream::iter(pieces))))
     }
 }
 
@@ -133,11 +119,11 @@ fn write(server: &Server, res: &Resource, item: &Stored, out: &mut Vec<u8>) -> R
         && let Some(r) = revisable(res, item)
     {
         let version = item.rev.to_string();
-        out.push(2 << 3 | 2);
-        varint(out, r.len(&version) as u64);
+        put_tag(out, 2, DELIMITED);
+        put_varint(out, r.len(&version) as u64);
         r.write(&version, out);
     } else {
-        field(out, 2, &decoded(server, res, item)?);
+        put_bytes(out, 2, &decoded(server, res, item)?);
     }
     Ok(())
 }

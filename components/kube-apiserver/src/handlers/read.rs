@@ -304,7 +304,7 @@ pub async fn encode_list(ctx: &Ctx, res: &Arc<Resource>, mut s: Selection, wante
             let list = protobuf_list::List::of(&ctx.server, res, s.items.clone())?;
             let head = protobuf_list::head(ctx, res, &s, &kind, list.len())?;
             let Some(keep) = keep.filter(|_| (gzip::THRESHOLD..=MOST_KEPT).contains(&list.len())) else {
-                return Ok(list.answer(head));
+                return list.answer(head);
             };
             let tail = Arc::new(Tail::new(&list.whole()?));
             let body = Body::stream(futures_util::stream::iter(tail.after(&head)));

@@ -8,7 +8,10 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
-use k8s_schema::selector::FieldSelector;
+use k8s_schema::{
+    proto::{field_len, put_bytes, put_tag, put_varint},
+    selector::FieldSelector,
+};
 use rand::RngExt;
 use serde_json::{Value, json};
 
@@ -167,31 +170,17 @@ fn frame_of(kind: &str, object: &[u8]) -> Bytes {
     b.freeze()
 }
 
-fn varint(out: &mut BytesMut, mut v: u64) {
-    while v >= 0x80 {
-        out.extend_from_slice(&[(v as u8) | 0x80]);
-        v >>= 7;
-    }
-    out.extend_from_slice(&[v as u8]);
-}
-
 /// A `WatchEvent` message whose object is a whole protobuf answer, behind its length in four bytes.
 fn protobuf_frame(kind: &str, object: &[u8]) -> Bytes {
-    let mut raw = BytesMut::new();
-    raw.extend_from_slice(&[0x0a]);
-    varint(&mut raw, object.len() as u64);
-    raw.extend_from_slice(object);
-    let mut event = BytesMut::new();
-    event.extend_from_slice(&[0x0a]);
-    varint(&mut event, kind.len() as u64);
-    event.extend_from_slice(kind.as_bytes());
-    event.extend_from_slice(&[0x12]);
-    varint(&mut event, raw.len() as u64);
-    event.extend_from_slice(&raw);
-    let mut out = BytesMut::with_capacity(event.len() + 4);
-    out.extend_from_slice(&u32::try_from(event.len()).unwrap_or(u32::MAX).to_be_bytes());
-    out.extend_from_slice(&event);
-    out.freeze()
+    let raw = field_len(object.len());
+    let event = field_len(kind.len()) + field_len(raw);
+    let mut out = Vec::with_capacity(4 + event);
+    out.extend_from_slice(&u32::try_from(event).unwrap_or(u32::MAX).to_be_bytes());
+    put_bytes(&mut out, 1, kind.as_bytes());
+    put_tag(&mut out, 2, 2);
+    put_varint(&mut out, raw as u64);
+    put_bytes(&mut out, 1, object);
+    out.into()
 }
 
 impl Watcher {

@@ -164,8 +164,8 @@ const WRITTEN_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Default)]
 struct Encoded {
-    /// What writers were answered, by the revision they wrote, which is that of one object.
-    written: VecDeque<(i64, Bytes)>,
+    /// What writers were answered, by the key and revision of what they wrote.
+    written: VecDeque<(String, i64, Bytes)>,
     written_bytes: usize,
     order: VecDeque<(Kept, usize)>,
     lists: HashMap<String, List>,
@@ -174,10 +174,10 @@ struct Encoded {
 }
 
 impl Encoded {
-    fn take_written(&mut self, rev: i64) -> Option<Bytes> {
+    fn take_written(&mut self, key: &str, rev: i64) -> Option<Bytes> {
         // The newest are asked for first.
-        let at = self.written.iter().rposition(|(r, _)| *r == rev)?;
-        let (_, line) = self.written.remove(at)?;
+        let at = self.written.iter().rposition(|(k, r, _)| *r == rev && k == key)?;
+        let (_, _, line) = self.written.remove(at)?;
         self.written_bytes -= line.len();
         Some(line)
     }
@@ -226,7 +226,7 @@ impl EncodedCache {
             return Ok(Bytes::clone(&b));
         }
         let look = encoding == Encoding::Json && !stored.former && !stored.shown;
-        let b = match look.then(|| self.state.lock().take_written(stored.rev)).flatten() {
+        let b = match look.then(|| self.state.lock().take_written(&stored.key, stored.rev)).flatten() {
             Some(b) => {
                 #[cfg(debug_assertions)]
                 if let Ok(made) = make() {
@@ -247,16 +247,16 @@ impl EncodedCache {
         Ok(b)
     }
 
-    /// A writer was answered this JSON, of the object that it stored at `rev`.
-    pub fn written(&self, rev: i64, line: Bytes) {
+    /// A writer was answered this JSON, of the object that it stored below its resource's prefix at `key`, at `rev`.
+    pub fn written(&self, key: String, rev: i64, line: Bytes) {
         if line.len() > WRITTEN_BYTES {
             return;
         }
         let mut state = self.state.lock();
         state.written_bytes += line.len();
-        state.written.push_back((rev, line));
+        state.written.push_back((key, rev, line));
         while state.written.len() > WRITTEN || state.written_bytes > WRITTEN_BYTES {
-            let Some((_, old)) = state.written.pop_front() else { break };
+            let Some((_, _, old)) = state.written.pop_front() else { break };
             state.written_bytes -= old.len();
         }
     }
@@ -323,18 +323,19 @@ mod tests {
     }
 
     #[test]
-    fn what_a_writer_was_answered_is_read_once_by_its_revision_alone() {
+    fn what_a_writer_was_answered_is_read_once_by_its_object_alone() {
         let cache = EncodedCache::new(1 << 16);
         let none = || Err::<Bytes, _>("made anew");
         let line = Bytes::from_static(b"{}\n");
-        cache.written(7, line.clone());
+        cache.written("ns/a".into(), 7, line.clone());
+        assert_eq!(cache.get(&stored("ns/b"), Encoding::Json, none), Err("made anew"), "another object");
         let s = stored("ns/a");
         assert_eq!(cache.get(&Arc::new(s.at_revision(7)), Encoding::Json, none), Err("made anew"), "it shows what was before");
         assert_eq!(cache.get(&s, Encoding::Json, none), Ok(line.clone()));
         assert_eq!(cache.get(&s, Encoding::Json, none), Ok(line.clone()), "it is kept with the object");
         assert_eq!(cache.get(&stored("ns/a"), Encoding::Json, none), Err("made anew"), "and nowhere else");
-        (0..2 * WRITTEN as i64).for_each(|rev| cache.written(rev, line.clone()));
-        cache.written(1 << 40, Bytes::from(vec![0; WRITTEN_BYTES]));
+        (0..2 * WRITTEN as i64).for_each(|rev| cache.written("ns/a".into(), rev, line.clone()));
+        cache.written("ns/a".into(), 1 << 40, Bytes::from(vec![0; WRITTEN_BYTES]));
         let state = cache.state.lock();
         assert_eq!((state.written.len(), state.written_bytes), (1, WRITTEN_BYTES));
     }
