@@ -1,7 +1,7 @@
 //! `metadata.managedFields`: who set which fields, read from and written to its entries.
 
 use super::set::Set;
-use crate::doc::Doc;
+use crate::doc::{Doc, Node, Segment, Tag};
 use crate::json::write_string;
 use crate::table::Kind;
 use crate::time;
@@ -96,6 +96,9 @@ pub fn encode(doc: &mut Doc, managers: &Managers) -> Result<(), crate::EditError
     }
     let mut entries: Vec<(&Manager, &Managed)> = managers.iter().collect();
     entries.sort_by_key(|(m, v)| (!m.applied, v.time.unwrap_or(0), m.name.as_str(), v.api_version.as_str(), m.subresource.as_str()));
+    if doc.ty().kind() == Kind::Struct && write_nodes(doc, &entries).is_some() {
+        return Ok(());
+    }
     let mut text = Vec::with_capacity(1024);
     let quoted = |out: &mut Vec<u8>, key: &str, value: &str| {
         out.push(b'"');
@@ -124,4 +127,42 @@ pub fn encode(doc: &mut Doc, managers: &Managers) -> Result<(), crate::EditError
     text.pop();
     text.push(b']');
     doc.root_mut().set_json("metadata.managedFields", &text)
+}
+
+/// Writes entries as the nodes of a typed document; none when its type has no such list.
+fn write_nodes(doc: &mut Doc, entries: &[(&Manager, &Managed)]) -> Option<()> {
+    let schema = doc.schema.clone();
+    let (metadata, ty) = doc.make_step(0, doc.type_id(), Segment::Name("metadata"))?;
+    let elem = schema.ty(schema.ty(ty).field("managedFields")?.type_id()).elem();
+    let index = |name: &str| schema.ty(elem).field(name).map(|f| f.index());
+    let strings = ["manager", "operation", "apiVersion", "fieldsType", "subresource"];
+    let [manager, operation, api_version, fields_type, subresource] = strings.map(index);
+    let (time, fields) = (index("time")?, index("fieldsV1")?);
+    let strings = [manager?, operation?, api_version?, fields_type?, subresource?];
+    let (list, _) = doc.make_step(metadata, ty, Segment::Name("managedFields"))?;
+    doc.replace(list, Node::container(Tag::List));
+    let mut text = Vec::with_capacity(512);
+    for (m, v) in entries {
+        let entry = doc.add(Node::container(Tag::Struct));
+        let operation = if m.applied { "Apply" } else { "Update" };
+        for (index, value) in strings.into_iter().zip([m.name.as_str(), operation, &v.api_version, "FieldsV1", &m.subresource]) {
+            if value.is_empty() && index == strings[4] {
+                continue;
+            }
+            let node = doc.keep_str(Tag::Str, value);
+            let at = doc.add(node);
+            doc.put_field(entry, index, at);
+        }
+        if let Some(seconds) = v.time {
+            let at = doc.add(Node::int(seconds));
+            doc.put_field(entry, time, at);
+        }
+        text.clear();
+        v.set.write_json(&mut text);
+        let node = Node::slice(Tag::Raw, doc.keep(&text));
+        let at = doc.add(node);
+        doc.put_field(entry, fields, at);
+        doc.append(list, entry);
+    }
+    Some(())
 }

@@ -144,18 +144,17 @@ pub fn update(live: &Doc, new: &mut Doc, operation: &Operation<'_>) {
 }
 
 fn without_managed_fields(doc: &Doc) -> Value {
-    let mut value = doc.to_value();
-    if let Some(Value::Object(meta)) = value.get_mut("metadata") {
-        meta.shift_remove("managedFields");
-    }
-    value
+    let mut bare = doc.clone();
+    bare.remove("metadata.managedFields");
+    bare.to_value()
 }
 
 fn record_update(doc: &Doc, old: &Value, new: &Value, mut managers: Managers, operation: &Operation<'_>) -> Managers {
     let (schema, tr) = operation.types(doc);
     let compared = typed::compare(schema, tr, old, new).exclude(operation.ignored);
     take_away(&mut managers, None, &compared);
-    let mut set = compared.modified.union(&compared.added);
+    let Comparison { modified, added, .. } = compared;
+    let mut set = modified.joined(added);
     set.subtract(&UNMANAGED);
     if !set.is_empty() {
         let manager = Manager {
@@ -164,11 +163,10 @@ fn record_update(doc: &Doc, old: &Value, new: &Value, mut managers: Managers, op
             api_version: doc.api_version().to_owned(),
             subresource: operation.subresource.to_owned(),
         };
-        let mut former = managers.remove(&manager).map(|m| m.set).unwrap_or_default();
-        former.add_all(&set);
+        let set = managers.remove(&manager).map_or_else(Set::default, |m| m.set).joined(set);
         // Upstream notes no time for what came through the scale subresource.
         let time = (operation.subresource != "scale").then_some(operation.now);
-        let managed = Managed { set: former, api_version: doc.api_version().to_owned(), time };
+        let managed = Managed { set, api_version: doc.api_version().to_owned(), time };
         managers.insert(manager, managed);
     }
     managers
@@ -176,11 +174,11 @@ fn record_update(doc: &Doc, old: &Value, new: &Value, mut managers: Managers, op
 
 /// What others lose: fields that changed and fields that are gone.
 fn take_away(managers: &mut Managers, except: Option<&Manager>, compared: &Comparison) {
-    let changed = compared.modified.clone().union(&compared.added);
     for (manager, managed) in managers.iter_mut() {
         if Some(manager) != except {
-            managed.set.subtract(&changed);
-            managed.set.subtract(&compared.removed);
+            for gone in [&compared.modified, &compared.added, &compared.removed] {
+                managed.set.subtract(gone);
+            }
         }
     }
     managers.retain(|_, m| !m.set.is_empty());
@@ -412,20 +410,26 @@ impl Applier<'_> {
 }
 
 /// Keeps the old managedFields when `new` differs from `old` in nothing but their times, so that a request that changes
-/// nothing writes nothing.
-pub fn ignore_times(old: &Doc, new: &mut Doc) {
-    let (Ok(before), Ok(after)) = (managed::decode(old), managed::decode(new)) else { return };
+/// nothing writes nothing. Whether all but the managedFields is equal.
+pub fn ignore_times(old: &Doc, new: &mut Doc) -> bool {
+    let rest_is_equal = if old.type_id() == TypeId::ANY {
+        let (mut a, mut b) = (old.clone(), new.clone());
+        for doc in [&mut a, &mut b] {
+            doc.remove("metadata.managedFields");
+        }
+        a == b
+    } else {
+        old.root().eq_but(new.root(), &["metadata", "managedFields"])
+    };
+    if !rest_is_equal {
+        return false;
+    }
+    let (Ok(before), Ok(after)) = (managed::decode(old), managed::decode(new)) else { return true };
     let same = before.len() == after.len()
         && before.iter().zip(&after).all(|((a, x), (b, y))| a == b && x.set == y.set && x.api_version == y.api_version);
-    if !same {
-        return;
-    }
-    let (mut a, mut b) = (old.clone(), new.clone());
-    for doc in [&mut a, &mut b] {
-        doc.remove("metadata.managedFields");
-    }
-    if a == b {
+    if same {
         // The same list of the same type.
         let _ = new.copy_from("metadata.managedFields", old.at("metadata.managedFields"));
     }
+    true
 }

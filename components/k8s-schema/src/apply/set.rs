@@ -205,6 +205,15 @@ impl Set {
         self
     }
 
+    /// [`Self::union`] of sets of which one is often empty.
+    pub fn joined(mut self, other: Set) -> Set {
+        if self.is_empty() {
+            return other;
+        }
+        self.add_all(&other);
+        self
+    }
+
     /// Paths that both have.
     pub fn intersection(&self, other: &Set) -> Set {
         Set {
@@ -326,7 +335,14 @@ impl Set {
             if out.len() > start {
                 out.push(b',');
             }
-            crate::json::write_string(out, key.serialize().as_bytes());
+            match key {
+                PathElement::Field(name) => {
+                    out.extend_from_slice(b"\"f:");
+                    crate::json::write_escaped(out, name.as_bytes());
+                    out.push(b'"');
+                }
+                other => crate::json::write_string(out, other.serialize().as_bytes()),
+            }
             out.push(b':');
             match child {
                 Some((_, child)) => child.emit(element.is_some(), out),
@@ -413,6 +429,7 @@ mod tests {
             let union = a.clone().union(&b);
             let count = |s: &Set| { let mut n = 0; s.for_each(&mut |_| n += 1); n };
             prop_assert_eq!(count(&union), count(&a) + count(&b) - count(&a.intersection(&b)));
+            prop_assert_eq!(a.clone().joined(b.clone()).to_json(), union.to_json());
             prop_assert_eq!(count(&a.difference(&b)), count(&a) - count(&a.intersection(&b)));
             prop_assert!(a.difference(&b).intersection(&b).is_empty());
             prop_assert_eq!(Set::from_json(&a.to_json()), Ok(a));

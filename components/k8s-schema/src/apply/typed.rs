@@ -240,7 +240,10 @@ pub struct Comparison {
 
 impl Comparison {
     /// Without some fields and what is below them.
-    pub fn exclude(&self, fields: &Set) -> Comparison {
+    pub fn exclude(self, fields: &Set) -> Comparison {
+        if fields.is_empty() {
+            return self;
+        }
         Comparison {
             removed: self.removed.recursive_difference(fields),
             modified: self.modified.recursive_difference(fields),

@@ -46,6 +46,23 @@ impl<'a> Ref<'a> {
         self.fields().all(|(name, value)| value.is_zero() && !ty.field(name).is_some_and(|f| f.is_pointer() && value.exists()))
     }
 
+    /// [`Self::semantic_eq`] without what is at a path of fields, as far as these are structs of the same type on both sides.
+    pub(crate) fn eq_but(self, other: Ref<'_>, path: &[&str]) -> bool {
+        let [name, below @ ..] = path else { return true };
+        let structs = |r: &Ref<'_>| r.tag() == Some(Tag::Struct) && r.ty().kind() == Kind::Struct;
+        if !structs(&self) || !structs(&other) || self.ty != other.ty || !self.doc.schema.same(&other.doc.schema) {
+            return self.semantic_eq(other);
+        }
+        self.ty().fields().all(|f| {
+            let at = |r: Ref<'_>| r.doc.child_of_field(r.at, f.index()).unwrap_or(NONE);
+            let (a, b) = (Ref { doc: self.doc, at: at(self), ty: f.type_id() }, Ref { doc: other.doc, at: at(other), ty: f.type_id() });
+            if f.name() == *name {
+                return a.eq_but(b, below);
+            }
+            !(f.is_pointer() && a.exists() != b.exists()) && a.semantic_eq(b)
+        })
+    }
+
     fn present_eq(self, other: Ref<'_>) -> bool {
         let (Some(a), Some(b)) = (self.node(), other.node()) else { return false };
         match (a.tag, b.tag) {

@@ -40,7 +40,7 @@ impl<'a> Iterator for Segments<'a> {
             self.rest = inner.get(end + 1..).unwrap_or("");
             return Some(Segment::Bracket(&inner[..end]));
         }
-        let end = rest.find(['.', '[']).unwrap_or(rest.len());
+        let end = rest.bytes().position(|c| matches!(c, b'.' | b'[')).unwrap_or(rest.len());
         self.rest = &rest[end..];
         Some(Segment::Name(&rest[..end]))
     }

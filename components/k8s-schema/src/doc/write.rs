@@ -258,7 +258,7 @@ impl Doc {
         }
     }
 
-    fn make_step(&mut self, at: u32, ty: TypeId, segment: Segment<'_>) -> Option<(u32, TypeId)> {
+    pub(crate) fn make_step(&mut self, at: u32, ty: TypeId, segment: Segment<'_>) -> Option<(u32, TypeId)> {
         let t = self.schema.ty(ty);
         let kind = t.kind();
         let (elem, field) = (t.elem(), t.field(segment.text()).map(|f| (f.index(), f.type_id())));
@@ -303,7 +303,7 @@ impl Doc {
     }
 
     /// Puts a node's content in place of another's.
-    fn replace(&mut self, at: u32, with: Node) {
+    pub(crate) fn replace(&mut self, at: u32, with: Node) {
         let old = self.nodes[at as usize];
         self.nodes[at as usize] = Node { field: old.field, next: old.next, ..with };
     }

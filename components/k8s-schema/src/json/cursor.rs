@@ -121,7 +121,7 @@ impl<'t> Cursor<'t> {
                     }
                 }
                 Some(0..=0x1f) | None => return Err(Stop::Syntax),
-                Some(_) => at += 1,
+                Some(_) => at += 1 + plain(&self.text[at + 1..]),
             }
         }
     }
@@ -229,6 +229,36 @@ impl<'t> Cursor<'t> {
             }
         }
     }
+}
+
+/// Eight bytes with the same value.
+pub(super) const fn eight(byte: u8) -> u64 {
+    u64::from_le_bytes([byte; 8])
+}
+
+/// A mark in the lowest byte of eight that is `byte`, and perhaps in higher ones.
+pub(super) const fn is_byte(word: u64, byte: u8) -> u64 {
+    let zero = word ^ eight(byte);
+    zero.wrapping_sub(eight(1)) & !zero & eight(0x80)
+}
+
+/// A mark in the lowest byte of eight that is a control character, and perhaps in higher ones.
+pub(super) const fn is_control(word: u64) -> u64 {
+    word.wrapping_sub(eight(0x20)) & !word & eight(0x80)
+}
+
+/// How many bytes at the beginning certainly go on with a string.
+fn plain(text: &[u8]) -> usize {
+    let mut at = 0;
+    for word in text.as_chunks::<8>().0 {
+        let word = u64::from_le_bytes(*word);
+        let stops = is_byte(word, b'"') | is_byte(word, b'\\') | is_control(word);
+        if stops != 0 {
+            return at + (stops.trailing_zeros() / 8) as usize;
+        }
+        at += 8;
+    }
+    at
 }
 
 /// Decodes the escapes of a string whose syntax was checked. Lone surrogates become U+FFFD, as in Go.

@@ -104,6 +104,16 @@ fn decode_into(doc: &mut Doc, text: &[u8], copy: bool) -> Result<Vec<String>, De
 
 /// Decodes a value of a type into the arena of a document, copying what it keeps. The answer is its node.
 pub(crate) fn decode_fragment(doc: &mut Doc, ty: TypeId, text: &[u8]) -> Result<Option<u32>, DecodeError> {
+    fragment(doc, ty, text).map(|(at, _)| at)
+}
+
+/// [`decode_fragment`] of what nobody complains about; none otherwise.
+pub(crate) fn decode_fragment_strictly(doc: &mut Doc, ty: TypeId, text: &[u8]) -> Option<u32> {
+    let (at, strict) = fragment(doc, ty, text).ok()?;
+    at.filter(|_| strict.is_empty())
+}
+
+fn fragment(doc: &mut Doc, ty: TypeId, text: &[u8]) -> Result<(Option<u32>, Vec<String>), DecodeError> {
     let schema = doc.schema.clone();
     let mut d = Decoder {
         cursor: Cursor::new(text),
@@ -117,7 +127,7 @@ pub(crate) fn decode_fragment(doc: &mut Doc, ty: TypeId, text: &[u8]) -> Result<
     };
     let outcome = d.value(ty, None).and_then(|root| d.cursor.end().map(|()| root));
     let error = match (outcome, d.saved.take()) {
-        (Ok(at), None) => return Ok(at),
+        (Ok(at), None) => return Ok((at, d.strict)),
         (Ok(_), Some(message)) | (Err(Stop::Hard(message)), _) => DecodeError::Type(message),
         (Err(Stop::TooDeep | Stop::Syntax), _) => DecodeError::TooDeep,
     };

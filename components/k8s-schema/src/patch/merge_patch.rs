@@ -32,7 +32,7 @@ pub fn merge_value(target: &mut Value, patch: Value) {
 }
 
 /// Nulls in what is new mean nothing.
-fn prune(value: &mut Value) {
+pub fn prune(value: &mut Value) {
     match value {
         Value::Object(map) => {
             map.retain(|_, v| !v.is_null());

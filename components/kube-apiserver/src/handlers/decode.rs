@@ -67,9 +67,23 @@ impl FromYaml {
 
 /// YAML bodies become JSON; both then go one way.
 pub fn yaml_to_json(body: &[u8]) -> Result<FromYaml, String> {
+    let Some(read) = read_yaml(body)? else { return Ok(FromYaml { json: Bytes::from_static(b"null"), repeated: Vec::new() }) };
+    let json = serde_json::to_vec(&read.value).map(Bytes::from).map_err(|e| e.to_string())?;
+    Ok(FromYaml { json, repeated: read.repeated })
+}
+
+/// What a YAML body holds, which is often JSON.
+pub fn yaml_to_value(body: &[u8]) -> Result<Value, String> {
+    if let Some(value) = super::plain_json::read(body) {
+        return Ok(value);
+    }
+    Ok(read_yaml(body)?.map_or(Value::Null, |read| read.value))
+}
+
+fn read_yaml(body: &[u8]) -> Result<Option<super::yaml_budget::Read>, String> {
     // Of several documents the first one counts, and of a key that comes twice the last value.
     let first = || serde_yaml::Deserializer::from_slice(body).next();
-    let Some(document) = first() else { return Ok(FromYaml { json: Bytes::from_static(b"null"), repeated: Vec::new() }) };
+    let Some(document) = first() else { return Ok(None) };
     let mut read = super::yaml_budget::read(document, body).map_err(|e| yaml_error(&e))?;
     if merges(&read.value)
         && let Some(document) = first()
@@ -78,8 +92,7 @@ pub fn yaml_to_json(body: &[u8]) -> Result<FromYaml, String> {
         merged.apply_merge().map_err(|e| e.to_string())?;
         read.value = serde_json::to_value(merged).map_err(|e| e.to_string())?;
     }
-    let json = serde_json::to_vec(&read.value).map(Bytes::from).map_err(|e| e.to_string())?;
-    Ok(FromYaml { json, repeated: read.repeated })
+    Ok(Some(read))
 }
 
 /// A complaint of the parser, `what at line 2 column 1, while …`, in upstream's form.
@@ -180,6 +193,19 @@ pub fn decode_as(ctx: &Ctx, body: Bytes, media: Media, want: Expected<'_>, valid
 pub fn check_kind(ctx: &Ctx, body: &[u8], want: Expected<'_>) -> Result<(), ApiError> {
     let meta = peek_type_meta(body).map_err(|e| unrecognized_json(want, &e.to_string(), &quoted(body)))?;
     check_type(ctx, &meta.api_version, &meta.kind, want)
+}
+
+/// [`check_kind`] of a body that was read.
+pub fn check_kind_of(ctx: &Ctx, value: &Value, want: Expected<'_>) -> Result<(), ApiError> {
+    let Value::Object(map) = value else { return check_kind(ctx, value.to_string().as_bytes(), want) };
+    // Names that differ in case alone count too.
+    let plain = |name: &str| map.keys().all(|k| k == name || !k.eq_ignore_ascii_case(name));
+    match (map.get("apiVersion"), map.get("kind")) {
+        (Some(Value::String(api_version)), Some(Value::String(kind))) if plain("apiVersion") && plain("kind") => {
+            check_type(ctx, api_version, kind, want)
+        }
+        _ => check_kind(ctx, value.to_string().as_bytes(), want),
+    }
 }
 
 fn unrecognized_json(want: Expected<'_>, why: &str, given: &str) -> ApiError {

@@ -7,6 +7,7 @@ mod health;
 pub mod openapi;
 mod options;
 mod patch;
+mod plain_json;
 mod protobuf_list;
 pub mod proxy;
 mod read;

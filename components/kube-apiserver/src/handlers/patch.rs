@@ -9,7 +9,7 @@ use k8s_schema::{
     patch::{self, PatchError},
 };
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     Ctx, Validation, WriteOptions,
@@ -17,7 +17,7 @@ use super::{
     encode_written, write,
 };
 use crate::{
-    custom::{self, objects},
+    custom::objects,
     http::{Answer, ApiError, Group, Offers},
     kinds::{self, meta},
     registry::Resource,
@@ -151,32 +151,37 @@ fn check_identity(ctx: &Ctx, new: &Doc, old: &Doc) -> Result<(), ApiError> {
 
 async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &WriteOptions) -> Result<(u16, Doc), ApiError> {
     let want: Expected<'_> = write::expected(ctx, res)?;
-    let json = decode::yaml_to_json(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?.json;
-    let mut applied = match want.custom {
-        Some(_) => custom::to_doc(&serde_json::from_slice(&json).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?),
+    let value = decode::yaml_to_value(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+    if want.custom.is_none() {
         // Types are checked by merging.
-        None => {
-            decode::check_kind(ctx, &json, want)?;
-            custom::to_doc(&serde_json::from_slice(&json).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?)
+        decode::check_kind_of(ctx, &value, want)?;
+    }
+    let mut config = match value {
+        Value::Null => Value::Object(Map::new()),
+        Value::Object(_) => value,
+        other => {
+            let what = if other.is_array() { "array" } else { "scalar" };
+            return Err(ApiError::bad_request(format!("error decoding YAML: an object has to be a map, this is {what}")));
         }
     };
-    if !applied.at("metadata.managedFields").is_empty() {
+    let text = |config: &Value, field: &str| config["metadata"][field].as_str().unwrap_or("").to_owned();
+    let managed = &config["metadata"]["managedFields"];
+    if managed.as_array().is_some_and(|a| !a.is_empty()) || managed.as_object().is_some_and(|o| !o.is_empty()) {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
-    let name = applied.at("metadata.name").str().to_owned();
-    if name.is_empty() {
-        write::set(&mut applied, "metadata.name", ctx.info.name.as_str())?;
-    } else if name != ctx.info.name {
+    let name = text(&config, "name");
+    if !name.is_empty() && name != ctx.info.name {
         return Err(ApiError::bad_request(format!(
             "the name of the object ({name}) does not match the name on the URL ({})",
             ctx.info.name
         )));
     }
-    let given = applied.at("metadata.namespace").str();
+    let given = text(&config, "namespace");
     if res.namespaced && !given.is_empty() && given != ctx.info.namespace {
         return Err(ApiError::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
     }
-    let config = applied_value(&applied, &json)?;
+    let uid = text(&config, "uid");
+    identify(&mut config, &ctx.info.name);
     let sub = ctx.info.subresource.clone();
     let strategy = kinds::strategy_of(res);
     let force = options.force.unwrap_or(false);
@@ -190,7 +195,7 @@ async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &Writ
     match result {
         Ok(doc) => Ok((200, doc)),
         Err(e) if e.code == 404 && sub.is_empty() => {
-            if !applied.at("metadata.uid").str().is_empty() {
+            if !uid.is_empty() {
                 return Err(ApiError::conflict(
                     Group(&res.group, &res.plural),
                     &ctx.info.name,
@@ -212,15 +217,15 @@ async fn apply(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: &Bytes, options: &Writ
     }
 }
 
-/// The configuration as the client sent it, with the identity that the path gives. What it does not mention it does not manage, so the
-/// decoded document, which knows defaults of its type, will not do.
-fn applied_value(applied: &Doc, json: &Bytes) -> Result<Value, ApiError> {
-    let mut v: Value = serde_json::from_slice(json).map_err(ApiError::internal)?;
-    if !v["metadata"].is_object() {
-        v["metadata"] = Value::Object(serde_json::Map::new());
+/// Gives the configuration that the client sent the identity that the path has.
+fn identify(config: &mut Value, name: &str) {
+    for key in ["apiVersion", "kind"] {
+        if !config[key].is_string() {
+            config[key] = "".into();
+        }
     }
-    v["apiVersion"] = applied.api_version().into();
-    v["kind"] = applied.kind().into();
-    v["metadata"]["name"] = applied.at("metadata.name").str().into();
-    Ok(v)
+    if !config["metadata"].is_object() {
+        config["metadata"] = Value::Object(Map::new());
+    }
+    config["metadata"]["name"] = name.into();
 }

@@ -425,7 +425,7 @@ async fn attempt(
             && new.at("metadata.finalizers").is_empty()
             && new.at("metadata.deletionGracePeriodSeconds").as_i64().unwrap_or(0) == 0
             && (res.plural != "namespaces" || new.at("spec.finalizers").is_empty());
-        k8s_schema::apply::ignore_times(old, &mut new);
+        let equal = k8s_schema::apply::ignore_times(old, &mut new);
         if as_protobuf(res) {
             new.forget_empty();
         }
@@ -437,7 +437,7 @@ async fn attempt(
         // What is stored of a custom resource may be of another version, or lack new defaults: writing it again mends that.
         let same = match &res.custom {
             Some(_) => value == stored.body,
-            None => value == to_storage(&ctx.server.objects.schema, res, old)?,
+            None => value == stored.body || equal && value == to_storage(&ctx.server.objects.schema, res, old)?,
         };
         // What an older key sealed is written again though nothing else changes.
         if same && !gone && (dry_run || !ctx.server.etcd.is_stale(&key).await?) {

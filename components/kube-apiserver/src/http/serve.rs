@@ -1,10 +1,17 @@
 //! Accepts connections and serves HTTP/1.1 and HTTP/2 over TLS on them, until the server drains.
 
-use std::{error::Error, future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
+use std::{
+    error::Error,
+    future::poll_fn,
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{body::Incoming, rt::Executor, service::service_fn};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
 use tokio::net::TcpListener;
@@ -27,8 +34,23 @@ pub struct Conn {
     pub certificates: authn::Peer,
 }
 
+/// Runs the streams of HTTP/2 connections. Most answers are there at once: those are written by the connection's own task, which is
+/// about to write anyway, and no other thread is woken for them. What has to wait becomes a task.
+#[derive(Debug, Clone, Copy)]
+struct AtOnce;
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for AtOnce {
+    fn execute(&self, stream: F) {
+        let mut stream = Box::pin(stream);
+        // The task polls again before anything else, and waits with a waker of its own.
+        if stream.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            tokio::spawn(stream);
+        }
+    }
+}
+
 pub async fn serve(server: Arc<Server>, listener: TcpListener, acceptor: TlsAcceptor, stop: CancellationToken) {
-    let mut http = auto::Builder::new(TokioExecutor::new());
+    let mut http = auto::Builder::new(AtOnce);
     http.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).max_buf_size(1 << 20);
     http.http2()
         .timer(TokioTimer::new())

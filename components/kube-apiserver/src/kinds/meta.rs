@@ -143,18 +143,21 @@ pub fn validate_update(new: &Doc, old: &Doc, e: &mut ErrorList) {
 }
 
 fn update_once(new: &Doc, old: &Doc, e: &mut ErrorList) {
-    common(new, e);
+    let mut both = ErrorList::new();
+    common(new, &mut both);
     if new.type_id() != k8s_schema::TypeId::ANY {
-        common(new, e);
+        e.append(both.clone());
     }
-    let grace = new.at("metadata.deletionGracePeriodSeconds");
-    if grace.exists() && grace.as_i64() != old.at("metadata.deletionGracePeriodSeconds").as_i64() {
+    e.append(both);
+    let (meta, before) = (new.at("metadata"), old.at("metadata"));
+    let grace = meta.get("deletionGracePeriodSeconds");
+    if grace.exists() && grace.as_i64() != before.get("deletionGracePeriodSeconds").as_i64() {
         e.push(FieldError::invalid("metadata.deletionGracePeriodSeconds", grace.to_value(), "field is immutable"));
     }
     // A deleted object takes no new finalizers.
-    if old.at("metadata.deletionTimestamp").exists() {
-        let had: Vec<&str> = old.at("metadata.finalizers").iter().map(|f| f.str()).collect();
-        let added: Vec<&str> = new.at("metadata.finalizers").iter().map(|f| f.str()).filter(|f| !had.contains(f)).collect();
+    if before.get("deletionTimestamp").exists() {
+        let had: Vec<&str> = before.get("finalizers").iter().map(|f| f.str()).collect();
+        let added: Vec<&str> = meta.get("finalizers").iter().map(|f| f.str()).filter(|f| !had.contains(f)).collect();
         if !added.is_empty() {
             let shown = added.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ");
             e.push(FieldError::forbidden(
@@ -163,10 +166,10 @@ fn update_once(new: &Doc, old: &Doc, e: &mut ErrorList) {
             ));
         }
     }
-    for f in ["metadata.name", "metadata.namespace", "metadata.uid", "metadata.creationTimestamp", "metadata.deletionTimestamp"] {
-        let (n, o) = (new.at(f), old.at(f));
+    for f in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp"] {
+        let (n, o) = (meta.get(f), before.get(f));
         if !n.semantic_eq(o) {
-            e.push(FieldError::invalid(f, n.to_value(), "field is immutable"));
+            e.push(FieldError::invalid(child("metadata", f), n.to_value(), "field is immutable"));
         }
     }
 }
