@@ -7,8 +7,8 @@ use crate::model::{Decoder, Finding};
 use crate::path::FieldPath;
 use crate::problem::{ConfigErrors, Problem};
 use crate::v1alpha1::{
-    ClusterConfig, DocumentKind, HostnameConfig, LinkConfig, MachineConfig, MachineSecrets, ResolverConfig, Role, TimeConfig, VolumeConfig,
-    VolumeEncryption, VolumeName,
+    ClusterConfig, DocumentKind, HostnameConfig, LinkConfig, MachineConfig, MachineSecrets, ResolverConfig, Role, TimeConfig,
+    UserVolumeConfig, VolumeConfig, VolumeEncryption, VolumeName,
 };
 use crate::values::KubernetesVersion;
 use crate::yaml::{self, Node};
@@ -131,6 +131,8 @@ pub struct Config {
     pub time: Option<TimeConfig>,
     /// Volumes of the system's disk that are kept otherwise than by default.
     pub volumes: Vec<VolumeConfig>,
+    /// Volumes on other disks.
+    pub user_volumes: Vec<UserVolumeConfig>,
 }
 
 impl Config {
@@ -143,7 +145,7 @@ impl Config {
     pub fn from_documents(documents: &Documents) -> Result<Self, ConfigErrors> {
         let mut errors = ConfigErrors::default();
         let (mut machine, mut cluster, mut secrets, mut hostname, mut resolver, mut time) = (None, None, None, None, None, None);
-        let (mut links, mut volumes) = (Vec::new(), Vec::new());
+        let (mut links, mut volumes, mut user_volumes) = (Vec::new(), Vec::new(), Vec::new());
         for document in documents.iter().cloned() {
             match document {
                 DocumentKind::MachineConfig(v) => machine = Some(v),
@@ -154,6 +156,7 @@ impl Config {
                 DocumentKind::ResolverConfig(v) => resolver = Some(v),
                 DocumentKind::TimeConfig(v) => time = Some(v),
                 DocumentKind::VolumeConfig(v) => volumes.push(v),
+                DocumentKind::UserVolumeConfig(v) => user_volumes.push(v),
             }
         }
         let file = documents.sources.first().map_or("config", |s| s.file.as_str());
@@ -171,7 +174,7 @@ impl Config {
         let (Some(machine), Some(cluster), Some(secrets)) = (machine, cluster, secrets) else {
             return errors.or(()).and_then(|()| Err(ConfigErrors::default()));
         };
-        let config = Self { machine, cluster, secrets, links, hostname, resolver, time, volumes };
+        let config = Self { machine, cluster, secrets, links, hostname, resolver, time, volumes, user_volumes };
         for (identity, finding) in config.check() {
             let place = documents.documents.iter().find(|d| d.document.identity() == identity);
             let problem = place.and_then(|d| documents.sources.get(d.source).map(|s| (s, d.index)));
@@ -202,6 +205,7 @@ impl Config {
         documents.extend(self.resolver.clone().map(DocumentKind::ResolverConfig));
         documents.extend(self.time.clone().map(DocumentKind::TimeConfig));
         documents.extend(self.volumes.iter().cloned().map(DocumentKind::VolumeConfig));
+        documents.extend(self.user_volumes.iter().cloned().map(DocumentKind::UserVolumeConfig));
         documents
     }
 

@@ -41,19 +41,26 @@ pub enum Selection {
     None(Vec<(String, String)>),
 }
 
-impl fmt::Display for Selection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Selection {
+    /// What a selector came to, which stands in this field.
+    pub fn of(&self, field: &str) -> String {
         match self {
-            Selection::One(name) => write!(f, "{name}"),
+            Selection::One(name) => name.clone(),
             Selection::Ambiguous(names) => {
-                write!(f, "install.disk matches {} disks ({}); add a property that only one of them has", names.len(), names.join(", "))
+                format!("{field} matches {} disks ({}); add a property that only one of them has", names.len(), names.join(", "))
             }
-            Selection::None(reasons) if reasons.is_empty() => write!(f, "install.disk matches no disk: this machine has none"),
+            Selection::None(reasons) if reasons.is_empty() => format!("{field} matches no disk: this machine has none"),
             Selection::None(reasons) => {
                 let reasons: Vec<String> = reasons.iter().map(|(name, why)| format!("{name}: {why}")).collect();
-                write!(f, "install.disk matches no disk ({})", reasons.join("; "))
+                format!("{field} matches no disk ({})", reasons.join("; "))
             }
         }
+    }
+}
+
+impl fmt::Display for Selection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.of("install.disk"))
     }
 }
 

@@ -114,7 +114,7 @@ c.yaml:16:5: ClusterConfig: network.podSubnets[0]: \"10.244.0.0/33\" is not a CI
 c.yaml:17:14: ClusterConfig: network.dnsDomain: must be a string, not a whole number (quote it)
 c.yaml:18:20: ClusterConfig: kubernetesVersion: must be a string, not a number (quote it)
 c.yaml:20:20: ClusterConfig: apiServer.extraArgs.--v: is not a flag's name: write it without dashes in front, such as v or audit-log-path
-c.yaml:23:7: LinkConfg: kind: \"LinkConfg\" is not one of MachineConfig, ClusterConfig, MachineSecrets, LinkConfig, HostnameConfig, ResolverConfig, TimeConfig, VolumeConfig";
+c.yaml:23:7: LinkConfg: kind: \"LinkConfg\" is not one of MachineConfig, ClusterConfig, MachineSecrets, LinkConfig, HostnameConfig, ResolverConfig, TimeConfig, VolumeConfig, UserVolumeConfig";
     assert_eq!(refused(text), expected);
 }
 

@@ -31,6 +31,11 @@ fn holds(disk: &host::block::Disk, device: &Path) -> bool {
     disk.path == device || disk.partitions.iter().any(|partition| partition.path == device)
 }
 
+fn carries_a_system(disk: &host::block::Disk) -> bool {
+    let has = |label: &str| disk.partitions.iter().any(|partition| partition.label == label);
+    has("ROOT-A") && has("STATE")
+}
+
 impl Disks for LinuxDisks {
     fn observe(&self) -> io::Result<Vec<ObservedDisk>> {
         let boot_device = Path::new(&self.boot.device);
@@ -82,9 +87,20 @@ impl Disks for LinuxDisks {
         }))
     }
 
+    fn labelled(&self, label: &str) -> io::Result<Vec<(String, PathBuf)>> {
+        let disks = self.list()?.into_iter().filter(|disk| !carries_a_system(disk));
+        let found = disks.flat_map(|disk| {
+            let found = disk.partitions.into_iter().filter(|partition| partition.label == label);
+            found.map(move |partition| (disk.name.clone(), partition.path)).collect::<Vec<_>>()
+        });
+        Ok(found.collect())
+    }
+
+    fn look_again(&self, disk: &Path) -> io::Result<()> {
+        self.blocks.reread_partitions(disk).map_err(|error| io::Error::other(crate::api::chain(&error)))
+    }
+
     fn installations(&self) -> io::Result<Vec<String>> {
-        let has = |disk: &host::block::Disk, label: &str| disk.partitions.iter().any(|partition| partition.label == label);
-        let disks = self.list()?.into_iter().filter(|disk| has(disk, "ROOT-A") && has(disk, "STATE"));
-        Ok(disks.map(|disk| disk.name).collect())
+        Ok(self.list()?.into_iter().filter(carries_a_system).map(|disk| disk.name).collect())
     }
 }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use machine_config::Config;
@@ -47,7 +47,7 @@ pub struct Release {
 }
 
 /// A disk with what an installation needs to know beside its properties.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ObservedDisk {
     /// The properties that configs select by.
     pub disk: Disk,
@@ -92,6 +92,16 @@ pub trait Disks: Send + Sync {
     /// The disk that the system was booted from; none when that was a medium.
     fn system_disk(&self) -> io::Result<Option<SystemDisk>> {
         Ok(None)
+    }
+
+    /// The partitions with this label on disks that no system is installed on: the disk's name and the partition's node.
+    fn labelled(&self, _label: &str) -> io::Result<Vec<(String, PathBuf)>> {
+        Ok(Vec::new())
+    }
+
+    /// Makes the kernel look at a disk's partition table again.
+    fn look_again(&self, _disk: &Path) -> io::Result<()> {
+        Ok(())
     }
 
     /// Names of the disks that carry an installed system, whichever was booted.

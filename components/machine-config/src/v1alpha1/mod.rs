@@ -15,7 +15,8 @@ pub use machine::{DiskSelector, InstallConfig, KubeletConfig, MachineConfig, Rol
 pub use names::{HostnameConfig, ResolverConfig, TimeConfig};
 pub use secrets::{CertificateAuthorities, CertificateAuthority, MachineSecrets};
 pub use volume::{
-    EncryptionKey, EncryptionProvider, KeyFile, KeyKind, Passphrase, RECOVERY_SLOT, TpmKey, VolumeConfig, VolumeEncryption, VolumeName,
+    EncryptionKey, EncryptionProvider, KeyFile, KeyKind, Passphrase, RECOVERY_SLOT, TpmKey, UserVolumeConfig, VolumeConfig,
+    VolumeEncryption, VolumeName,
 };
 
 use serde_json::{Value as Json, json};
@@ -125,6 +126,7 @@ kinds! {
     ResolverConfig { named: false },
     TimeConfig { named: false },
     VolumeConfig { named: true },
+    UserVolumeConfig { named: true },
 }
 
 impl DocumentKind {
@@ -132,6 +134,7 @@ impl DocumentKind {
     pub fn identity(&self) -> String {
         match self {
             Self::LinkConfig(link) => format!("LinkConfig {}", link.name),
+            Self::UserVolumeConfig(volume) => format!("UserVolumeConfig {}", volume.name),
             Self::VolumeConfig(volume) => format!("VolumeConfig {}", volume.name),
             other => other.kind().to_owned(),
         }

@@ -1,7 +1,8 @@
-//! `VolumeConfig`: how a volume of the system's disk is kept. Its keys are not here: the machine makes them, or whoever installs it hands them over.
+//! `VolumeConfig`: how a volume of the system's disk is kept, and `UserVolumeConfig`: a volume on another disk. Keys are not here: the machine makes them, or whoever installs it hands them over.
 
 use std::collections::BTreeSet;
 
+use super::machine::DiskSelector;
 use crate::model::{Check, Decoder};
 use crate::path::FieldPath;
 use crate::{object, words};
@@ -36,6 +37,18 @@ object! {
         name ("name"): VolumeName,
         /// How it is encrypted; without it, it is not.
         encryption ("encryption"): Option<VolumeEncryption>,
+    }
+}
+
+object! {
+    /// A volume on a disk of its own, for workloads: mounted at `/var/mnt/<name>`, for `hostPath` volumes with `type: Directory`.
+    pub struct UserVolumeConfig {
+        /// Its name: lower-case letters, digits and dashes.
+        name ("name"): String,
+        /// The disk, by its properties; exactly one disk must match, and the whole disk is used. A disk that carries the volume already is found by that.
+        disk ("disk"): DiskSelector,
+        /// Whether a disk that carries something else may be overwritten, once, when the volume is made.
+        wipe ("wipe"): bool = false,
     }
 }
 
@@ -115,6 +128,29 @@ impl EncryptionKey {
 }
 
 impl Check for VolumeConfig {}
+
+/// The longest name of a user volume: a GPT partition's name has 36 characters, two of which say whose it is.
+const USER_NAME: usize = 32;
+
+impl UserVolumeConfig {
+    /// The GPT name of its partition.
+    pub fn label(&self) -> String {
+        format!("u-{}", self.name)
+    }
+}
+
+impl Check for UserVolumeConfig {
+    fn check(&self, d: &mut Decoder) {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let dash = |end: Option<char>| end == Some('-');
+        let name = &self.name;
+        if name.is_empty() || name.len() > USER_NAME || !name.chars().all(inner) || dash(name.chars().next()) || dash(name.chars().last()) {
+            let reason = format!("must be 1 to {USER_NAME} lower-case letters, digits and dashes, with no dash at either end");
+            d.report_at(&FieldPath::fields("name"), reason);
+        }
+    }
+}
+
 impl Check for Passphrase {
     fn check(&self, d: &mut Decoder) {
         if !(16..=1024).contains(&self.memory_mib) {

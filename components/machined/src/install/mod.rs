@@ -10,6 +10,7 @@ pub mod esp;
 mod filesystem;
 pub mod slot;
 mod table;
+pub mod user;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -236,7 +237,7 @@ impl Installation {
     pub fn run(&self, progress: &mut dyn FnMut(Progress)) -> Result<(), InstallError> {
         say(progress, "remove the old partition table", self.disk.display().to_string());
         let mut disk = OpenOptions::new().read(true).write(true).open(&self.disk).map_err(step("open the disk", &self.disk))?;
-        self.wipe_tables(&mut disk).map_err(step("remove the old partition table", &self.disk))?;
+        clear_tables(&mut disk, self.size).map_err(step("remove the old partition table", &self.disk))?;
 
         for partition in &self.partitions {
             match partition.label {
@@ -271,12 +272,12 @@ impl Installation {
         table::write(&mut disk, self.size, self.sector, &self.partitions, self.media.verity.root_hash()).map_err(table_failed)?;
         disk.sync_all().map_err(step("write the partition table", &self.disk))
     }
+}
 
-    fn wipe_tables(&self, disk: &mut File) -> io::Result<()> {
-        zero(disk, 0, TABLE_BYTES)?;
-        zero(disk, self.size.saturating_sub(TABLE_BYTES), TABLE_BYTES)?;
-        disk.sync_all()
-    }
+fn clear_tables(disk: &mut File, size: u64) -> io::Result<()> {
+    zero(disk, 0, TABLE_BYTES)?;
+    zero(disk, size.saturating_sub(TABLE_BYTES), TABLE_BYTES)?;
+    disk.sync_all()
 }
 
 fn say(progress: &mut dyn FnMut(Progress), stage: &'static str, detail: String) {

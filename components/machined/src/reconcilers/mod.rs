@@ -15,6 +15,7 @@ mod network;
 mod observe;
 mod services;
 mod time;
+mod user_volumes;
 mod volumes;
 
 use std::collections::BTreeMap;
@@ -143,6 +144,7 @@ pub type Board = watch::Sender<BTreeMap<&'static str, Standing>>;
 pub fn registry(network: Network) -> Vec<Box<dyn Reconciler>> {
     vec![
         Box::new(volumes::Volumes::default()),
+        Box::new(user_volumes::UserVolumes),
         Box::new(logs::Logs),
         Box::new(hostname::Hostname),
         Box::new(network),

@@ -77,7 +77,7 @@ fn columns(kind: &str) -> &'static [&'static str] {
         "links" => &["NAME=id", "KIND=type", "MAC", "MTU", "STATE"],
         "addresses" => &["ADDRESS=id", "LINK", "ORIGIN"],
         "routes" => &["DESTINATION", "GATEWAY", "LINK", "METRIC", "ORIGIN"],
-        "volumes" => &["LABEL=id", "DEVICE", "ENCRYPTED", "MOUNTED", "SIZE|bytes", "USED|bytes"],
+        "volumes" => &["LABEL=id", "DEVICE", "ENCRYPTED", "MOUNTED", "SIZE|bytes", "USED|bytes", "PROBLEM"],
         "services" => &["NAME=id", "STATE", "RESTARTS", "DETAIL"],
         "certificates" => &["NAME=id", "SUBJECT", "EXPIRES"],
         _ => &["ID=id", "SPEC"],

@@ -1,0 +1,211 @@
+//! User volumes: each on a disk of its own, found by its partition's name, made when there is none, mounted under `/var/mnt`. One that is not
+//! there holds up nothing but what waits for its directory.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use host::mount::{LinuxMounts, Mounts, usage};
+use machine_config::UserVolumeConfig;
+use machine_config::disk::{Selection, select};
+use serde_json::json;
+
+use crate::api::chain;
+use crate::install::user;
+use crate::machine::ObservedDisk;
+
+use super::{Context, Outcome, ReconcileError, Reconciler, mount};
+
+/// Where they are mounted.
+const PLACE: &str = "/var/mnt";
+/// How soon a disk that is gone, or came back, is noticed.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// Makes and mounts them.
+pub struct UserVolumes;
+
+/// What a volume needs.
+#[derive(Clone, Debug, PartialEq)]
+enum Plan {
+    /// It is on this partition.
+    Mount(PathBuf),
+    /// It is on no disk yet; this one is to become it.
+    Make(ObservedDisk),
+    /// It cannot be had.
+    Missing(String),
+}
+
+/// `carrying`: the partitions with the volume's name. `taken`: names of the disks that carry a system or another volume, which never become one.
+fn plan(volume: &UserVolumeConfig, carrying: &[(String, PathBuf)], disks: &[ObservedDisk], taken: &[String]) -> Plan {
+    match carrying {
+        [(_, node)] => return Plan::Mount(node.clone()),
+        [] => {}
+        several => {
+            let names: Vec<&str> = several.iter().map(|(disk, _)| disk.as_str()).collect();
+            return Plan::Missing(format!("several disks carry it ({}); remove all but one", names.join(", ")));
+        }
+    }
+    let free: Vec<_> = disks.iter().filter(|disk| !taken.contains(&disk.disk.name)).collect();
+    let known: Vec<_> = free.iter().map(|disk| disk.disk.clone()).collect();
+    match select(&volume.disk, &known) {
+        Selection::One(name) => match free.into_iter().find(|disk| disk.disk.name == name) {
+            Some(disk) => Plan::Make(disk.clone()),
+            None => Plan::Missing("its disk is gone".to_owned()),
+        },
+        other => Plan::Missing(other.of("its disk selector")),
+    }
+}
+
+fn planned(cx: &Context, volume: &UserVolumeConfig) -> std::io::Result<Plan> {
+    let disks = &cx.machine.disks;
+    let mut taken = disks.installations()?;
+    for other in cx.config().user_volumes.iter().filter(|other| other.name != volume.name) {
+        taken.extend(disks.labelled(&other.label())?.into_iter().map(|(disk, _)| disk));
+    }
+    Ok(plan(volume, &disks.labelled(&volume.label())?, &disks.observe()?, &taken))
+}
+
+#[tonic::async_trait]
+impl Reconciler for UserVolumes {
+    fn name(&self) -> &'static str {
+        "user-volumes"
+    }
+
+    fn needs(&self) -> &'static [&'static str] {
+        &["volumes"]
+    }
+
+    async fn reconcile(&mut self, cx: &Context) -> Result<Outcome, ReconcileError> {
+        let volumes = &cx.config().user_volumes;
+        let mut problems = remove_others(cx, volumes)?;
+        for volume in volumes {
+            let target = cx.machine.paths.at(PLACE).join(&volume.name);
+            if let Err(error) = ensure(cx, volume, &target).await {
+                let problem = chain(error.as_ref());
+                cx.machine.store.set("volumes", &volume.label(), json!({"mounted": "", "problem": problem}));
+                problems.push(format!("{}: {problem}", volume.name));
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems.join("; ").into());
+        }
+        let names: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+        let (detail, again) = if names.is_empty() { ("none".to_owned(), Duration::from_secs(3600)) } else { (names.join(", "), AGAIN) };
+        Ok(Outcome::ready(detail, again))
+    }
+}
+
+async fn ensure(cx: &Context, volume: &UserVolumeConfig, target: &Path) -> Result<(), ReconcileError> {
+    if let Some(entry) = LinuxMounts.mounted_at(target)? {
+        if Path::new(&entry.source).exists() {
+            return show(cx, &volume.label(), &entry.source, target);
+        }
+        // Its disk was pulled out: whoever uses it gets errors, and when it comes back it can be mounted again.
+        tracing::warn!(volume = volume.name, device = entry.source, "the disk of a volume is gone");
+        LinuxMounts.unmount(target, true)?;
+    }
+    let node = match planned(cx, volume)? {
+        Plan::Mount(node) => node,
+        Plan::Missing(why) => {
+            forget_directory(target);
+            return Err(why.into());
+        }
+        Plan::Make(disk) => {
+            tracing::info!(volume = volume.name, disk = disk.disk.name, "making a volume");
+            let (label, wipe) = (volume.label(), volume.wipe);
+            let (node, size, sector) = (disk.node.clone(), disk.disk.size, disk.sector);
+            tokio::task::spawn_blocking(move || user::make(&node, size, sector, &label, wipe)).await??;
+            cx.machine.disks.look_again(&disk.node)?;
+            match planned(cx, volume)? {
+                Plan::Mount(node) => node,
+                _ => return Err(format!("{} was made the volume, but the kernel does not show its partition", disk.disk.name).into()),
+            }
+        }
+    };
+    mount(&node, target).await?;
+    show(cx, &volume.label(), &node.display().to_string(), target)
+}
+
+/// Unmounts volumes that are in the config no more. What they hold stays on their disks.
+fn remove_others(cx: &Context, volumes: &[UserVolumeConfig]) -> Result<Vec<String>, ReconcileError> {
+    let place = cx.machine.paths.at(PLACE);
+    let mut problems = Vec::new();
+    for entry in LinuxMounts.list()? {
+        let Some(name) = entry.target.strip_prefix(&place).ok().and_then(Path::to_str).filter(|name| !name.is_empty()) else { continue };
+        if volumes.iter().any(|volume| volume.name == name) {
+            continue;
+        }
+        match LinuxMounts.unmount(&entry.target, false) {
+            Ok(()) => {
+                forget_directory(&entry.target);
+                cx.machine.store.remove("volumes", &format!("u-{name}"));
+            }
+            Err(error) => problems.push(format!("{name} is in the config no more, and still used: {}", chain(&error))),
+        }
+    }
+    Ok(problems)
+}
+
+/// Without its volume the directory is not there either: a pod with a `hostPath` of type `Directory` waits, and nobody writes to the system's disk.
+fn forget_directory(target: &Path) {
+    if let Err(error) = std::fs::remove_dir(target)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(directory = %target.display(), %error, "the directory of a volume that is not mounted stays");
+    }
+}
+
+fn show(cx: &Context, label: &str, device: &str, target: &Path) -> Result<(), ReconcileError> {
+    let usage = usage(target)?;
+    let spec = json!({
+        "device": device, "encrypted": false, "mounted": target.display().to_string(),
+        "size": usage.total_bytes, "used": usage.total_bytes.saturating_sub(usage.available_bytes),
+        "inodes": usage.total_inodes, "inodesFree": usage.free_inodes,
+    });
+    cx.machine.store.set("volumes", label, spec);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use machine_config::disk::Disk;
+    use machine_config::{DocumentKind, Documents};
+
+    use super::*;
+
+    fn volume(selector: &str) -> UserVolumeConfig {
+        let text = format!("apiVersion: strake.dev/v1alpha1\nkind: UserVolumeConfig\nname: data\ndisk: {selector}\n");
+        let documents = Documents::parse("test", &text).unwrap_or_else(|errors| panic!("{errors}"));
+        match documents.iter().next() {
+            Some(DocumentKind::UserVolumeConfig(volume)) => volume.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn disk(name: &str, serial: &str) -> ObservedDisk {
+        let node = PathBuf::from(format!("/dev/{name}"));
+        let disk = Disk { name: name.to_owned(), serial: serial.to_owned(), size: 1 << 30, ..Disk::default() };
+        ObservedDisk { disk, node, sector: 512 }
+    }
+
+    #[test]
+    fn a_volume_is_found_made_or_missing() {
+        let disks = [disk("vda", "system"), disk("vdb", "one"), disk("vdc", "two")];
+        let taken = ["vda".to_owned()];
+        let on = |disk: &str| (disk.to_owned(), PathBuf::from(format!("/dev/{disk}1")));
+        let one = volume("{serial: one}");
+        // Its partition finds it, whatever the selector says now.
+        assert_eq!(plan(&one, &[on("vdc")], &disks, &taken), Plan::Mount("/dev/vdc1".into()));
+        assert_eq!(plan(&one, &[], &disks, &taken), Plan::Make(disk("vdb", "one")));
+        let missing =
+            |volume: &UserVolumeConfig, carrying: &[(String, PathBuf)], disks: &[ObservedDisk]| match plan(volume, carrying, disks, &taken)
+            {
+                Plan::Missing(why) => why,
+                other => panic!("{other:?}"),
+            };
+        assert_eq!(missing(&one, &[on("vdb"), on("vdc")], &disks), "several disks carry it (vdb, vdc); remove all but one");
+        assert!(missing(&volume("{size: '> 1MB'}"), &[], &disks).starts_with("its disk selector matches 2 disks (vdb, vdc)"));
+        // The system's own disk is none of them.
+        assert_eq!(missing(&volume("{serial: system}"), &[], &disks[..1]), "its disk selector matches no disk: this machine has none");
+        assert!(missing(&one, &[], &disks[2..]).contains("vdc: its serial is \"two\""));
+    }
+}
