@@ -12,6 +12,7 @@ mod rejoin;
 mod restarts;
 mod secure_boot;
 mod upgrade;
+mod user_volumes;
 mod verity;
 
 use crate::scenario::Scenario;
@@ -33,6 +34,7 @@ pub const ALL: &[Scenario] = &[
     media::UNATTENDED,
     media::PXE,
     encrypted::SCENARIO,
+    user_volumes::SCENARIO,
 ];
 
 /// Those that `cargo xtask test` runs; the others are asked for by name.
