@@ -85,6 +85,7 @@ pub mod resources {
         STORAGE_CLASSES = "storage.k8s.io", "v1", "storageclasses", "StorageClass", false;
         CSI_NODES = "storage.k8s.io", "v1", "csinodes", "CSINode", false;
         CSI_DRIVERS = "storage.k8s.io", "v1", "csidrivers", "CSIDriver", false;
+        VOLUME_ATTRIBUTES_CLASSES = "storage.k8s.io", "v1", "volumeattributesclasses", "VolumeAttributesClass", false;
         VOLUME_ATTACHMENTS = "storage.k8s.io", "v1", "volumeattachments", "VolumeAttachment", false;
         CLUSTER_ROLES = "rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", false;
         VALIDATING_ADMISSION_POLICIES = "admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", false;

@@ -352,13 +352,11 @@ impl Flags {
                 bail!("--enable-admission-plugins: unknown plugin {p:?}");
             }
         }
-        if let Some(p) = self.enable_admission_plugins.iter().find(|p| !admission::is_here(p)) {
-            bail!("--enable-admission-plugins: the plugin {p} is not part of this server");
-        }
         let mut admission = admission::Configuration::of(&self.enable_admission_plugins, &self.disable_admission_plugins);
         if let Some(path) = &self.admission_control_config_file {
             admission = admission.load(path).context("--admission-control-config-file")?;
         }
+        let admission = admission.checked()?;
         if !self.service_account_lookup {
             bail!("--service-account-lookup=false is refused: tokens would outlive their accounts");
         }
@@ -588,7 +586,7 @@ mod tests {
             ("--no-such-flag", "--no-such-flag"),
             ("--authorization-mode=AlwaysAllow", "AlwaysAllow"),
             ("--enable-admission-plugins=Nonsense", "Nonsense"),
-            ("--enable-admission-plugins=EventRateLimit", "not part of this server"),
+            ("--enable-admission-plugins=EventRateLimit", "--admission-control-config-file"),
             ("--authorization-mode=Webhook", "--authorization-webhook-config-file"),
             ("--encryption-provider-config-automatic-reload", "--encryption-provider-config"),
             ("--oidc-client-id=x", "--oidc-issuer-url"),

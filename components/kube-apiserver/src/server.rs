@@ -33,7 +33,7 @@ use crate::{
     http::{
         ApiError,
         drain::{self, Drain},
-        options, serve, tls,
+        memory, options, serve, tls,
     },
     kubelet::{KubeletClient, KubeletConfig},
     metrics::Metrics,
@@ -171,6 +171,7 @@ pub struct Server {
     pub admission: admission::Configuration,
     pub audit: Option<Arc<Audit>>,
     pub gate: flow_control::Gate,
+    pub bodies: memory::Budget,
     pub encoded: EncodedCache,
     pub encryption: Arc<Encryption>,
     pub aggregator: Aggregator,
@@ -247,6 +248,7 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         keys: Arc::new(keys),
         max_lifetime: c.max_token_lifetime,
         extends: c.extend_tokens,
+        used: authn::Used::default(),
     });
     let mut authn = Authenticator::new(Arc::clone(&tokens), Arc::clone(&objects));
     if let Some((path, names)) = &c.request_header {
@@ -285,6 +287,7 @@ async fn build(c: &Config, stop: CancellationToken) -> anyhow::Result<Arc<Server
         admission: c.admission.clone(),
         audit,
         gate,
+        bodies: memory::Budget::default(),
         encoded: EncodedCache::new(ENCODED_BUDGET),
         tokens,
         kubelet: KubeletClient::new(c.kubelet.clone())?,
@@ -361,58 +364,78 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Follows files that the server was started with. Whether they could be taken again when they changed is counted and logged.
+fn follow<E>(server: &Arc<Server>, what: &'static str, paths: Vec<PathBuf>, mut reload: impl FnMut() -> Result<(), E> + Send + 'static)
+where
+    E: std::error::Error + Send + 'static,
+{
+    let server = Arc::downgrade(server);
+    tokio::spawn(tls::on_change(what, paths, move || {
+        let result = reload();
+        if let Some(s) = server.upgrade() {
+            s.metrics.file_reloads.add(&[what, if result.is_ok() { "success" } else { "failure" }]);
+        }
+        result
+    }));
+}
+
 fn watch_files(server: &Arc<Server>, cert: &Arc<tls::ServingCert>, config: &Config) {
     if let Issuers::File(path) = &config.issuers {
-        let (issuers, own, server) = (config.issuers.clone(), config.token_issuers.clone(), Arc::downgrade(server));
-        tokio::spawn(tls::on_change(vec![path.clone()], move || {
+        let (issuers, own, weak) = (config.issuers.clone(), config.token_issuers.clone(), Arc::downgrade(server));
+        follow(server, "authentication-config", vec![path.clone()], move || {
             let new = issuers.read(&own);
-            if let Some(s) = server.upgrade() {
+            if let Some(s) = weak.upgrade() {
                 s.metrics.authentication_reloads.note(new.is_ok());
                 s.authn.replace_issuers(new?);
             }
             Ok::<_, oidc::config::ConfigError>(())
-        }));
+        });
     }
     if let Some(path) = server.encryption.path().filter(|_| config.encryption_reload) {
-        let (e, reflector) = (Arc::clone(&server.encryption), Arc::clone(&server.objects.reflector));
-        tokio::spawn(tls::on_change(vec![path], move || {
-            e.reload()?;
+        let (e, reflector, weak) = (Arc::clone(&server.encryption), Arc::clone(&server.objects.reflector), Arc::downgrade(server));
+        follow(server, "encryption-provider-config", vec![path], move || {
+            let read = e.reload();
+            if let Some(s) = weak.upgrade() {
+                s.metrics.encryption_reloads.note(read.is_ok());
+            }
+            read?;
             if e.take_unreadable() {
                 reflector.read_again();
             }
             Ok::<_, crate::config_file::ConfigFileError>(())
-        }));
+        });
     }
     let c = Arc::clone(cert);
-    tokio::spawn(tls::on_change(cert.paths(), move || c.reload()));
+    follow(server, "serving-certificate", cert.paths(), move || c.reload());
     if let Authorizers::File(path) = &config.authorizers {
-        let (authorizers, server) = (config.authorizers.clone(), Arc::downgrade(server));
-        tokio::spawn(tls::on_change(vec![path.clone()], move || {
+        let (authorizers, weak) = (config.authorizers.clone(), Arc::downgrade(server));
+        follow(server, "authorization-config", vec![path.clone()], move || {
             let modes = authorizers.read();
-            if let Some(s) = server.upgrade() {
+            if let Some(s) = weak.upgrade() {
                 s.metrics.authorization_reloads.note(modes.is_ok());
                 s.authz.replace(modes?);
             }
             Ok::<_, authz::config::ConfigError>(())
-        }));
+        });
     }
-    let proxies = server.authn.request_header.as_ref().map(|r| &r.x509);
-    for x in server.authn.x509.iter().chain(proxies) {
+    let clients = server.authn.x509.as_ref().map(|x| ("client-ca", x));
+    let proxies = server.authn.request_header.as_ref().map(|r| ("requestheader-client-ca", &r.x509));
+    for (what, x) in clients.into_iter().chain(proxies) {
         let ca = Arc::clone(&x.ca);
-        tokio::spawn(tls::on_change(vec![ca.path()], move || ca.reload()));
+        follow(server, what, vec![ca.path()], move || ca.reload());
     }
     if let Some(own) = server.aggregator.identity() {
-        let (own, server) = (Arc::clone(own), Arc::downgrade(server));
-        tokio::spawn(tls::on_change(own.paths(), move || {
+        let (own, weak) = (Arc::clone(own), Arc::downgrade(server));
+        follow(server, "proxy-client-certificate", own.paths(), move || {
             own.reload()?;
-            if let Some(s) = server.upgrade() {
+            if let Some(s) = weak.upgrade() {
                 s.aggregator.refresh(&s.objects);
             }
             Ok::<_, tls::TlsError>(())
-        }));
+        });
     }
     let k = Arc::clone(&server.kubelet);
     if !k.paths().is_empty() {
-        tokio::spawn(tls::on_change(k.paths(), move || k.reload()));
+        follow(server, "kubelet-client-certificate", k.paths(), move || k.reload());
     }
 }

@@ -76,6 +76,14 @@ async fn a_token_of_a_secret_is_good_while_the_secret_holds_it() {
     assert_eq!(user.username.as_deref(), Some("system:serviceaccount:default:robot"));
     assert!(user.groups.unwrap().contains(&"system:serviceaccounts:default".to_owned()));
 
+    // The Secret says on which day its token was used last.
+    let used = cluster::until("the day of the last use", async || {
+        let labels = secrets.get("robot-token").await.unwrap().metadata.labels?;
+        labels.get("kubernetes.io/legacy-token-last-used").cloned()
+    })
+    .await;
+    assert_eq!(used.len(), "2026-01-01".len(), "{used}");
+
     // What was good is remembered for ten seconds, so the other token shows what a Secret that is marked means.
     let invalid = Patch::Merge(
         json!({"metadata": {"labels": {"kubernetes.io/legacy-token-invalid-since": "2026-01-01"}}, "data": {"token": STANDARD.encode(&other)}}),

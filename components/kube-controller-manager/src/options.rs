@@ -102,6 +102,12 @@ pub struct Options {
     /// How long after a pod's start a change of its readiness counts as its first.
     #[arg(long, default_value = "30s", value_parser = go_duration)]
     pub horizontal_pod_autoscaler_initial_readiness_delay: Duration,
+    /// How long a token of a Secret that was made for a service account may be unused before it is marked, and marked before it is deleted.
+    #[arg(long, default_value = "8760h0m0s", value_parser = go_duration)]
+    pub legacy_service_account_token_clean_up_period: Duration,
+    /// Never detaches a volume that a silent node says it uses, however long that takes.
+    #[arg(long, default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set)]
+    pub disable_force_detach_on_timeout: bool,
     /// Log verbosity: 4 and more is debug.
     #[arg(short = 'v', long = "v", default_value_t = 0)]
     pub verbosity: u8,

@@ -93,6 +93,22 @@ pub const CONTROLLERS: &[Controller] = &[
         "pv-protection-controller",
         c::storage_protection::run_volumes
     ),
+    controller!(
+        "volumeattributesclass-protection-controller",
+        [],
+        true,
+        "volumeattributesclass-protection-controller",
+        c::storage_protection::run_attributes_classes
+    ),
+    controller!("persistentvolume-attach-detach-controller", ["attachdetach"], true, "attachdetach-controller", c::attach_detach::run),
+    controller!("persistentvolume-expander-controller", ["persistentvolume-expander"], true, "expand-controller", c::volume_expander::run),
+    controller!(
+        "legacy-serviceaccount-token-cleaner-controller",
+        ["legacy-service-account-token-cleaner"],
+        true,
+        "legacy-service-account-token-cleaner",
+        c::legacy_token_cleaner::run
+    ),
     controller!("ephemeral-volume-controller", ["ephemeral-volume"], true, "ephemeral-volume-controller", c::ephemeral_volume::run),
     controller!("ttl-controller", ["ttl"], true, "ttl-controller", c::ttl::run),
     controller!("bootstrap-signer-controller", ["bootstrapsigner"], false, "bootstrap-signer", c::bootstrap_signer::run),
@@ -123,14 +139,7 @@ pub const CONTROLLERS: &[Controller] = &[
 
 /// Controllers upstream has and `--controllers` may name, which do not exist here. Asking for one by name is said in the log.
 const NOT_HERE: &[&str] = &[
-    "persistentvolume-attach-detach-controller",
-    "attachdetach",
-    "persistentvolume-expander-controller",
-    "persistentvolume-expander",
     "device-taint-eviction-controller",
-    "legacy-serviceaccount-token-cleaner-controller",
-    "legacy-service-account-token-cleaner",
-    "volumeattributesclass-protection-controller",
     "selinux-warning-controller",
     "storageversion-garbage-collector-controller",
     "storage-version-gc",

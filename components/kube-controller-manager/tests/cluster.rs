@@ -106,6 +106,7 @@ fn controllers_move_a_real_cluster_to_what_was_asked_for() {
     an_autoscaler_keeps_its_target_within_bounds(&cluster);
     a_secret_gets_its_accounts_token(&cluster);
     service_ranges_are_ready_and_kept_while_used(&cluster);
+    a_drivers_volume_is_attached_for_a_pod_and_detached_after_it(&cluster);
     a_bootstrapping_kubelet_gets_its_certificate_and_nobody_else(&cluster);
     a_policys_expressions_are_checked_against_the_kinds_it_is_about(&cluster);
     a_deleted_namespace_is_emptied_and_goes(&cluster);
@@ -327,6 +328,65 @@ fn service_ranges_are_ready_and_kept_while_used(cluster: &Cluster) {
     eventually(cluster, "a range that waits", || ready("more", "ServiceCIDRTerminating"));
     kubectl(cluster, &["delete", "service", "there"]);
     eventually(cluster, "no range", || get(cluster, &["servicecidr", "more"]).is_null());
+}
+
+/// The driver, the kubelet and the scheduler are played; the rest is real.
+fn a_drivers_volume_is_attached_for_a_pod_and_detached_after_it(cluster: &Cluster) {
+    let node = json!({"apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "with-volumes", "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}}});
+    create(cluster, &node, &[]);
+    let class = json!({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttributesClass", "metadata": {"name": "silver"}, "driverName": "d.example.com",
+        "parameters": {"iops": "1"}});
+    create(cluster, &class, &[]);
+    let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "of-driver"}, "spec": {"capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeAttributesClassName": "silver",
+        "persistentVolumeReclaimPolicy": "Retain", "csi": {"driver": "d.example.com", "volumeHandle": "h"},
+        "claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": "default", "name": "data"}}});
+    create(cluster, &volume, &[]);
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data", "namespace": "default"},
+        "spec": {"storageClassName": "", "volumeName": "of-driver", "volumeAttributesClassName": "silver", "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}}}});
+    create(cluster, &claim, &[]);
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "reader", "namespace": "default"}, "spec": {"nodeName": "with-volumes",
+        "terminationGracePeriodSeconds": 0, "containers": [{"name": "c", "image": "i"}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]}});
+    create(cluster, &pod, &[]);
+
+    let attachment = || get(cluster, &["volumeattachments"])["items"].as_array().and_then(|all| all.first().cloned());
+    eventually(cluster, "an attachment", || attachment().is_some());
+    let made = attachment().unwrap();
+    let wanted = json!({"attacher": "d.example.com", "nodeName": "with-volumes", "source": {"persistentVolumeName": "of-driver"}});
+    assert_eq!(made["spec"], wanted);
+    let told = || get(cluster, &["node", "with-volumes"])["status"]["volumesAttached"].clone();
+    assert!(told().is_null(), "the driver has not answered");
+    let name = made["metadata"]["name"].as_str().unwrap();
+    kubectl(
+        cluster,
+        &["patch", "volumeattachment", name, "--subresource=status", "--type=merge", "-p", r#"{"status": {"attached": true}}"#],
+    );
+    eventually(cluster, "the node is told", || told() == json!([{"name": "kubernetes.io/csi/d.example.com^h", "devicePath": ""}]));
+
+    let in_use = json!({"status": {"volumesInUse": ["kubernetes.io/csi/d.example.com^h"],
+        "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "2099-01-01T00:00:00Z"}]}});
+    kubectl(cluster, &["patch", "node", "with-volumes", "--subresource=status", "-p", &in_use.to_string()]);
+    kubectl(cluster, &["delete", "pod", "reader", "--force"]);
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(attachment().is_some_and(|a| a["metadata"]["deletionTimestamp"].is_null()), "the node still uses it");
+    kubectl(
+        cluster,
+        &["patch", "node", "with-volumes", "--subresource=status", "--type=merge", "-p", r#"{"status": {"volumesInUse": null}}"#],
+    );
+    eventually(cluster, "nothing is attached", || attachment().is_none() && told().is_null());
+
+    // The class stays while a volume or a claim names it.
+    kubectl(cluster, &["delete", "volumeattributesclass", "silver", "--wait=false"]);
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!get(cluster, &["volumeattributesclass", "silver"]).is_null());
+    kubectl(cluster, &["delete", "pvc", "data", "--wait=false"]);
+    eventually(cluster, "no claim", || get(cluster, &["pvc", "data"]).is_null());
+    kubectl(cluster, &["delete", "pv", "of-driver", "--wait=false"]);
+    eventually(cluster, "no class", || get(cluster, &["volumeattributesclass", "silver"]).is_null());
+    kubectl(cluster, &["delete", "node", "with-volumes"]);
 }
 
 fn request(name: &str, common_name: &str, organization: &str) -> Value {

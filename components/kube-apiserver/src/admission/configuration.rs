@@ -1,12 +1,20 @@
 //! Which plugins run, and what `--admission-control-config-file` says to those that take a configuration.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::Deserialize;
 use serde_yaml::Value;
 
-use super::{Mutate, OFF_BY_DEFAULT, PLUGINS, Validate, known, pod_security};
-use crate::config_file::{self, ConfigFile, ConfigFileError, decode};
+use super::{
+    EVENT_RATE_LIMIT, IMAGE_POLICY, Mutate, OFF_BY_DEFAULT, PLUGINS, TOLERATIONS, Validate,
+    event_rate_limit::{self, EventRateLimit},
+    image_policy::{self, ImagePolicy},
+    known, pod_security, pod_tolerations,
+};
+use crate::config_file::{self, ConfigFile, ConfigFileError, DecodeError, decode};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigurationError {
@@ -20,6 +28,14 @@ pub enum ConfigurationError {
     Unconfigurable { path: PathBuf, plugin: String },
     #[error("the configuration of PodSecurity in {path} is wrong")]
     PodSecurity { path: PathBuf, source: pod_security::ConfigError },
+    #[error("the configuration of EventRateLimit in {path} is wrong")]
+    EventRateLimit { path: PathBuf, source: event_rate_limit::ConfigError },
+    #[error("the configuration of ImagePolicyWebhook in {path} is wrong")]
+    ImagePolicy { path: PathBuf, source: image_policy::ConfigError },
+    #[error("the configuration of PodTolerationRestriction in {path} is wrong")]
+    Tolerations { path: PathBuf, source: DecodeError },
+    #[error("the plugin {plugin} needs a configuration: name it in the file of --admission-control-config-file")]
+    Missing { plugin: &'static str },
 }
 
 #[derive(Debug, Deserialize)]
@@ -58,6 +74,11 @@ pub struct Configuration {
     /// Turned off by name.
     off: Vec<String>,
     pub pod_security: pod_security::Config,
+    /// There when the plugin is on.
+    pub(super) event_rate_limit: Option<Arc<EventRateLimit>>,
+    /// There when the plugin is on.
+    pub(super) image_policy: Option<Arc<ImagePolicy>>,
+    pub(super) tolerations: pod_tolerations::Config,
 }
 
 impl Default for Configuration {
@@ -77,6 +98,18 @@ impl Configuration {
             validating: on().filter_map(|p| Some((p.name, p.validate?))).collect(),
             off,
             pod_security: pod_security::Config::default(),
+            event_rate_limit: None,
+            image_policy: None,
+            tolerations: pod_tolerations::Config::default(),
+        }
+    }
+
+    /// Whether every plugin that is on has what it cannot do without.
+    pub fn checked(self) -> Result<Self, ConfigurationError> {
+        let needed = [(EVENT_RATE_LIMIT, self.event_rate_limit.is_some()), (IMAGE_POLICY, self.image_policy.is_some())];
+        match needed.into_iter().find(|(plugin, there)| self.is_on(plugin) && !there) {
+            Some((plugin, _)) => Err(ConfigurationError::Missing { plugin }),
+            None => Ok(self),
         }
     }
 
@@ -97,18 +130,37 @@ impl Configuration {
                 return Err(ConfigurationError::Twice { path, plugin });
             }
             seen.push(plugin.clone());
+            let mut beside = path.parent().unwrap_or(Path::new("")).to_owned();
             let value = match (&p.configuration, p.path.as_str()) {
                 (Value::Null, "") => continue,
                 (Value::Null, named) => {
-                    let beside = path.parent().unwrap_or(Path::new("")).join(named);
-                    config_file::read("configuration of an admission plugin", &beside, |text| serde_yaml::from_str(text))?
+                    let file = beside.join(named);
+                    beside = file.parent().unwrap_or(Path::new("")).to_owned();
+                    config_file::read("configuration of an admission plugin", &file, |text| serde_yaml::from_str(text))?
                 }
                 _ => p.configuration,
             };
-            if plugin != "PodSecurity" {
-                return Err(ConfigurationError::Unconfigurable { path, plugin });
+            match plugin.as_str() {
+                "PodSecurity" => {
+                    self.pod_security =
+                        pod_security::Config::parse(value).map_err(|source| ConfigurationError::PodSecurity { path, source })?;
+                }
+                // What a plugin that is off would do is not looked at.
+                EVENT_RATE_LIMIT | IMAGE_POLICY | TOLERATIONS if !self.is_on(&plugin) => {}
+                EVENT_RATE_LIMIT => {
+                    let limits = EventRateLimit::parse(value).map_err(|source| ConfigurationError::EventRateLimit { path, source })?;
+                    self.event_rate_limit = Some(Arc::new(limits));
+                }
+                IMAGE_POLICY => {
+                    let policy = ImagePolicy::parse(value, &beside).map_err(|source| ConfigurationError::ImagePolicy { path, source })?;
+                    self.image_policy = Some(Arc::new(policy));
+                }
+                TOLERATIONS => {
+                    let config = pod_tolerations::Config::parse(value);
+                    self.tolerations = config.map_err(|source| ConfigurationError::Tolerations { path, source })?;
+                }
+                _ => return Err(ConfigurationError::Unconfigurable { path, plugin }),
             }
-            self.pod_security = pod_security::Config::parse(value).map_err(|source| ConfigurationError::PodSecurity { path, source })?;
         }
         Ok(self)
     }
@@ -156,6 +208,24 @@ mod tests {
             let e = load(text).unwrap_err();
             assert!(e.contains(named), "{e}");
         }
+    }
+
+    #[test]
+    fn a_plugin_that_cannot_do_without_a_configuration_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        let limits = "configuration: {apiVersion: eventratelimit.admission.k8s.io/v1alpha1, kind: Configuration, limits: [{type: Server, qps: 1, burst: 1}]}";
+        fs::write(
+            &path,
+            format!("apiVersion: apiserver.config.k8s.io/v1\nkind: AdmissionConfiguration\nplugins: [{{name: EventRateLimit, {limits}}}]"),
+        )
+        .unwrap();
+        let on = || Configuration::of(&["EventRateLimit".into()], &[]);
+        assert!(on().checked().unwrap_err().to_string().contains("EventRateLimit needs a configuration"));
+        assert!(on().load(&path).unwrap().checked().unwrap().event_rate_limit.is_some());
+        assert!(Configuration::default().load(&path).unwrap().checked().unwrap().event_rate_limit.is_none(), "it is off");
+        let e = Configuration::of(&["ImagePolicyWebhook".into()], &[]).checked().unwrap_err();
+        assert!(e.to_string().contains("ImagePolicyWebhook"), "{e}");
     }
 
     #[test]

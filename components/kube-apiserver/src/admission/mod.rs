@@ -1,14 +1,18 @@
 //! Admission: the plugins in upstream's order, those that change objects first, then those that only judge.
 
 mod arrivals;
+mod auto_provision;
 mod configuration;
 mod escalation;
+mod event_rate_limit;
+mod image_policy;
 mod limit_ranger;
 mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 mod optional;
 pub mod pod_security;
+mod pod_tolerations;
 pub mod policy;
 mod priority;
 mod resource_quota;
@@ -98,6 +102,11 @@ const ESCALATION: &str = "RBACEscalation";
 
 use Validate::{Asking, Looking};
 
+/// Plugins that take a configuration and are off by default.
+const IMAGE_POLICY: &str = "ImagePolicyWebhook";
+const TOLERATIONS: &str = "PodTolerationRestriction";
+const EVENT_RATE_LIMIT: &str = "EventRateLimit";
+
 /// All plugins, in the order in which they run.
 static PLUGINS: &[Plugin] = &[
     Plugin { name: "NamespaceLifecycle", mutate: Some(namespace_lifecycle::admit), validate: Some(Looking(namespace_lifecycle::delete)) },
@@ -105,9 +114,12 @@ static PLUGINS: &[Plugin] = &[
     Plugin { name: "ServiceAccount", mutate: Some(service_account::admit), validate: None },
     Plugin { name: "NodeRestriction", mutate: Some(node_restriction::admit), validate: Some(Looking(node_restriction::delete)) },
     Plugin { name: "TaintNodesByCondition", mutate: Some(small::taint_nodes), validate: None },
+    Plugin { name: IMAGE_POLICY, mutate: None, validate: Some(Asking(|a, new, old| Box::pin(image_policy::validate(a, new, old)))) },
     Plugin { name: "PodSecurity", mutate: None, validate: Some(Looking(pod_security::validate)) },
     Plugin { name: "Priority", mutate: Some(priority::admit), validate: Some(Looking(priority::delete)) },
     Plugin { name: "DefaultTolerationSeconds", mutate: Some(small::default_tolerations), validate: None },
+    Plugin { name: TOLERATIONS, mutate: Some(pod_tolerations::admit), validate: Some(Looking(pod_tolerations::validate)) },
+    Plugin { name: EVENT_RATE_LIMIT, mutate: None, validate: Some(Looking(event_rate_limit::validate)) },
     Plugin { name: "DefaultStorageClass", mutate: Some(small::default_storage_class), validate: None },
     Plugin { name: "StorageObjectInUseProtection", mutate: Some(small::in_use_protection), validate: None },
     Plugin { name: "PersistentVolumeClaimResize", mutate: None, validate: Some(Looking(small::claim_resize)) },
@@ -144,19 +156,15 @@ const OFF_BY_DEFAULT: &[&str] = &[
     "OwnerReferencesPermissionEnforcement",
     "PodNodeSelector",
     "AlwaysDeny",
+    auto_provision::NAME,
+    IMAGE_POLICY,
+    TOLERATIONS,
+    EVENT_RATE_LIMIT,
 ];
-
-/// Plugins of upstream's that are not here: turning one off is no mistake, turning it on would be.
-const NOT_HERE: &[&str] = &["EventRateLimit", "ImagePolicyWebhook", "NamespaceAutoProvision", "PodTolerationRestriction"];
 
 /// The names that flags and configurations may have.
 pub fn known(name: &str) -> bool {
-    PLUGINS.iter().any(|p| p.name == name && name != ESCALATION) || UPSTREAM.contains(&name) || NOT_HERE.contains(&name)
-}
-
-/// Whether a plugin that is known can be turned on.
-pub fn is_here(name: &str) -> bool {
-    !NOT_HERE.contains(&name)
+    PLUGINS.iter().any(|p| p.name == name && name != ESCALATION) || UPSTREAM.contains(&name)
 }
 
 /// Plugins of upstream that the flag may name.
@@ -175,6 +183,7 @@ const UPSTREAM: &[&str] = &[
     "ValidatingAdmissionWebhook",
     "ResourceQuota",
     "AlwaysAdmit",
+    auto_provision::NAME,
 ];
 
 /// The plugins that change objects, then the webhooks that do. When a webhook changed something, everybody looks once more.
@@ -193,6 +202,9 @@ fn step(a: &Attributes<'_>, half: &str, started: Instant, rejected: bool) {
 
 async fn mutating(a: &Attributes<'_>, doc: &mut Doc, old: Option<&Doc>) -> Result<(), ApiError> {
     let mut rounds = webhooks::Rounds::default();
+    if a.ctx.server.admission.is_on(auto_provision::NAME) {
+        auto_provision::provide(a).await?;
+    }
     arrivals::wait(a, doc).await?;
     loop {
         let admission = &a.ctx.server.admission;

@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use crate::objects::Objects;
 
 pub use request_header::{Names, RequestHeader};
-pub use service_account::{Bound, Lifetime, TokenIssuer};
+pub use service_account::{Bound, Lifetime, TokenIssuer, Used};
 pub use token_file::TokenFile;
 pub use webhook::TokenWebhook;
 pub use x509::{ClientCa, Peer, X509};

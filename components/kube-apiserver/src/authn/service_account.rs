@@ -1,9 +1,10 @@
 //! Service-account tokens: issued for an audience and a time, bound to the account and to a pod, a node or a secret, and good only
 //! while those exist. And the older kind that stands in a Secret: without an end, good as long as the Secret holds it.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -24,6 +25,28 @@ pub struct TokenIssuer {
     pub max_lifetime: Option<i64>,
     /// Tokens whose end pods did not choose are good for longer than they are told.
     pub extends: bool,
+    /// Whose tokens of Secrets were used.
+    pub used: Used,
+}
+
+/// Secrets, by namespace and name, whose tokens were used since somebody asked. No more than [`MAX_USED`]: who is left out is noted when it
+/// is used again.
+#[derive(Debug, Default)]
+pub struct Used(Mutex<BTreeSet<String>>);
+
+const MAX_USED: usize = 10_000;
+
+impl Used {
+    pub fn note(&self, key: &str) {
+        let mut all = self.0.lock();
+        if all.len() < MAX_USED && !all.contains(key) {
+            all.insert(key.to_owned());
+        }
+    }
+
+    pub fn take(&self) -> BTreeSet<String> {
+        std::mem::take(&mut *self.0.lock())
+    }
 }
 
 /// What a token is bound to beside its account.
@@ -129,13 +152,16 @@ fn legacy(
     if matching.is_empty() {
         return Err("another audience");
     }
-    let secret = objects.get("secrets", &format!("{ns}/{secret_name}")).ok_or("service account token has been invalidated")?;
+    let key = format!("{ns}/{secret_name}");
+    let secret = objects.get("secrets", &key).ok_or("service account token has been invalidated")?;
     if secret.at("metadata.deletionTimestamp").exists() {
         return Err("token is deleted");
     }
     if secret.at("data").get("token").bytes() != token.as_bytes() {
         return Err("token does not match server's copy");
     }
+    // A use of a token that is marked is a use too: people see whom they would hurt.
+    issuer.used.note(&key);
     if secret.meta().label(INVALID_SINCE).is_some() {
         return Err("the token in the secret is marked invalid");
     }

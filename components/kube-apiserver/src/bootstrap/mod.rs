@@ -1,6 +1,7 @@
 //! What exists on every cluster before anybody made anything: namespaces, roles and bindings, priority classes, flow control, the
 //! `kubernetes` Service. Written in a few transactions at start, and kept.
 
+mod legacy_tokens;
 pub mod rbac;
 mod trust;
 
@@ -241,6 +242,7 @@ pub async fn keep(server: Arc<Server>) {
         };
         report("the kubernetes Service", kubernetes_service(&server).await);
         report("the authentication ConfigMap", trust::publish(&server).await);
+        report("when tokens of Secrets were used", legacy_tokens::note(&server).await);
         if round.is_multiple_of(6) {
             report("flow schemas and priority levels", crate::flow_control::upkeep::defaults(&server).await);
         }

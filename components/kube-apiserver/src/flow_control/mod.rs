@@ -31,15 +31,17 @@ use share::{Class, nominal, share, smooth};
 
 use crate::{
     authn::User,
-    http::{Answer, RequestInfo, body},
+    http::{Answer, Query, RequestInfo, body},
     server::Server,
 };
 
 /// A request takes no more seats than this, nor than a share of its level.
 const MAX_SEATS: u64 = 10;
 const MAX_SHARE: f64 = 0.15;
-/// Objects that a list looks at for one seat.
-const OBJECTS_PER_SEAT: u64 = 100;
+/// Bytes of objects that a list takes for one seat.
+const BYTES_PER_SEAT: u64 = 100_000;
+/// A list of the cache is sent as it is read: it takes no more than this at a time, however long it is.
+const MOST_OF_CACHE: u64 = 1_000_000;
 
 /// How requests are held back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -268,7 +270,7 @@ impl Gate {
         server: &Server,
         user: &User,
         info: &RequestInfo,
-        limit: Option<&str>,
+        query: &Query,
         mark: &mut Marks,
     ) -> Result<Pass, Box<Answer>> {
         // A watch is work until it has begun.
@@ -276,7 +278,7 @@ impl Gate {
             return Ok(Pass::None);
         }
         match self {
-            Self::Fair(f) => match f.enter(user, info, width(server, info, limit), mark).await {
+            Self::Fair(f) => match f.enter(user, info, width(server, info, query), mark).await {
                 Ok(seats) => Ok(seats.map_or(Pass::None, |s| Pass::Seats { _seats: s })),
                 Err(_) => Err(refusal()),
             },
@@ -293,17 +295,47 @@ fn refusal() -> Box<Answer> {
     Box::new(a)
 }
 
-/// The seats of a request: one, or as many as a list has to look at objects.
-fn width(server: &Server, info: &RequestInfo, limit: Option<&str>) -> u64 {
-    if info.verb != "list" || !info.is_resource || !info.name.is_empty() {
+/// The seats of a request: one, or as many as the objects that a list has in hand at a time. A watch that begins with all objects is a list.
+fn width(server: &Server, info: &RequestInfo, query: &Query) -> u64 {
+    let lists = info.verb == "list" || (info.verb == "watch" && query.flag("sendInitialEvents"));
+    if !lists || !info.is_resource || !info.name.is_empty() {
         return 1;
     }
     let Some(res) = server.registry.resource(&info.group, &info.version, &info.resource) else { return 1 };
-    let objects = server.objects.reflector.cache(&res.prefix).map_or(0, |c| c.len() as u64);
-    let limit = limit.and_then(|l| l.parse().ok()).filter(|l| *l > 0);
-    seats(objects, limit)
+    let Some(cache) = server.objects.reflector.cache(&res.prefix) else { return 1 };
+    let (objects, bytes) = cache.extent();
+    let asked = |k: &str| query.get(k).is_some_and(|v| !v.is_empty());
+    let of_past = info.verb == "list" && (asked("continue") || query.get("resourceVersionMatch") == Some("Exact"));
+    List {
+        objects,
+        bytes,
+        limit: query.get("limit").and_then(|l| l.parse().ok()).filter(|l| *l > 0),
+        from_cache: !of_past,
+        selective: asked("labelSelector") || asked("fieldSelector"),
+    }
+    .seats()
 }
 
-fn seats(objects: u64, limit: Option<u64>) -> u64 {
-    limit.map_or(objects, |l| l.min(objects)).div_ceil(OBJECTS_PER_SEAT).max(1)
+/// What a list will cost.
+#[derive(Debug, Clone, Copy)]
+struct List {
+    /// Of the resource.
+    objects: u64,
+    bytes: u64,
+    limit: Option<u64>,
+    /// Not from etcd.
+    from_cache: bool,
+    selective: bool,
+}
+
+impl List {
+    fn seats(self) -> u64 {
+        let limited = self.limit.map_or(self.objects, |l| l.min(self.objects));
+        // etcd is asked for more than is given when some do not match.
+        let in_hand = if !self.from_cache && self.selective { limited.max(self.objects / 2) } else { limited };
+        let average = self.bytes.checked_div(self.objects).unwrap_or(0);
+        let bytes = in_hand.saturating_mul(average);
+        let bytes = if self.from_cache { bytes.min(MOST_OF_CACHE) } else { bytes };
+        bytes.div_ceil(BYTES_PER_SEAT).max(1)
+    }
 }

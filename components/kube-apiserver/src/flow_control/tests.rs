@@ -187,3 +187,23 @@ proptest! {
         prop_assert_eq!((served, q.seats()), (asked, 0));
     }
 }
+
+#[test]
+fn a_list_is_as_wide_as_the_bytes_that_it_has_in_hand() {
+    let all = super::List { objects: 1000, bytes: 500_000, limit: None, from_cache: true, selective: false };
+    for (list, seats) in [
+        (all, 5),
+        (super::List { limit: Some(100), ..all }, 1),
+        (super::List { limit: Some(5000), ..all }, 5),
+        (super::List { objects: 0, bytes: 0, ..all }, 1),
+        // From the cache no more than a megabyte is in hand, from etcd everything is.
+        (super::List { bytes: 900_000_000, ..all }, 10),
+        (super::List { bytes: 9_000_000, from_cache: false, ..all }, 90),
+        (super::List { bytes: 9_000_000, from_cache: false, limit: Some(10), ..all }, 1),
+        (super::List { bytes: 9_000_000, from_cache: false, limit: Some(10), selective: true, ..all }, 45),
+        // Few large objects are as wide as many small ones.
+        (super::List { objects: 3, bytes: 900_000, ..all }, 9),
+    ] {
+        assert_eq!(list.seats(), seats, "{list:?}");
+    }
+}

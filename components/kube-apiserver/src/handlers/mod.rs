@@ -42,7 +42,7 @@ use crate::{
     http::{
         Answer, ApiError, As, Body, Group, Media, Offers, Query, RequestInfo, Wanted,
         body::{self, answer},
-        gzip, negotiate,
+        gzip, memory, negotiate,
     },
     registry::Resource,
     server::Server,
@@ -66,6 +66,8 @@ pub struct Ctx {
     pub internal: bool,
     /// The revision at which the object of the request was stored.
     pub wrote: OnceLock<i64>,
+    /// The body's part of the memory for large ones.
+    pub held: OnceLock<memory::Part>,
 }
 
 impl Ctx {
@@ -87,6 +89,10 @@ impl Ctx {
     /// Reads the request's body.
     pub async fn body(&self, incoming: Incoming) -> Result<Bytes, ApiError> {
         let bytes = body::read(incoming, &self.headers).await?;
+        if let Some(part) = self.server.bodies.take(bytes.len()).await? {
+            // A request has one body.
+            let _ = self.held.set(part);
+        }
         if let Some(r) = &self.audit {
             r.request(&self.headers, &bytes);
         }
@@ -135,6 +141,7 @@ impl Ctx {
             audit: None,
             internal: true,
             wrote: OnceLock::new(),
+            held: OnceLock::new(),
         }
     }
 

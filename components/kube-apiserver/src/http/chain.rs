@@ -173,7 +173,7 @@ async fn run(
         r.impersonated(&user, constraint);
     }
     let mut mark = None;
-    let pass = server.gate.pass(&server, &user, &info, query.get("limit"), &mut mark).await;
+    let pass = server.gate.pass(&server, &user, &info, &query, &mut mark).await;
     *marks.lock() = mark;
     // Its seats are free when this function returns.
     let _pass = match pass {
@@ -220,6 +220,7 @@ async fn run(
         audit: record.get().cloned(),
         internal: false,
         wrote: OnceLock::new(),
+        held: OnceLock::new(),
     };
     let extensions = parts.extensions;
     let work = Box::pin(handlers::dispatch(ctx, body, extensions));

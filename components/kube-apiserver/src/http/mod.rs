@@ -6,6 +6,7 @@ pub mod drain;
 mod gathered;
 pub mod gzip;
 pub mod impersonation;
+pub mod memory;
 pub mod negotiate;
 pub mod options;
 pub mod request_info;

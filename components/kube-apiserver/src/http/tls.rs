@@ -49,8 +49,9 @@ pub fn modified(paths: &[PathBuf]) -> Vec<SystemTime> {
     paths.iter().map(|p| std::fs::metadata(p).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH)).collect()
 }
 
-/// Runs `reload` whenever one of `paths` changes, checked every few seconds. A failed reload is tried again at the next check.
-pub async fn on_change<E: std::error::Error + 'static>(paths: Vec<PathBuf>, mut reload: impl FnMut() -> Result<(), E>) {
+/// Runs `reload` whenever one of `paths` changes, checked every few seconds. A failed reload is tried again at the next check. `what` is
+/// what the files are, for people.
+pub async fn on_change<E: std::error::Error + 'static>(what: &'static str, paths: Vec<PathBuf>, mut reload: impl FnMut() -> Result<(), E>) {
     let mut seen = modified(&paths);
     loop {
         tokio::time::sleep(Duration::from_secs(10)).await;
@@ -58,10 +59,13 @@ pub async fn on_change<E: std::error::Error + 'static>(paths: Vec<PathBuf>, mut 
         if now != seen {
             match reload() {
                 Ok(()) => {
-                    tracing::info!(files = ?paths, "reloaded");
+                    tracing::info!(what, files = ?paths, "reloaded");
                     seen = now;
                 }
-                Err(e) => tracing::warn!(error = &e as &dyn std::error::Error, "cannot reload; what was loaded before stays"),
+                Err(e) => {
+                    let error = &e as &dyn std::error::Error;
+                    tracing::warn!(what, files = ?paths, error, "cannot reload; what was loaded before stays");
+                }
             }
         }
     }

@@ -21,7 +21,7 @@ mod job_policy;
 mod namespace;
 mod networking;
 mod node;
-mod pod;
+pub mod pod;
 mod pod_metadata;
 mod pod_resources;
 mod pod_settings;

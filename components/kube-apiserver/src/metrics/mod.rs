@@ -165,6 +165,9 @@ pub struct Metrics {
     pub audit: Arc<crate::audit::Metrics>,
     pub authentication_reloads: Reloads,
     pub authorization_reloads: Reloads,
+    pub encryption_reloads: Reloads,
+    /// Of every file that is followed.
+    pub file_reloads: Counter,
     pub health: Health,
 }
 
@@ -184,6 +187,15 @@ impl Default for Metrics {
             authorization_reloads: Reloads::new(
                 "apiserver_authorization_config_controller_automatic_reloads_total",
                 "apiserver_authorization_config_controller_automatic_reload_last_timestamp_seconds",
+            ),
+            encryption_reloads: Reloads::new(
+                "apiserver_encryption_config_controller_automatic_reloads_total",
+                "apiserver_encryption_config_controller_automatic_reload_last_timestamp_seconds",
+            ),
+            file_reloads: Counter::new(
+                "strake_apiserver_file_reloads_total",
+                "[ALPHA] Files that were read again because they changed; after a failure what was read before stays.",
+                &["file", "status"],
             ),
             health: Health {
                 total: Counter::new(
@@ -265,6 +277,8 @@ impl Metrics {
         counters.into_iter().chain([&audit.events, &audit.errors, &audit.levels, &audit.rejected]).for_each(|c| c.render(w));
         self.authentication_reloads.render(w);
         self.authorization_reloads.render(w);
+        self.encryption_reloads.render(w);
+        self.file_reloads.render(w);
         self.health.render(w);
         match &server.gate {
             Gate::Fair(f) => f.render(w),
@@ -275,6 +289,7 @@ impl Metrics {
                 let _ = writeln!(w, "{name}{{request_kind=\"mutating\"}} {changing}\n{name}{{request_kind=\"readOnly\"}} {reading}");
             }
         }
+        server.bodies.render(w);
         process::render(w);
         own(w);
         out

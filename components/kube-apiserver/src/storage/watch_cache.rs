@@ -51,6 +51,8 @@ struct State {
     /// The sequence number of `ring[0]`.
     first: u64,
     bytes: usize,
+    /// Bytes of all objects that are there now.
+    stored: u64,
     /// Changes after this revision are all in the ring.
     complete_after: i64,
     /// The last revision at which this resource changed (or was loaded).
@@ -84,8 +86,10 @@ impl Default for ResourceCache {
 impl ResourceCache {
     /// Replaces everything by what was listed at `rev`. Who was following loses its place, also who began before anything was there.
     pub fn load(&self, objects: CowMap<Arc<Stored>>, rev: i64) {
+        let stored = objects.range("", None).map(|(_, o)| o.body.len() as u64).sum();
         let mut s = self.state.write();
         s.objects = objects;
+        s.stored = stored;
         s.first += s.ring.len() as u64 + 1;
         s.ring.clear();
         s.bytes = 0;
@@ -110,15 +114,24 @@ impl ResourceCache {
         self.state.read().objects.len()
     }
 
+    /// How many objects there are, and how many bytes they have.
+    pub fn extent(&self) -> (u64, u64) {
+        let s = self.state.read();
+        (s.objects.len() as u64, s.stored)
+    }
+
     pub fn put(&self, object: Arc<Stored>) {
         let mut s = self.state.write();
         let previous = s.objects.insert(Arc::clone(&object.key), Arc::clone(&object));
+        let before = previous.as_ref().map_or(0, |p| p.body.len() as u64);
+        s.stored = (s.stored + object.body.len() as u64).saturating_sub(before);
         self.push(s, Event { kind: EventKind::Put, object, previous, at: Instant::now() });
     }
 
     pub fn delete(&self, key: &str, rev: i64) {
         let mut s = self.state.write();
         let Some(old) = s.objects.remove(key) else { return };
+        s.stored = s.stored.saturating_sub(old.body.len() as u64);
         let object = Arc::new(old.at_revision(rev));
         self.push(s, Event { kind: EventKind::Delete, object, previous: Some(old), at: Instant::now() });
     }
@@ -130,6 +143,7 @@ impl ResourceCache {
         for (key, object) in old.range("", None) {
             s.objects.insert(Arc::clone(key), again(object));
         }
+        s.stored = s.objects.range("", None).map(|(_, o)| o.body.len() as u64).sum();
         for event in &mut s.ring {
             event.object = again(&event.object);
             event.previous = event.previous.as_ref().map(&mut again);
@@ -222,6 +236,22 @@ mod tests {
         assert_eq!(revs, [(EventKind::Put, 14), (EventKind::Put, 15), (EventKind::Delete, 16)]);
         assert!(c.read(&mut cursor, 100).unwrap().is_empty());
         assert_eq!(c.cursor_after(9).err(), Some(TooOld { asked: 9, oldest: 10 }));
+    }
+
+    #[test]
+    fn the_bytes_of_what_is_there_are_known() {
+        let c = ResourceCache::default();
+        let of = |key: &str, rev, n| Arc::new(Stored::new(key.into(), rev, Box::new([]), Box::new([]), Bytes::from(vec![0; n])));
+        let mut loaded = CowMap::default();
+        loaded.insert("a".into(), of("a", 3, 10));
+        c.load(loaded, 5);
+        c.put(of("a", 6, 30));
+        c.put(of("b", 7, 5));
+        assert_eq!(c.extent(), (2, 35));
+        c.delete("a", 8);
+        assert_eq!(c.extent(), (1, 5));
+        c.refresh(|o| of(&o.key, o.rev, 100));
+        assert_eq!(c.extent(), (1, 100));
     }
 
     #[test]

@@ -202,6 +202,11 @@ impl Configured {
 
     /// Posts a document and gives the answer. What does not come through is tried again, all within `timeout`.
     pub async fn post(&self, body: &Value, timeout: Duration) -> Result<Value, String> {
+        self.post_every(body, timeout, AGAIN).await
+    }
+
+    /// As [`post`](Self::post), with the time between tries.
+    pub async fn post_every(&self, body: &Value, timeout: Duration, again: Duration) -> Result<Value, String> {
         let body = Bytes::from(serde_json::to_vec(body).map_err(|e| e.to_string())?);
         let work = async {
             let mut tries = 0;
@@ -211,7 +216,7 @@ impl Configured {
                     Err(e) if tries + 1 >= TRIES => return Err(e),
                     Err(_) => tries += 1,
                 }
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(again).await;
             }
         };
         let answer = tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| Err("no answer in time".into()));

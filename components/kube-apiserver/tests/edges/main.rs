@@ -1,9 +1,10 @@
 //! The edges of the server, on a real etcd: compressed answers, values encrypted at rest, users whom proxies name, extension servers,
-//! audit events that are posted, metrics.
+//! audit events that are posted, files that are followed, plugins of admission, metrics.
 
 #[path = "../../examples/dev-cluster/cluster.rs"]
 mod cluster;
 
+mod admission;
 mod aggregation;
 mod audit_webhook;
 mod encryption;
@@ -11,6 +12,7 @@ mod gzip;
 mod metrics;
 mod oidc;
 mod proxies;
+mod reload;
 mod reviews;
 
 use std::{

@@ -9,13 +9,13 @@ use serde_json::json;
 use super::{oidc::nobody, *};
 
 /// A webhook that answers reviews, and what it was asked.
-struct Hook {
+pub struct Hook {
     asked: Arc<Mutex<Vec<Value>>>,
 }
 
 impl Hook {
     /// Writes the file by which the server finds it.
-    async fn start(file: &std::path::Path, answer: impl Fn(&Value) -> Value + Send + Sync + 'static) -> Self {
+    pub async fn start(file: &std::path::Path, answer: impl Fn(&Value) -> Value + Send + Sync + 'static) -> Self {
         let Listener { port, ca, tcp, tls } = listen("localhost", None).await;
         let ca_file = file.with_extension("crt");
         std::fs::write(&ca_file, ca).unwrap();
@@ -53,7 +53,7 @@ impl Hook {
         Self { asked }
     }
 
-    fn asked(&self) -> Vec<Value> {
+    pub fn asked(&self) -> Vec<Value> {
         std::mem::take(&mut *self.asked.lock().unwrap())
     }
 }

@@ -79,7 +79,8 @@ object!(Namespace, NAMESPACES, { spec: NamespaceSpec, status: NamespaceStatus })
 part!(NamespaceSpec, { #[serde(deserialize_with = "null_default")] finalizers: Vec<String> });
 part!(NamespaceStatus, { phase: String, #[serde(deserialize_with = "null_default")] conditions: Vec<Condition> });
 
-object!(ServiceAccount, SERVICE_ACCOUNTS, {});
+object!(ServiceAccount, SERVICE_ACCOUNTS, { #[serde(deserialize_with = "null_default")] secrets: Vec<SecretName> });
+part!(SecretName, { #[serde(deserialize_with = "null_default")] name: String });
 object!(ConfigMap, CONFIG_MAPS, { #[serde(deserialize_with = "null_default")] data: BTreeMap<String, String> });
 object!(Secret, SECRETS, {
     #[serde(rename = "type")] kind: String,
@@ -213,7 +214,10 @@ part!(NodeSpec, {
 part!(NodeStatus, {
     #[serde(deserialize_with = "null_default")] conditions: Vec<Condition>,
     #[serde(deserialize_with = "null_default")] addresses: Vec<NodeAddress>,
+    #[serde(deserialize_with = "null_default")] volumes_in_use: Vec<String>,
+    #[serde(deserialize_with = "null_default")] volumes_attached: Vec<AttachedVolume>,
 });
+part!(AttachedVolume, { name: String });
 part!(NodeAddress, { #[serde(rename = "type")] kind: String, address: String });
 
 object!(Service, SERVICES, { spec: ServiceSpec });

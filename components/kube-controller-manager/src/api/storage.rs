@@ -2,7 +2,9 @@
 
 use k8s_client::{
     Named, Object, ObjectMeta, ObjectReference, Resource, null_default,
-    resources::{PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, STORAGE_CLASSES},
+    resources::{
+        CSI_DRIVERS, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, STORAGE_CLASSES, VOLUME_ATTACHMENTS, VOLUME_ATTRIBUTES_CLASSES,
+    },
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -27,7 +29,10 @@ part!(ClaimStatus, {
     #[serde(deserialize_with = "null_default")] phase: String,
     #[serde(deserialize_with = "null_default")] access_modes: Vec<String>,
     #[serde(deserialize_with = "null_default")] capacity: ResourceList,
+    #[serde(deserialize_with = "null_default")] current_volume_attributes_class_name: String,
+    modify_volume_status: Option<ModifyVolumeStatus>,
 });
+part!(ModifyVolumeStatus, { #[serde(deserialize_with = "null_default")] target_volume_attributes_class_name: String });
 
 object!(PersistentVolume, PERSISTENT_VOLUMES, { spec: VolumeSpec, status: VolumeStatus });
 part!(VolumeSpec, {
@@ -46,6 +51,17 @@ object!(StorageClass, STORAGE_CLASSES, {
     #[serde(deserialize_with = "null_default")] provisioner: String,
     volume_binding_mode: Option<String>,
 });
+
+object!(VolumeAttributesClass, VOLUME_ATTRIBUTES_CLASSES, {});
+
+object!(CsiDriver, CSI_DRIVERS, { spec: CsiDriverSpec });
+part!(CsiDriverSpec, { attach_required: Option<bool> });
+
+object!(VolumeAttachment, VOLUME_ATTACHMENTS, { spec: AttachmentSpec, status: AttachmentStatus });
+part!(AttachmentSpec, { attacher: String, node_name: String, source: AttachmentSource });
+part!(AttachmentSource, { #[serde(deserialize_with = "null_default")] persistent_volume_name: String });
+part!(AttachmentStatus, { attached: bool, attach_error: Option<VolumeError>, detach_error: Option<VolumeError> });
+part!(VolumeError, { #[serde(deserialize_with = "null_default")] message: String });
 
 impl Volume {
     /// The claim this volume of a pod uses: the named one, or the one made for the pod.

@@ -1,6 +1,7 @@
 //! The controllers, one module each; [`crate::registry`] names them all.
 
 pub mod admission_policy_status;
+pub mod attach_detach;
 pub mod bootstrap_signer;
 pub mod cluster_role_aggregation;
 pub mod cron_job;
@@ -18,6 +19,7 @@ pub mod ephemeral_volume;
 pub mod garbage_collector;
 pub mod horizontal_pod_autoscaler;
 pub mod job;
+pub mod legacy_token_cleaner;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
@@ -39,3 +41,4 @@ pub mod taint_eviction;
 pub mod token_cleaner;
 pub mod ttl;
 pub mod ttl_after_finished;
+pub mod volume_expander;

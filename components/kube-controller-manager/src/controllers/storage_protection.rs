@@ -1,14 +1,19 @@
-//! Keeps claims that pods use, and volumes bound to claims, from going away under their users: deletion waits for a finalizer.
+//! Keeps claims that pods use, volumes bound to claims, and classes of attributes that either names from going away under their users:
+//! deletion waits for a finalizer.
 
-use k8s_client::{Action, Change, Client, Error, Informer, List, ListOptions, Named, ObjectKey, ObjectMeta, WorkQueue, resources::PODS};
+use k8s_client::{
+    Action, Change, Client, Error, Informer, List, ListOptions, Named, ObjectKey, ObjectMeta, WorkQueue,
+    resources::{PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS},
+};
 use serde_json::{Value, json};
 
-use crate::api::{PersistentVolume, PersistentVolumeClaim, Pod};
+use crate::api::{PersistentVolume, PersistentVolumeClaim, Pod, VolumeAttributesClass};
 use crate::context::Context;
 use crate::reconcile::{Reconcile, follow, work};
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
+const ATTRIBUTES: &str = "kubernetes.io/vac-protection";
 
 #[derive(Debug, PartialEq)]
 enum Plan {
@@ -123,6 +128,85 @@ impl Reconcile for Volumes {
     }
 }
 
+/// The classes of attributes that a claim has, wants or is being given.
+fn classes_of_claim(claim: &PersistentVolumeClaim) -> impl Iterator<Item = &str> {
+    let wanted = claim.spec.volume_attributes_class_name.as_deref();
+    let given = claim.status.modify_volume_status.as_ref().map(|status| status.target_volume_attributes_class_name.as_str());
+    let has = claim.status.current_volume_attributes_class_name.as_str();
+    [wanted, given, Some(has)].into_iter().flatten().filter(|name| !name.is_empty())
+}
+
+fn class_of_volume(volume: &PersistentVolume) -> Option<&str> {
+    volume.spec.volume_attributes_class_name.as_deref().filter(|name| !name.is_empty())
+}
+
+#[derive(Clone)]
+struct AttributesClasses {
+    client: Client,
+    classes: Informer<VolumeAttributesClass>,
+    claims: Informer<PersistentVolumeClaim>,
+    volumes: Informer<PersistentVolume>,
+}
+
+/// Protects classes of attributes until the context stops.
+pub async fn run_attributes_classes(context: Context) {
+    let controller = AttributesClasses {
+        client: context.client("volumeattributesclass-protection-controller"),
+        classes: context.informers.attributes_classes(),
+        claims: context.informers.claims(),
+        volumes: context.informers.volumes(),
+    };
+    let queue = WorkQueue::new("volumeattributesclass-protection");
+    follow(&queue, &controller.classes);
+    // Whoever stops to use a class may be the last who did.
+    let sink = queue.clone();
+    controller.claims.add_handler(move |change: Change<'_, PersistentVolumeClaim>| {
+        let former = match change {
+            Change::Added(_) => return,
+            Change::Updated { old, .. } => old,
+            Change::Deleted(claim) => claim,
+        };
+        classes_of_claim(former).for_each(|name| sink.add(ObjectKey::new("", name)));
+    });
+    let sink = queue.clone();
+    controller.volumes.add_handler(move |change: Change<'_, PersistentVolume>| {
+        let former = match change {
+            Change::Added(_) => return,
+            Change::Updated { old, .. } => old,
+            Change::Deleted(volume) => volume,
+        };
+        class_of_volume(former).into_iter().for_each(|name| sink.add(ObjectKey::new("", name)));
+    });
+    controller.classes.wait_synced().await;
+    controller.claims.wait_synced().await;
+    controller.volumes.wait_synced().await;
+    work(&context, queue, 1, controller).await;
+}
+
+impl Reconcile for AttributesClasses {
+    async fn sync(&self, key: ObjectKey) -> Result<Action, Error> {
+        let Some(class) = self.classes.get_key(&key) else { return Ok(Action::Done) };
+        // Nobody is asked of a class that stays.
+        let in_use = class.metadata.is_deleting()
+            && (self.claims.list().iter().any(|claim| classes_of_claim(claim).any(|name| name == key.name))
+                || self.volumes.list().iter().any(|volume| class_of_volume(volume) == Some(key.name.as_str())));
+        match plan(&class.metadata, ATTRIBUTES, in_use) {
+            Plan::Nothing => {}
+            Plan::Protect => set_finalizer(&self.client, class.as_ref(), ATTRIBUTES, true).await?,
+            Plan::Release => {
+                // The caches may not know the newest claim yet.
+                let claims: List<PersistentVolumeClaim> = self.client.list(&PERSISTENT_VOLUME_CLAIMS, "", &ListOptions::default()).await?;
+                let volumes: List<PersistentVolume> = self.client.list(&PERSISTENT_VOLUMES, "", &ListOptions::default()).await?;
+                let claimed = claims.items.iter().any(|claim| classes_of_claim(claim).any(|name| name == key.name));
+                if !claimed && !volumes.items.iter().any(|volume| class_of_volume(volume) == Some(key.name.as_str())) {
+                    set_finalizer(&self.client, class.as_ref(), ATTRIBUTES, false).await?;
+                }
+            }
+        }
+        Ok(Action::Done)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,5 +239,19 @@ mod tests {
         for (node, claim, want) in [("n", "data", true), ("n", "p-b", true), ("n", "p-c", false), ("", "data", false), ("n", "b", false)] {
             assert_eq!(uses(&pod(node), claim), want, "{node} {claim}");
         }
+    }
+
+    #[test]
+    fn a_class_is_used_by_who_has_it_wants_it_or_is_given_it() {
+        let claim: PersistentVolumeClaim = serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {"volumeAttributesClassName": "wanted"},
+            "status": {"currentVolumeAttributesClassName": "had", "modifyVolumeStatus": {"targetVolumeAttributesClassName": "given", "status": "Pending"}}}))
+        .unwrap();
+        assert_eq!(classes_of_claim(&claim).collect::<Vec<_>>(), ["wanted", "given", "had"]);
+        assert_eq!(classes_of_claim(&PersistentVolumeClaim::default()).count(), 0);
+        let volume = |class: Value| -> PersistentVolume {
+            serde_json::from_value(json!({"metadata": {"name": "v"}, "spec": {"volumeAttributesClassName": class}})).unwrap()
+        };
+        assert_eq!(class_of_volume(&volume(json!("fast"))), Some("fast"));
+        assert_eq!((class_of_volume(&volume(json!(""))), class_of_volume(&volume(Value::Null))), (None, None));
     }
 }
