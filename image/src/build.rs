@@ -12,6 +12,7 @@ use crate::debian::store::{self, Versions};
 use crate::digest;
 use crate::error::{Error, FileContext};
 use crate::executables;
+use crate::firmware::Firmware;
 use crate::hash_tree;
 use crate::kmod;
 use crate::media::{self, IsoInputs, UkiInputs};
@@ -52,6 +53,8 @@ pub struct Inputs<'a> {
     pub versions: Versions,
     /// Who signs it, if anybody.
     pub signing: Option<&'a Signing>,
+    /// The packages with microcode and firmware that it shall have, of those in `firmware.lock`.
+    pub firmware: &'a [String],
 }
 
 /// A finished image: where its files are and what it is called.
@@ -88,11 +91,13 @@ pub struct Image {
 /// Builds the image, or finds that it is built already.
 pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&str)) -> Result<Image, Error> {
     let packages = store::prepare(cache, &inputs.project.join("image/locks"), &ROOT, inputs.versions, say)?;
-    let bill_of_materials = packages.lock.render();
+    let firmware = Firmware::prepare(cache, &inputs.project.join("image/locks"), inputs.firmware, inputs.versions, say)?;
+    let lock = firmware.as_ref().map_or_else(|| packages.lock.clone(), |firmware| packages.lock.and(&firmware.lock));
+    let bill_of_materials = lock.render();
     let cargo_lock = inputs.project.join("Cargo.lock");
     let cargo_lock = std::fs::read_to_string(&cargo_lock).on("read", &cargo_lock)?;
     let programs: Vec<&str> = OUR_PROGRAMS.iter().copied().chain(["pause"]).collect();
-    let sbom_text = sbom::document(inputs.version, &packages.lock, &cargo_lock, &programs)?;
+    let sbom_text = sbom::document(inputs.version, &lock, &cargo_lock, &programs)?;
     let digest = input_digest(inputs, &bill_of_materials, &sbom_text)?;
     let manifest = inputs.out.join("image.json");
     if let Some(image) = finished(&manifest, &digest) {
@@ -123,6 +128,7 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
         sbom: &sbom_text,
         stub_image: &stub,
         upgrade_keys: inputs.signing.map(Signing::upgrade_keys),
+        firmware: firmware.as_ref(),
     };
     let staging = scratch.join("root");
     std::fs::create_dir(&staging).on("create", &staging)?;
@@ -138,16 +144,25 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     say("initramfs and UKI");
     let initramfs = inputs.out.join("initramfs.zst");
     let arguments = command_line(&configs.join("kernel-arguments"))?;
-    let mut tree = initramfs_tree(inputs, tools, &modules, &kernel, &verity)?;
+    let mut tree = initramfs_tree(inputs, tools, &modules, &kernel, &verity, firmware.as_ref())?;
     // What the command line must be, for init to compare: the stub of the UKI may take more from elsewhere.
     tree.file("cmdline", arguments.as_str(), 0o644);
     let packed = zstd::encode_all(&cpio::archive(&tree)?[..], ZSTD_LEVEL);
     std::fs::write(&initramfs, packed.on("compress", &initramfs)?).on("write", &initramfs)?;
+    let microcode = inputs.out.join("microcode.cpio");
+    remove(&microcode)?;
+    let early = firmware.as_ref().map(Firmware::microcode).transpose()?.flatten();
+    if let Some(early) = &early {
+        std::fs::write(&microcode, early).on("write", &microcode)?;
+    }
+    let size = std::fs::metadata(&initramfs).on("look at", &initramfs)?.len();
+    say(&sizes(size, early.as_deref(), firmware.as_ref())?);
     let uki = inputs.out.join("strake.efi");
     let vmlinuz = packages.dir.join(format!("boot/vmlinuz-{kernel}"));
     let uki_inputs = UkiInputs {
         kernel: &vmlinuz,
         kernel_release: &kernel,
+        microcode: early.is_some().then_some(microcode.as_path()),
         initramfs: &[&initramfs],
         command_line: &arguments,
         os_release: &release.os_release(),
@@ -309,7 +324,28 @@ fn index_modules(tools: &Tools, packages: &Path) -> Result<String, Error> {
     Ok(release.clone())
 }
 
-fn initramfs_tree(inputs: &Inputs<'_>, tools: &Tools, modules: &Modules, kernel: &str, verity: &verity::Parameters) -> Result<Tree, Error> {
+/// How large the initramfs is, and what somebody asked for beside it.
+fn sizes(initramfs: u64, microcode: Option<&[u8]>, firmware: Option<&Firmware>) -> Result<String, Error> {
+    let kib = |bytes: u64| bytes.div_ceil(1 << 10);
+    let mut text = format!("the initramfs has {} KiB", kib(initramfs));
+    if let Some(microcode) = microcode {
+        text.push_str(&format!(", with {} KiB of microcode in front", kib(microcode.len() as u64)));
+    }
+    if let Some(firmware) = firmware {
+        let (files, bytes) = firmware.size()?;
+        text.push_str(&format!("; {files} files of firmware, {} KiB", kib(bytes)));
+    }
+    Ok(text)
+}
+
+fn initramfs_tree(
+    inputs: &Inputs<'_>,
+    tools: &Tools,
+    modules: &Modules,
+    kernel: &str,
+    verity: &verity::Parameters,
+    firmware: Option<&Firmware>,
+) -> Result<Tree, Error> {
     let mut tree = Tree::default();
     for dir in ["dev", "proc", "sys", "run", "sysroot"] {
         tree.dir(dir, 0o755);
@@ -319,7 +355,11 @@ fn initramfs_tree(inputs: &Inputs<'_>, tools: &Tools, modules: &Modules, kernel:
     for path in modules.load_order(&inputs.project.join("configs/modules/initramfs.list"))? {
         let target = format!("/usr/lib/modules/{kernel}/{}", kmod::plain_name(&path));
         // The initramfs is compressed as a whole, which a module that is compressed already would spoil.
-        tree.file(&target, modules.plain(tools, &path)?, 0o644);
+        let content = modules.plain(tools, &path)?;
+        if let Some(firmware) = firmware {
+            firmware.add_for_driver(&mut tree, &content);
+        }
+        tree.file(&target, content, 0o644);
         list.push_str(&target);
         list.push('\n');
     }

@@ -3,6 +3,8 @@
 use crate::error::Error;
 use crate::tree::{Entry, Tree};
 
+/// Six characters, and thirteen numbers of eight.
+const HEADER: usize = 110;
 const FILE: u32 = 0o100_000;
 const DIRECTORY: u32 = 0o040_000;
 const SYMLINK: u32 = 0o120_000;
@@ -13,7 +15,13 @@ const DEVICES: &[(&str, u32, (u32, u32))] = &[("dev/console", 0o600, (5, 1)), ("
 
 /// The archive's bytes. The few device nodes that must be there from the start are added.
 pub fn archive(tree: &Tree) -> Result<Vec<u8>, Error> {
-    let mut writer = Writer { bytes: Vec::new(), inode: 0 };
+    aligned(tree, 4)
+}
+
+/// The same with the content of every file at a multiple of this many bytes, which is a multiple of four: Intel's processors take microcode from such an address
+/// only (Software Developer's Manual, volume 3, "Microcode update loader"), and the kernel hands it over where it lies. Names are filled with zeros for that.
+pub fn aligned(tree: &Tree, alignment: usize) -> Result<Vec<u8>, Error> {
+    let mut writer = Writer { bytes: Vec::new(), inode: 0, alignment };
     for (path, entry) in tree.entries() {
         match entry {
             Entry::Dir { mode } => writer.record(path, DIRECTORY | mode, &[], (0, 0)),
@@ -35,6 +43,7 @@ pub fn archive(tree: &Tree) -> Result<Vec<u8>, Error> {
 struct Writer {
     bytes: Vec<u8>,
     inode: u32,
+    alignment: usize,
 }
 
 impl Writer {
@@ -43,13 +52,16 @@ impl Writer {
         let links = if mode & DIRECTORY != 0 { 2 } else { 1 };
         // Fields: inode, mode, uid, gid, links, mtime, size, device of the file system (2), device (2), name size, checksum.
         let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
-        let name_size = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
+        let plain = self.bytes.len() + HEADER + name.len() + 1;
+        let filled = self.alignment > 4 && !content.is_empty();
+        let name_end = if filled { plain.next_multiple_of(self.alignment) } else { plain };
+        let name_size = u32::try_from(name_end - self.bytes.len() - HEADER).unwrap_or(u32::MAX);
         self.bytes.extend_from_slice(b"070701");
         for field in [self.inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0] {
             self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
-        self.bytes.push(0);
+        self.bytes.resize(name_end, 0);
         self.pad();
         self.bytes.extend_from_slice(content);
         self.pad();

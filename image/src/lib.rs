@@ -11,6 +11,7 @@ pub mod digest;
 mod elf;
 mod error;
 mod executables;
+mod firmware;
 mod hash_tree;
 mod kmod;
 mod media;

@@ -43,6 +43,8 @@ pub struct UkiInputs<'a> {
     pub kernel: &'a Path,
     /// The kernel's release.
     pub kernel_release: &'a str,
+    /// An archive with microcode, not compressed: the stub hands it to the kernel in front of the initramfs.
+    pub microcode: Option<&'a Path>,
     /// The initramfs, in one or more archives, of which the first alone is compressed.
     pub initramfs: &'a [&'a Path],
     /// The kernel's command line.
@@ -62,6 +64,9 @@ pub fn uki(tools: &Tools, inputs: &UkiInputs<'_>, out: &Path) -> Result<(), Erro
         .arg("--stub")
         .arg(tools.file("usr/lib/systemd/boot/efi/linuxx64.efi.stub")?);
     command.arg("--linux").arg(inputs.kernel).args(["--uname", inputs.kernel_release]);
+    if let Some(microcode) = inputs.microcode {
+        command.arg("--microcode").arg(microcode);
+    }
     for archive in inputs.initramfs {
         command.arg("--initrd").arg(archive);
     }

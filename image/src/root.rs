@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::elf;
 use crate::error::{Error, FileContext};
+use crate::firmware::Firmware;
 use crate::kmod::{self, DepmodFiles, ModuleIndex};
 use crate::process::run;
 use crate::sbom;
@@ -73,6 +74,8 @@ pub struct RootInputs<'a> {
     pub stub_image: &'a [u8],
     /// The keys whose upgrade files the system takes, in PEM; without any it takes those that nobody signed.
     pub upgrade_keys: Option<&'a str>,
+    /// What drivers load for their devices, if the image shall have any.
+    pub firmware: Option<&'a Firmware>,
 }
 
 /// What a machine says it is.
@@ -144,6 +147,9 @@ pub fn plan(inputs: &RootInputs<'_>, modules: &Modules) -> Result<Tree, Error> {
     add_programs(&mut tree, inputs)?;
     add_modules(&mut tree, inputs, modules)?;
     add_etc(&mut tree, inputs)?;
+    if let Some(firmware) = inputs.firmware {
+        firmware.add_to_root(&mut tree);
+    }
     let share = "usr/share/strake";
     tree.file(&format!("{share}/release.json"), inputs.release.json(), 0o644);
     tree.file("usr/lib/os-release", inputs.release.os_release(), 0o644);

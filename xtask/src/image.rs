@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use image::cache::Cache;
 use image::digest;
-use image::signing::Signing;
+use image::signing::{SECURITY_VERSION, Signing};
 use image::tools::Tools;
 use image::{Image, Inputs, Versions};
 
@@ -23,7 +23,7 @@ pub struct Wanted {
     #[arg(long)]
     relock: bool,
     /// Build it a second time in another directory and compare the bytes
-    #[arg(long, conflicts_with_all = ["relock", "secureboot_keys"])]
+    #[arg(long, conflicts_with_all = ["relock", "secureboot_keys", "firmware"])]
     twice: bool,
     /// Sign the boot chain and the upgrade file with these keys (`strakectl gen secureboot-keys DIR`); the ISO enrols them in a firmware in setup mode
     #[arg(long, value_name = "DIR")]
@@ -31,6 +31,13 @@ pub struct Wanted {
     /// Let machines trust these keys alone: without Microsoft's certificates, which the option ROMs of many cards are signed with
     #[arg(long, requires = "secureboot_keys")]
     no_microsoft: bool,
+    /// Sign it as this security version instead of the project's: once it proved good on a machine, images of a lower one do not open that machine's encrypted
+    /// volumes any more
+    #[arg(long, value_name = "N", requires = "secureboot_keys")]
+    security_version: Option<u32>,
+    /// Add microcode or firmware for devices: a Debian package of image/locks/firmware.lock, such as intel-microcode or firmware-bnx2x; can be given several times
+    #[arg(long, value_name = "PACKAGE")]
+    firmware: Vec<String>,
 }
 
 /// What was built and what it was built with.
@@ -42,27 +49,40 @@ pub struct Built {
 
 /// Builds everything up to the ISO, unsigned.
 pub fn build(project: &Project, versions: Versions, say: &dyn Fn(&str)) -> Result<Built> {
-    build_wanted(project, versions, None, say)
+    build_wanted(project, versions, None, &[], say)
 }
 
-/// The same, signed with the keys of a directory if there is one (and whether Microsoft's are trusted too).
-fn build_wanted(project: &Project, versions: Versions, keys: Option<(&PathBuf, bool)>, say: &dyn Fn(&str)) -> Result<Built> {
+/// Whose keys sign, and what.
+struct Keys<'a> {
+    dir: &'a PathBuf,
+    /// Whether machines trust Microsoft's too.
+    microsoft: bool,
+    security_version: u32,
+}
+
+/// The same, signed with the keys of a directory if there is one.
+fn build_wanted(project: &Project, versions: Versions, keys: Option<Keys<'_>>, firmware: &[String], say: &dyn Fn(&str)) -> Result<Built> {
     host::prepare()?;
     let cache = Cache::open()?;
     say("tools");
     let tools = Tools::prepare(&cache, &project.root.join("image/locks"), versions, say)?;
-    let signing = keys.map(|(dir, microsoft)| Signing::prepare(&cache, &project.root, dir, microsoft, say)).transpose()?;
+    let prepare = |keys: Keys<'_>| {
+        let prepared = Signing::prepare(&cache, &project.root, keys.dir, keys.microsoft, say);
+        prepared.map(|signing| signing.as_security_version(keys.security_version))
+    };
+    let signing = keys.map(prepare).transpose()?;
     say("binaries");
     project.build()?;
     let out = if signing.is_some() { project.signed_image_dir() } else { project.image_dir() };
     let binaries = project.binaries();
-    let inputs = Inputs { signing: signing.as_ref(), ..inputs(project, &binaries, &out, versions) };
+    let inputs = Inputs { signing: signing.as_ref(), firmware, ..inputs(project, &binaries, &out, versions) };
     let image = image::build(&cache, &tools, &inputs, say)?;
     Ok(Built { image, tools, cache })
 }
 
 fn inputs<'a>(project: &'a Project, binaries: &'a Path, out: &'a Path, versions: Versions) -> Inputs<'a> {
-    Inputs { project: &project.root, binaries, out, version: env!("CARGO_PKG_VERSION"), kubernetes: KUBERNETES, versions, signing: None }
+    let (version, kubernetes) = (env!("CARGO_PKG_VERSION"), KUBERNETES);
+    Inputs { project: &project.root, binaries, out, version, kubernetes, versions, signing: None, firmware: &[] }
 }
 
 /// Builds the image and then once more in another directory: the same bytes, or it is said which file has others.
@@ -104,8 +124,10 @@ pub fn command(project: &Project, wanted: &Wanted) -> Result<()> {
     let started = Instant::now();
     let say = |step: &str| println!("[{:>6.1} s] {step}", started.elapsed().as_secs_f32());
     let versions = if wanted.relock { Versions::Newest } else { Versions::Locked };
-    let keys = wanted.secureboot_keys.as_ref().map(|dir| (dir, !wanted.no_microsoft));
-    let Built { image, .. } = if wanted.twice { reproducible(project, &say)? } else { build_wanted(project, versions, keys, &say)? };
+    let security_version = wanted.security_version.unwrap_or(SECURITY_VERSION);
+    let keys = wanted.secureboot_keys.as_ref().map(|dir| Keys { dir, microsoft: !wanted.no_microsoft, security_version });
+    let Built { image, .. } =
+        if wanted.twice { reproducible(project, &say)? } else { build_wanted(project, versions, keys, &wanted.firmware, &say)? };
     for (name, file) in files(&image) {
         let size = std::fs::metadata(file)?.len() as f64 / f64::from(1 << 20);
         println!("{name:>17}  {size:>6.1} MiB  {}", file.display());
@@ -113,7 +135,7 @@ pub fn command(project: &Project, wanted: &Wanted) -> Result<()> {
     println!("{:>17}  {}", "root hash", image.verity.root_hash());
     println!("{:>17}  {}", "kernel", image.kernel);
     let signed = match &wanted.secureboot_keys {
-        Some(dir) => format!("with the keys in {}", dir.display()),
+        Some(dir) => format!("with the keys in {}, as security version {security_version}", dir.display()),
         None => "by nobody: secure boot refuses it, and it takes any upgrade file (--secureboot-keys DIR signs)".to_owned(),
     };
     println!("{:>17}  {signed}", "signed");

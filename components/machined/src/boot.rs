@@ -21,6 +21,8 @@ use crate::state::StateDir;
 pub enum Found {
     /// It has no config; with what is wrong, if that is why.
     NoConfig { trouble: Option<String> },
+    /// STATE is encrypted, and nothing the machine has opens it; with the reason, and what would.
+    Locked { why: String },
     /// It has this config; with what is wrong, if it is not the one it should be.
     Config { loaded: Box<Loaded>, trouble: Option<String> },
 }
@@ -58,7 +60,7 @@ async fn load(paths: &Paths, disks: &dyn Disks) -> Result<Found, Failure> {
         }
         Opened::Locked(why) => {
             tracing::warn!(why, "STATE is locked");
-            return Ok(Found::NoConfig { trouble: Some(format!("STATE is locked: {why}")) });
+            return Ok(Found::Locked { why });
         }
     };
     mount(&device, &target).await?;

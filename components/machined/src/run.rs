@@ -45,8 +45,13 @@ pub async fn run() -> anyhow::Result<()> {
     tracing::info!(version = release.version, source = ?boot.source, device = boot.device, root = %boot.root.root_hash(), "machined starts");
     let disks = LinuxDisks::new(boot.clone());
     let found = boot::find(&paths, &boot, &disks).await;
+    let store = Store::default();
     let (mode, loaded, trouble) = match found {
         Found::NoConfig { trouble } => (Mode::Maintenance, None, trouble),
+        Found::Locked { why } => {
+            reconcilers::show_locked(&store, "STATE", &why);
+            (Mode::Maintenance, None, Some(format!("STATE is locked: {why}")))
+        }
         Found::Config { loaded, trouble } => (Mode::Running, Some(Arc::new(*loaded)), trouble),
     };
     let state = StateDir::new(paths.state());
@@ -55,7 +60,6 @@ pub async fn run() -> anyhow::Result<()> {
         Mode::Running => name_seed(&state, &paths).context("find what the machine's name is made of")?,
     };
     let network = Network::connect().context("connect to the kernel's network")?;
-    let store = Store::default();
     root::show(&store, &boot);
     security::show(&store, &paths);
     let milestones = Milestones::new(&paths, store.clone());

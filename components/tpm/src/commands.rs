@@ -53,6 +53,10 @@ pub struct Sealed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ticket(Vec<u8>);
 
+/// A sealed secret in the TPM.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Object(u32);
+
 /// A session in which a policy is put together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session(u32);
@@ -106,17 +110,24 @@ impl<T: Transport> Tpm<T> {
         read(&mut reader).map_err(|source| TpmError::Wire { operation, source })
     }
 
-    /// Unseals it, if the session fulfils its policy.
-    pub fn unseal(&mut self, sealed: &Sealed, session: Session) -> Result<Vec<u8>, TpmError> {
+    /// Takes a sealed secret into the TPM, if it is of this one. Whoever loads an object lets it go.
+    pub fn load(&mut self, sealed: &Sealed) -> Result<Object, TpmError> {
         let storage = self.storage_key()?;
         let parameters = Writer::default().sized(&sealed.private).sized(&sealed.public);
         let loaded = self.call("load a sealed key", LOAD, &[storage], &[PASSWORD], parameters, true);
         self.flush(storage)?;
-        let object = loaded?.handle;
+        Ok(Object(loaded?.handle))
+    }
+
+    /// Lets an object go.
+    pub fn let_go(&mut self, object: Object) -> Result<(), TpmError> {
+        self.flush(object.0)
+    }
+
+    /// Unseals what is loaded, if the session fulfils its policy.
+    pub fn unseal(&mut self, object: &Object, session: Session) -> Result<Vec<u8>, TpmError> {
         let operation = "unseal a key";
-        let opened = self.call(operation, UNSEAL, &[object], &[session.0], Writer::default(), false);
-        self.flush(object)?;
-        let opened = opened?;
+        let opened = self.call(operation, UNSEAL, &[object.0], &[session.0], Writer::default(), false)?;
         Reader(&opened.parameters).sized().map(<[u8]>::to_vec).map_err(|source| TpmError::Wire { operation, source })
     }
 

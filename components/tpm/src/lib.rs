@@ -2,17 +2,20 @@
 //! of the TPM 2.0 Library Specification, parts 2 and 3, written and read here without a C library: about fifteen commands of more than a
 //! hundred, so a general stack would be most of the code. Whatever a TPM answers is bounded and checked; nothing of it is believed.
 //!
-//! [`policy`] computes the digest of a policy without a TPM; a test compares it with what a TPM computes.
+//! [`policy`] computes the digest of a policy without a TPM; a test compares it with what a TPM computes. [`floor`] is the policy that old images do not
+//! fulfil any more.
 
 #![warn(missing_docs)]
 
 mod commands;
+pub mod floor;
 pub mod policy;
 mod public;
 mod transport;
 mod wire;
 
-pub use commands::{Sealed, Session, Ticket, Tpm};
+pub use commands::{Object, Sealed, Session, Ticket, Tpm};
+pub use floor::Floor;
 pub use policy::Digest;
 pub use public::{COUNTER_ATTRIBUTES, PublicKey, nv_name};
 pub use transport::Transport;
@@ -62,6 +65,12 @@ impl TpmError {
     pub fn is_foreign(&self) -> bool {
         // TPM_RC_INTEGRITY of the first parameter, in format one.
         matches!(self, Self::Refused { code, .. } if code & 0xbf == 0x9f)
+    }
+
+    /// Whether a signature is not of what it should be of.
+    pub fn is_signature(&self) -> bool {
+        // TPM_RC_SIGNATURE in format one.
+        matches!(self, Self::Refused { code, .. } if code & 0xbf == 0x9b)
     }
 
     /// Whether a policy does not hold.

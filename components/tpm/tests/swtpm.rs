@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use tpm::floor::{COUNTER, reference};
 use tpm::policy::{self, EMPTY};
-use tpm::{Digest, PublicKey, Sealed, Tpm, TpmError, Transport, nv_name};
+use tpm::{Digest, Floor, PublicKey, Sealed, Session, Tpm, TpmError, Transport, nv_name};
 
 struct Socket(UnixStream);
 
@@ -96,7 +97,6 @@ impl Signer {
 
 const SYSTEM: Digest = [0x11; 32];
 const NEXT_SYSTEM: Digest = [0x22; 32];
-const COUNTER: u32 = 0x0180_5712;
 
 fn started(system: &Digest) -> Digest {
     policy::extend(&[0; 32], system)
@@ -111,10 +111,72 @@ fn open(tpm: &mut Tpm<Socket>, sealed: &Sealed, signer: &Signer, signed: &Digest
         let ticket = tpm.verify(&signer.public(), &policy::to_sign(&approved, b""), &signer.sign(&approved, b""))?;
         tpm.policy_authorize(session, &approved, b"", &signer.public(), &ticket)?;
         tpm.policy_pcr(session, &[7])?;
-        tpm.unseal(sealed, session)
+        unseal(tpm, sealed, session)
     })();
     tpm.end(session)?;
     opened
+}
+
+fn unseal(tpm: &mut Tpm<Socket>, sealed: &Sealed, session: Session) -> Result<Vec<u8>, TpmError> {
+    let object = tpm.load(sealed)?;
+    let opened = tpm.unseal(&object, session);
+    tpm.let_go(object)?;
+    opened
+}
+
+/// Unseals for a system that is signed as this version; nothing when it is below the floor.
+fn open_as(tpm: &mut Tpm<Socket>, sealed: &Sealed, signer: &Signer, floor: &Floor, version: u32) -> Result<Option<Vec<u8>>, TpmError> {
+    let (approved, reference) = (policy::pcr(&EMPTY, &[11], &[started(&SYSTEM)]), reference(version));
+    let session = tpm.start_policy()?;
+    let opened = (|| {
+        tpm.policy_pcr(session, &[11])?;
+        let signature = signer.sign(&approved, &reference);
+        let ticket = tpm.verify(&signer.public(), &policy::to_sign(&approved, &reference), &signature)?;
+        tpm.policy_authorize(session, &approved, &reference, &signer.public(), &ticket)?;
+        if !tpm.policy_floor(session, &signer.public().name(), floor, version)? {
+            return Ok(None);
+        }
+        unseal(tpm, sealed, session).map(Some)
+    })();
+    tpm.end(session)?;
+    opened
+}
+
+#[test]
+fn an_image_below_the_floor_gets_no_key_once_the_counter_was_raised_whatever_copies_there_are() {
+    let mut machine = Emulator::start();
+    let mut tpm = machine.tpm();
+    let signer = Signer::new();
+    tpm.extend_pcr(11, &SYSTEM).unwrap();
+    let floor = Floor { counter: tpm.floor_counter().unwrap(), version: 3 };
+    assert_eq!(tpm.floor_counter().unwrap(), floor.counter, "asking does not raise it");
+    let sealed = tpm.seal(b"the key of a disk", &floor.policy(&signer.public().name())).unwrap();
+    let key = Some(b"the key of a disk".to_vec());
+    // The first and the last of a group, of the first group and of the last.
+    for (version, opened) in [(2, false), (3, true), (4, true), (10, true), (11, true), (66, true), (67, false)] {
+        let found = open_as(&mut tpm, &sealed, &signer, &floor, version).unwrap();
+        assert_eq!(found, if opened { key.clone() } else { None }, "{version}");
+    }
+
+    let raised = tpm.raise_floor(floor.most(5).unwrap()).unwrap();
+    assert_eq!((raised, floor.lowest(raised)), (floor.counter + 2, 5));
+    assert_eq!(tpm.raise_floor(floor.counter).unwrap(), raised, "it never falls");
+    drop(tpm);
+    machine.restart();
+    let mut tpm = machine.tpm();
+    tpm.extend_pcr(11, &SYSTEM).unwrap();
+    for (version, opened) in [(3, false), (4, false), (5, true), (66, true)] {
+        let found = open_as(&mut tpm, &sealed, &signer, &floor, version).unwrap();
+        assert_eq!(found, if opened { key.clone() } else { None }, "{version} after the floor was raised");
+    }
+
+    // A floor that is written lower than it was sealed for opens nothing, and neither does a counter that is made anew.
+    let error = open_as(&mut tpm, &sealed, &signer, &Floor { counter: raised, ..floor }, 3).unwrap_err();
+    assert!(error.is_policy(), "another floor: {error}");
+    tpm.remove_counter(COUNTER).unwrap();
+    assert!(open_as(&mut tpm, &sealed, &signer, &floor, 5).is_err(), "without the counter");
+    assert!(tpm.floor_counter().unwrap() > raised);
+    assert_eq!(open_as(&mut tpm, &sealed, &signer, &floor, 5).unwrap(), None, "a counter made anew begins above");
 }
 
 #[test]

@@ -38,10 +38,11 @@ impl PrivateApt {
         Ok(apt)
     }
 
-    /// What the set consists of, with all it depends on.
+    /// What the set consists of, with all it depends on if it says so.
     pub fn resolve(&self, set: &PackageSet) -> Result<Lock, Error> {
         let mut command = self.command("apt-get");
-        command.args(["-q", "-o", "Acquire::ForceHash=SHA256", "--print-uris", "-y", "--no-install-recommends", "install"]);
+        command.args(["-q", "-o", "Acquire::ForceHash=SHA256", "--print-uris", "-y", "--no-install-recommends"]);
+        command.arg(if set.with_dependencies { "install" } else { "download" });
         let output = run(command.args(set.packages))?;
         let text = String::from_utf8_lossy(&output);
         let debs = text.lines().filter(|line| line.starts_with('\'')).map(|line| {
@@ -74,8 +75,8 @@ fn sources(mirror: &Mirror, keyring: &Path) -> String {
     // A mirror that is a day behind, or frozen, serves a sid whose signed file says it is out of date. The signature is checked
     // all the same, and the lock file fixes what is taken.
     format!(
-        "deb [signed-by={key}] {debian} {SUITE} main\ndeb [signed-by={key}] {debian} {SUITE}-updates main\n\
-         deb [signed-by={key}] {security} {SUITE}-security main\ndeb [signed-by={key} check-valid-until=no] {debian} sid main\n"
+        "deb [signed-by={key}] {debian} {SUITE} main non-free-firmware\ndeb [signed-by={key}] {debian} {SUITE}-updates main non-free-firmware\n\
+         deb [signed-by={key}] {security} {SUITE}-security main non-free-firmware\ndeb [signed-by={key} check-valid-until=no] {debian} sid main\n"
     )
 }
 

@@ -81,6 +81,17 @@ impl Lock {
         self.debs.get(name).map(|deb| deb.version.as_str())
     }
 
+    /// Of these packages those with these names; or the first name that is not among them.
+    pub fn only<'a>(&self, names: &'a [String]) -> Result<Self, &'a str> {
+        let find = |name: &'a String| self.debs.get(name).cloned().ok_or(name.as_str());
+        Ok(Self::new(names.iter().map(find).collect::<Result<Vec<_>, _>>()?))
+    }
+
+    /// Both.
+    pub fn and(&self, other: &Self) -> Self {
+        Self::new(self.debs().chain(other.debs()).cloned())
+    }
+
     /// Parses the text of a lock file.
     pub fn parse(text: &str) -> Result<Self, String> {
         let lines = text.lines().enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
@@ -189,6 +200,16 @@ mod tests {
         ] {
             assert_eq!(Lock::parse(text), Err(problem.to_owned()));
         }
+    }
+
+    #[test]
+    fn some_of_the_packages_are_a_lock_of_their_own() {
+        let lock = Lock::new([deb("a", "1", 'a'), deb("b", "1", 'b'), deb("c", "1", 'c')]);
+        let names = ["c".to_owned(), "a".to_owned()];
+        let some = lock.only(&names).unwrap();
+        assert_eq!(some, Lock::new([deb("a", "1", 'a'), deb("c", "1", 'c')]));
+        assert_eq!(some.and(&Lock::new([deb("b", "1", 'b')])), lock);
+        assert_eq!(lock.only(&["a".to_owned(), "z".to_owned()]), Err("z"));
     }
 
     #[test]

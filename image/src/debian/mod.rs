@@ -11,8 +11,10 @@ pub mod store;
 pub struct PackageSet {
     /// The lock file's name without its ending.
     pub name: &'static str,
-    /// What is asked for; apt adds what they need.
+    /// What is asked for.
     pub packages: &'static [&'static str],
+    /// Whether apt adds what they need.
+    pub with_dependencies: bool,
 }
 
 /// What the root of the machines is made from.
@@ -32,6 +34,7 @@ pub const ROOT: PackageSet = PackageSet {
         "runc",
         "systemd-boot-efi",
     ],
+    with_dependencies: true,
 };
 
 /// The programs that build and test: run from the cache, never installed.
@@ -52,10 +55,33 @@ pub const TOOLS: PackageSet = PackageSet {
         "xorriso",
         "xz-utils",
     ],
+    with_dependencies: true,
 };
 
 /// What signs an image with somebody's keys: fetched only for that. python3-virt-firmware is there for Microsoft's certificates.
-pub const SIGNING: PackageSet = PackageSet { name: "signing", packages: &["python3-virt-firmware", "sbsigntool"] };
+pub const SIGNING: PackageSet = PackageSet { name: "signing", packages: &["python3-virt-firmware", "sbsigntool"], with_dependencies: true };
+
+/// What servers may need of their makers: none of it is in an image that does not ask for it. What these depend on is only for installing them.
+pub const FIRMWARE: PackageSet = PackageSet {
+    name: "firmware",
+    packages: &[
+        "amd64-microcode",
+        "firmware-amd-graphics",
+        "firmware-ast",
+        "firmware-bnx2",
+        "firmware-bnx2x",
+        "firmware-cavium",
+        "firmware-intel-misc",
+        "firmware-misc-nonfree",
+        "firmware-myricom",
+        "firmware-netronome",
+        "firmware-netxen",
+        "firmware-qlogic",
+        "firmware-realtek",
+        "intel-microcode",
+    ],
+    with_dependencies: false,
+};
 
 /// The suite everything comes from.
 pub const SUITE: &str = "trixie";

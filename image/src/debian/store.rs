@@ -37,11 +37,23 @@ pub enum Versions {
 
 /// Makes sure that the set's packages are unpacked in the cache, and says where.
 pub fn prepare(cache: &Cache, lock_dir: &Path, set: &PackageSet, versions: Versions, say: &dyn Fn(&str)) -> Result<Unpacked, Error> {
+    prepare_some(cache, lock_dir, set, None, versions, say)
+}
+
+/// The same with only those packages of the set that have these names. All of the set is locked.
+pub fn prepare_some(
+    cache: &Cache,
+    lock_dir: &Path,
+    set: &PackageSet,
+    only: Option<&[String]>,
+    versions: Versions,
+    say: &dyn Fn(&str),
+) -> Result<Unpacked, Error> {
     let _held = cache.lock("packages")?;
     let lock_file = lock_dir.join(format!("{}.lock", set.name));
     let old = Lock::read(&lock_file)?;
     let lock = match (&old, versions) {
-        (Some(lock), Versions::Locked) => match unpack(cache, set, lock, say) {
+        (Some(lock), Versions::Locked) => match unpack(cache, set, &chosen(lock, set, only)?, say) {
             Ok(unpacked) => return Ok(unpacked),
             Err(problem) => {
                 say(&format!("WARNING: a locked version of {}.lock cannot be had any more: {problem}", set.name));
@@ -56,7 +68,15 @@ pub fn prepare(cache: &Cache, lock_dir: &Path, set: &PackageSet, versions: Versi
     }
     std::fs::create_dir_all(lock_dir).on("create", lock_dir)?;
     std::fs::write(&lock_file, lock.render()).on("write", &lock_file)?;
-    unpack(cache, set, &lock, say)
+    unpack(cache, set, &chosen(&lock, set, only)?, say)
+}
+
+fn chosen(lock: &Lock, set: &PackageSet, only: Option<&[String]>) -> Result<Lock, Error> {
+    let Some(names) = only else { return Ok(lock.clone()) };
+    lock.only(names).map_err(|name| Error::Missing {
+        what: format!("package {name} in {}.lock", set.name),
+        hint: format!("it has {}", lock.debs().map(|deb| deb.name.as_str()).collect::<Vec<_>>().join(", ")),
+    })
 }
 
 fn resolve(cache: &Cache, set: &PackageSet) -> Result<Lock, Error> {

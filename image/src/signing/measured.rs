@@ -8,6 +8,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
+use tpm::floor::reference;
 use tpm::policy::{self, Digest, EMPTY};
 
 /// The sections that are measured, in the order in which they are. `.pcrsig` cannot be, for it is made of the others.
@@ -51,24 +52,29 @@ fn sections(image: &[u8]) -> Option<Vec<(String, &[u8])>> {
     Some(found)
 }
 
-/// The content of `.pcrsig`, in systemd's form. `pol` is the policy that is signed, `pkfp` the hash of the public key.
-pub fn signatures(pcr: &Digest, public: &[u8], private: &[u8]) -> Result<String, String> {
+/// The content of `.pcrsig`, in systemd's form. `pol` is the policy that is signed, `pkfp` the hash of the public key. The signature is for one security
+/// version, which is what a TPM compares its floor with ([`tpm::floor`]).
+pub fn signatures(pcr: &Digest, security_version: u32, public: &[u8], private: &[u8]) -> Result<String, String> {
     if tpm::PublicKey::from_spki(public).is_none() {
         return Err("pcr.pub is not a key of ECDSA on P-256".to_owned());
     }
     let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, private)
         .map_err(|problem| format!("it is not a key of ECDSA on P-256: {problem}"))?;
     let approved = policy::pcr(&EMPTY, &[tpm::PCR_SYSTEM], &[*pcr]);
-    let signature = key.sign(&SystemRandom::new(), &policy::to_sign(&approved, b"")).map_err(|_| "the key does not sign".to_owned())?;
+    let signature = key
+        .sign(&SystemRandom::new(), &policy::to_sign(&approved, &reference(security_version)))
+        .map_err(|_| "the key does not sign".to_owned())?;
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let entry = json!({
         "pcrs": [tpm::PCR_SYSTEM], "pkfp": hex(&policy::hash(&[public])), "pol": hex(&approved), "sig": STANDARD.encode(signature.as_ref()),
+        "securityVersion": security_version,
     });
     Ok(json!({"sha256": [entry]}).to_string())
 }
 
 #[cfg(test)]
 mod tests {
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
     use proptest::prelude::*;
 
     use super::*;
@@ -110,12 +116,18 @@ mod tests {
     fn a_signature_names_its_key_and_its_policy() {
         let key = pki::PrivateKey::generate().unwrap();
         let (public, private) = (pki::pem::public_key(&key.public_pem()).unwrap(), pki::pem::private_key(&key.to_pem()).unwrap());
-        let text = signatures(&[7; 32], &public, private.secret_der()).unwrap();
+        let text = signatures(&[7; 32], 3, &public, private.secret_der()).unwrap();
         let entry: serde_json::Value = serde_json::from_str::<serde_json::Value>(&text).unwrap()["sha256"][0].clone();
-        assert_eq!(entry["pcrs"], json!([11]));
+        assert_eq!((&entry["pcrs"], &entry["securityVersion"]), (&json!([11]), &json!(3)));
         assert_eq!((entry["pol"].as_str().unwrap().len(), entry["pkfp"].as_str().unwrap().len()), (64, 64));
-        assert_eq!(STANDARD.decode(entry["sig"].as_str().unwrap()).unwrap().len(), 64);
-        assert!(signatures(&[7; 32], &public[1..], private.secret_der()).is_err());
+        let signature = STANDARD.decode(entry["sig"].as_str().unwrap()).unwrap();
+        let approved = policy::pcr(&EMPTY, &[tpm::PCR_SYSTEM], &[[7; 32]]);
+        let verified = |version: u32| {
+            let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &public[26..]);
+            key.verify(&policy::to_sign(&approved, &reference(version)), &signature).is_ok()
+        };
+        assert_eq!([2, 3, 4].map(verified), [false, true, false], "for one security version");
+        assert!(signatures(&[7; 32], 3, &public[1..], private.secret_der()).is_err());
     }
 
     proptest! {

@@ -41,6 +41,9 @@ const MICROSOFT_KEK: &[&str] = &["MicrosoftCorporationKEKCA2011.pem", "Microsoft
 /// Who signs option ROMs. The authority of Windows itself is not needed for that and is left out.
 const MICROSOFT_DB: &[&str] = &["MicrosoftCorporationUEFICA2011.pem", "MicrosoftUEFICA2023.pem"];
 
+/// The security version of what is built here: raised when images before must not open a machine's disks any more, once this one proved good there.
+pub const SECURITY_VERSION: u32 = 1;
+
 /// The keys, and the tools that sign with them.
 #[derive(Clone, Debug)]
 pub struct Signing {
@@ -49,6 +52,7 @@ pub struct Signing {
     owner: Uuid,
     microsoft: bool,
     upgrade_keys: String,
+    security_version: u32,
 }
 
 impl Signing {
@@ -65,12 +69,17 @@ impl Signing {
         let keys =
             VerifyingKey::all_from_pem(&upgrade_keys).map_err(|problem| Error::malformed(dir.join("upgrade.pub"), problem.to_string()))?;
         let tools = Tools::signing(cache, &project.join("image/locks"), Versions::Locked, say)?;
-        let signing = Self { dir, tools, owner, microsoft, upgrade_keys };
+        let signing = Self { dir, tools, owner, microsoft, upgrade_keys, security_version: SECURITY_VERSION };
         // A machine would refuse everything that is made with a key it does not know, which is better known now.
         if !keys.iter().any(|key| signing.manifest(b"").is_ok_and(|signature| key.verifies(b"", &signature))) {
             return Err(Error::malformed(signing.dir.join("upgrade.key"), "it is none of the keys in upgrade.pub"));
         }
         Ok(signing)
+    }
+
+    /// Signs images as this security version.
+    pub fn as_security_version(self, security_version: u32) -> Self {
+        Self { security_version, ..self }
     }
 
     /// The keys whose upgrade files the image shall take, in PEM.
@@ -85,6 +94,7 @@ impl Signing {
         }
         if let Some(key) = self.measured_key() {
             inputs.add(MEASURED.0, &digest::of_file(&key)?);
+            inputs.add("security version", &self.security_version.to_be_bytes());
         }
         inputs.add("microsoft", &[u8::from(self.microsoft)]);
         Ok(())
@@ -117,7 +127,7 @@ impl Signing {
         let spki = pki::pem::public_key(&read(&public)?).map_err(|problem| Error::malformed(&public, problem.to_string()))?;
         let image = std::fs::read(uki).on("read", uki)?;
         let pcr = measured::pcr(&image).map_err(|problem| Error::malformed(uki, problem))?;
-        measured::signatures(&pcr, &spki, key.secret_der()).map_err(|problem| Error::malformed(&private, problem))
+        measured::signatures(&pcr, self.security_version, &spki, key.secret_der()).map_err(|problem| Error::malformed(&private, problem))
     }
 
     /// What systemd-boot on the medium is told. Where Microsoft's certificates are enrolled too, no device loses what its option ROM does, so the

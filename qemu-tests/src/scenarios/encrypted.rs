@@ -1,5 +1,5 @@
-//! Encrypted volumes, on one machine with an emulated TPM: installed with keys in the TPM it starts without a person, also after a signed upgrade; its disk shows
-//! nothing; with another TPM (the disk in another machine, or this one's TPM replaced) it waits for the recovery key, and with new keys sealed it starts by itself again; a reset destroys the keys;
+//! Encrypted volumes, on one machine with an emulated TPM: installed with keys in the TPM it starts without a person, also after a signed upgrade; the image before,
+//! which is below the floor then, gets no key; its disk shows nothing; with another TPM (the disk in another machine, or this one's TPM replaced) it waits for the recovery key, and with new keys sealed it starts by itself again; a reset destroys the keys;
 //! then it is installed again with a passphrase, which it waits for after every start.
 
 use std::fs::File;
@@ -7,6 +7,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use image::cache::Cache;
+use image::signing::SECURITY_VERSION;
 
 use super::secure_boot::{row, signed, signing};
 use crate::cluster::plan::{ClusterSpec, Node};
@@ -16,7 +17,7 @@ use crate::scenario::{Context, RunningCluster, Scenario};
 /// The scenario.
 pub const SCENARIO: Scenario = Scenario {
     name: "encrypted",
-    protects: "volumes with keys in the TPM open without a person on their machine alone, signed upgrades included; the recovery key opens them, and a reset makes them unreadable",
+    protects: "volumes with keys in the TPM open without a person on their machine alone, signed upgrades included, images below the floor excluded; the recovery key opens them, and a reset makes them unreadable",
     run,
 };
 
@@ -48,7 +49,8 @@ fn run(context: &Context) -> Result<(), Error> {
     cluster.become_cluster(&[], context)?;
     context.say("its node is Ready");
 
-    let next = signed(context, &cache, &keys, NEXT, "image-next")?;
+    let raised = keys.clone().as_security_version(SECURITY_VERSION + 1);
+    let next = signed(context, &cache, &raised, NEXT, "image-next")?;
     let file = next.upgrade.to_string_lossy();
     let words = ["--timeout", "5", "-n", &node.local_api(), "upgrade", "--image", &file, "--drain-seconds", "0", "--deadline", "1800"];
     cluster.clients().strakectl(words)?;
@@ -57,8 +59,27 @@ fn run(context: &Context) -> Result<(), Error> {
     })?;
     is_encrypted(context, &cluster, &node)?;
     context.say("a signed upgrade opened the volumes too");
+    context.eventually("the floor to be raised", context.patience(60), || {
+        let words = ["--timeout", "5", "-n", &node.local_api(), "get", "events", "-o", "json"];
+        Ok(cluster.clients().strakectl(words).ok().filter(|text| text.contains("FloorRaised")))
+    })?;
 
     let machine = cluster.machine(&node);
+    let recovery = cluster.recovery_key(&node).to_string_lossy().into_owned();
+    let start = machine.console().position();
+    cluster.clients().strakectl(["--timeout", "60", "-n", &node.local_api(), "rollback"])?;
+    let below = "the image is below the floor";
+    let volumes = cluster.when_in_maintenance(&node, start, "STATE is locked", &["get", "volumes", "-o", "json"])?;
+    let rows: serde_json::Value = serde_json::from_str(&volumes).unwrap_or_default();
+    if !rows[0]["problem"].as_str().is_some_and(|why| why.contains(below)) {
+        return Err(unexpected("STATE, locked because the image is below the floor", volumes));
+    }
+    machine.wait_text(start, below, context.patience(10))?;
+    context.say("the image before is below the floor: it gets no key, which the console and the machine API say");
+    cluster.when_in_maintenance(&node, start, "STATE is locked", &["unlock", "--key-file", &recovery])?;
+    cluster.wait_running(&node)?;
+    is_encrypted(context, &cluster, &node)?;
+    context.say("the recovery key opens the volumes for it");
     machine.pull_plug()?;
     let disk = machine.spec().disk.clone().map(|disk| disk.path).unwrap_or_default();
     shows_nothing(&disk)?;
@@ -67,7 +88,6 @@ fn run(context: &Context) -> Result<(), Error> {
     let tpm = machine.spec().tpm.clone().unwrap_or_default();
     let own = tpm.with_extension("own");
     std::fs::rename(&tpm, &own).on("rename", &tpm)?;
-    let recovery = cluster.recovery_key(&node).to_string_lossy().into_owned();
     let start = machine.console().position();
     cluster.start_installed(&node, context.accelerator)?;
     let wrong = context.dir.join("wrong");

@@ -146,6 +146,7 @@ pub(super) fn signed(context: &Context, cache: &Cache, signing: &Signing, versio
         kubernetes: &context.image.kubernetes,
         versions: Versions::Locked,
         signing: Some(signing),
+        firmware: &[],
     };
     image::build(cache, &context.programs.tools, &inputs, &|_| {}).map_err(failed)
 }

@@ -118,6 +118,7 @@ pub fn variant_image(context: &Context, version: &str, replaced: Option<(&str, &
         kubernetes: &context.image.kubernetes,
         versions: Versions::Locked,
         signing: None,
+        firmware: &[],
     };
     let image = image::build(&cache, &context.programs.tools, &inputs, &|_| {}).map_err(failed)?;
     std::fs::remove_file(&image.iso).on("remove", &image.iso)?;

@@ -111,6 +111,7 @@ fn image(project: &Project, cache: &Cache, tools: &Tools) -> Result<Vec<Figure>>
         kubernetes: KUBERNETES,
         versions: Versions::Locked,
         signing: None,
+        firmware: &[],
     };
     let begin = Instant::now();
     let built = image::build(cache, tools, &inputs, &|step| eprintln!("{step}"))?;

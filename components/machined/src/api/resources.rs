@@ -20,7 +20,7 @@ use crate::resources::{Change, KINDS};
 pub struct Handler(pub Arc<Machine>);
 
 /// What someone with the pairing string may see.
-const MAINTENANCE_KINDS: &[&str] = &["disks", "links", "addresses", "status"];
+const MAINTENANCE_KINDS: &[&str] = &["disks", "links", "addresses", "status", "volumes", "security"];
 
 #[tonic::async_trait]
 impl ResourceService for Handler {
@@ -105,4 +105,21 @@ fn event(kind: Type, resource: Option<Resource>) -> ResourceEvent {
 
 fn wire(resource: &crate::resources::Resource) -> Resource {
     Resource { kind: resource.kind.clone(), id: resource.id.clone(), version: resource.version, spec: resource.spec.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconcilers::show_locked;
+    use crate::resources::Store;
+
+    #[test]
+    fn a_machine_in_maintenance_says_why_its_volumes_are_locked() {
+        let store = Store::default();
+        show_locked(&store, "STATE", "it takes the recovery key");
+        let shown: Vec<Resource> = store.get("volumes", None).iter().map(wire).collect();
+        assert_eq!((shown.len(), shown[0].id.as_str()), (1, "STATE"));
+        assert!(shown[0].spec.contains(r#""problem":"locked: it takes the recovery key""#), "{}", shown[0].spec);
+        assert!(MAINTENANCE_KINDS.contains(&"volumes"));
+    }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use tpm::Floor;
 
 /// The first bytes of a LUKS header, and the version behind them.
 const MAGIC: [u8; 8] = *b"LUKS\xba\xbe\0\x02";
@@ -71,6 +72,17 @@ pub struct TpmToken {
     /// Who signs what may be started: a SubjectPublicKeyInfo.
     #[serde(with = "base64_bytes")]
     pub signer: Vec<u8>,
+    /// What the TPM's counter of the floor held when this was sealed.
+    pub counter: u64,
+    /// The oldest security version of an image that got the key then.
+    pub version: u32,
+}
+
+impl TpmToken {
+    /// The floor that the key was sealed with. Written otherwise here, the TPM gives no key.
+    pub fn floor(&self) -> Floor {
+        Floor { counter: self.counter, version: self.version }
+    }
 }
 
 impl Token {
@@ -129,8 +141,8 @@ mod tests {
 
     #[test]
     fn our_tokens_are_found_among_others() {
-        let tpm =
-            Token::Tpm2(TpmToken { keyslots: vec!["3".into()], private: vec![1, 2], public: vec![3], pcrs: vec![7], signer: vec![4] });
+        let (keyslots, private, public) = (vec!["3".into()], vec![1, 2], vec![3]);
+        let tpm = Token::Tpm2(TpmToken { keyslots, private, public, pcrs: vec![7], signer: vec![4], counter: 90, version: 1 });
         let text = serde_json::json!({
             "keyslots": {"0": {"type": "luks2"}, "3": {"type": "luks2"}},
             "tokens": {

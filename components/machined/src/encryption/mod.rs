@@ -3,6 +3,9 @@
 //! keeps no key in clear: what it makes itself is sealed to the TPM, and what people give is forgotten after its use.
 
 mod device;
+#[cfg(test)]
+mod emulator;
+mod floor;
 mod key_file;
 mod luks;
 mod metadata;
@@ -18,6 +21,7 @@ use machine_api::recovery_key::RecoveryKey;
 use machine_config::{Config, KeyFile, KeyKind, RECOVERY_SLOT, VolumeEncryption, VolumeName};
 
 use crate::paths::Paths;
+pub use floor::raise as raise_floor;
 use luks::{Derivation, LuksError};
 use metadata::Token;
 use sealed::Measured;
@@ -86,7 +90,7 @@ pub fn plan(paths: &Paths, config: &Config, given: &Given) -> Result<Vec<Planned
         let Some(encryption) = config.encryption(volume) else { continue };
         let mut seal = |pcrs: &[u8], slot: u8, key: &[u8]| {
             sealed::machine_tpm(paths)
-                .and_then(|mut tpm| sealed::seal(&mut tpm, measured.as_ref(), pcrs, slot, key))
+                .and_then(|mut tpm| sealed::seal(&mut tpm, measured.as_ref(), pcrs, slot, key, None))
                 .map(Token::Tpm2)
                 .map_err(|source| EncryptionError::Seal { volume, source })
         };
@@ -170,6 +174,8 @@ mod tests {
                 public: vec![],
                 pcrs: pcrs.to_vec(),
                 signer,
+                counter: 1,
+                version: 1,
             }))
         };
         let mut read = |file: &KeyFile| Ok(format!("{}/{}", file.volume, file.path).into_bytes());

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use machine_api::recovery_key::RecoveryKey;
 use machine_config::VolumeName;
 
+use super::floor::{self, Known};
 use super::luks::{self, Derivation, LuksError};
 use super::metadata::{Token, TpmToken};
-use super::sealed::{self, Measured};
+use super::sealed::{self, Measured, Unsealed};
 use super::{EncryptionError, Planned, is_encrypted, key_file, machine_key};
 use crate::api::chain;
 use crate::machine::Disks;
@@ -101,8 +102,12 @@ pub fn open(paths: &Paths, label: &'static str, device: &Path) -> Result<Opened,
     }
     let (mut reasons, mut people) = (Vec::new(), Vec::new());
     for (_, token) in header.tokens() {
+        let mut opener = None;
         let key = match &token {
-            Token::Tpm2(sealed) => ask_tpm(paths, sealed),
+            Token::Tpm2(sealed) => ask_tpm(paths, sealed).map(|unsealed| {
+                opener = Some(Known { running: unsealed.version, counter: sealed.counter, version: sealed.version });
+                unsealed.key
+            }),
             Token::KeyFile { volume, path, .. } => key_file::read(paths, volume, path).map_err(|error| chain(&error)),
             Token::Passphrase { .. } | Token::Recovery { .. } => {
                 people.push(if token.kind() == "passphrase" { "the passphrase" } else { "the recovery key" });
@@ -114,7 +119,12 @@ pub fn open(paths: &Paths, label: &'static str, device: &Path) -> Result<Opened,
             luks::open(device, &mapped_name(label), slot, &key).map_err(|error| chain(&error))
         });
         match opened {
-            Ok(()) => return Ok(Opened::Mapped(open)),
+            Ok(()) => {
+                if let Some(known) = opener {
+                    floor::remember(paths, known);
+                }
+                return Ok(Opened::Mapped(open));
+            }
             Err(reason) => reasons.push(format!("{}: {reason}", token.kind())),
         }
     }
@@ -130,7 +140,7 @@ fn locked(reasons: &[String], people: &[&str]) -> String {
     }
 }
 
-fn ask_tpm(paths: &Paths, token: &TpmToken) -> Result<Vec<u8>, String> {
+fn ask_tpm(paths: &Paths, token: &TpmToken) -> Result<Unsealed, String> {
     let measured = Measured::read(paths);
     let asked = sealed::machine_tpm(paths).and_then(|mut tpm| sealed::unseal(&mut tpm, measured.as_ref(), token));
     asked.map_err(|error| chain(&error))
@@ -193,9 +203,9 @@ fn seal_anew(paths: &Paths, label: &'static str, device: &Path, key: &[u8], (id,
         label.parse::<VolumeName>().map_err(|_| EncryptionError::Look(device.to_owned(), std::io::Error::other("no such volume")))?;
     let slot = Token::Tpm2(old.clone()).slot().unwrap_or(id);
     let made = machine_key();
-    let measured = Measured::read(paths);
+    let (measured, known) = (Measured::read(paths), floor::known(paths).map(|known| known.floor()));
     let token = sealed::machine_tpm(paths)
-        .and_then(|mut tpm| sealed::seal(&mut tpm, measured.as_ref(), &old.pcrs, slot, &made))
+        .and_then(|mut tpm| sealed::seal(&mut tpm, measured.as_ref(), &old.pcrs, slot, &made, known))
         .map_err(|source| EncryptionError::Seal { volume, source })?;
     luks::remove_token(device, id).map_err(of(label))?;
     luks::remove_key(device, key, slot).map_err(of(label))?;

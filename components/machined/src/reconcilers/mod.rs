@@ -36,7 +36,7 @@ pub use certificates::kept_certificate;
 pub use console::Console;
 pub use network::{Network, missing_links};
 pub use observe::observe;
-pub use volumes::mount;
+pub use volumes::{mount, show_locked};
 
 /// The shortest and the longest pause after a failure.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));

@@ -8,6 +8,7 @@ use host::mount::{Flags, LinuxMounts, MountRequest, Mounts, usage};
 use serde_json::json;
 
 use crate::encryption::{self, Opened};
+use crate::resources::Store;
 
 use super::{Context, Outcome, ReconcileError, Reconciler};
 
@@ -70,7 +71,10 @@ impl Reconciler for Volumes {
                     Opened::Erased => {
                         return Err(format!("the keys of {label} were destroyed: reset the machine and install it again").into());
                     }
-                    Opened::Locked(why) => return Err(format!("{label} is locked: {why}").into()),
+                    Opened::Locked(why) => {
+                        show_locked(&machine.store, label, &why);
+                        return Err(format!("{label} is locked: {why}").into());
+                    }
                 };
                 mount(&device, &target).await?;
             }
@@ -147,6 +151,11 @@ fn directories(cx: &Context) -> std::io::Result<()> {
         std::os::unix::fs::symlink("/run", &run)?;
     }
     Ok(())
+}
+
+/// A volume that waits for a key, as people ask for it: with the reason.
+pub fn show_locked(store: &Store, label: &str, why: &str) {
+    store.set("volumes", label, json!({ "encrypted": true, "problem": format!("locked: {why}") }));
 }
 
 fn show(cx: &Context, label: &str, target: &Path) -> Result<(), ReconcileError> {

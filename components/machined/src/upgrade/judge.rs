@@ -11,6 +11,7 @@ use slots::record::{self, AtBoot, State, Upgrade};
 use super::layout::Layout;
 use super::{UpgradeError, drain, health, show};
 use crate::clock::{Now, unix_seconds};
+use crate::encryption;
 use crate::events::Severity;
 use crate::machine::Machine;
 
@@ -83,6 +84,7 @@ pub async fn watch(machine: Arc<Machine>) {
         Some(upgrade) => prove(&machine, &layout, upgrade).await,
         None => come_up(&layout).await,
     }
+    raise_floor(&machine).await;
     if cordoned {
         while !drain::uncordon(&machine).await {
             tokio::time::sleep(UNCORDON_EVERY).await;
@@ -102,6 +104,19 @@ async fn come_up(layout: &Layout) {
     });
     if let Err(error) = noted {
         tracing::warn!(error = crate::api::chain(&error), "note in META that the system came up");
+    }
+}
+
+/// Older images than the one that has just proved good get no keys of volumes any more. Cut off before, it is done after the next start.
+async fn raise_floor(machine: &Machine) {
+    let paths = machine.paths.clone();
+    match tokio::task::spawn_blocking(move || encryption::raise_floor(&paths)).await {
+        Ok(Ok(None)) | Err(_) => {}
+        Ok(Ok(Some(lowest))) => {
+            let message = format!("images below security version {lowest} do not open this machine's volumes any more");
+            machine.event(Severity::Normal, "FloorRaised", &message);
+        }
+        Ok(Err(error)) => tracing::warn!(error = %crate::api::chain(&error), "raise the floor of images in the TPM"),
     }
 }
 
