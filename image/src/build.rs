@@ -43,6 +43,8 @@ pub struct Inputs<'a> {
     pub project: &'a Path,
     /// The directory with our static binaries.
     pub binaries: &'a Path,
+    /// A program of Debian's by its place in the root, and what is there instead: a system that is wrong on purpose.
+    pub replaced: Option<(&'a str, &'a Path)>,
     /// Where the results go.
     pub out: &'a Path,
     /// Strake's version.
@@ -122,6 +124,7 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
         tools,
         packages: &packages.dir,
         binaries: inputs.binaries,
+        replaced: inputs.replaced,
         configs: &configs,
         release: &release,
         bill_of_materials: &bill_of_materials,
@@ -285,6 +288,9 @@ fn input_digest(inputs: &Inputs<'_>, bill_of_materials: &str, sbom: &str) -> Res
     }
     for name in OUR_PROGRAMS.iter().chain(["pause"].iter()) {
         all.add(name, &digest::of_file(&inputs.binaries.join(name))?);
+    }
+    if let Some((place, file)) = inputs.replaced {
+        all.add(place, &digest::of_file(file)?);
     }
     let mut directories = vec![inputs.project.join("configs")];
     while let Some(dir) = directories.pop() {

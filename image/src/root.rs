@@ -62,6 +62,8 @@ pub struct RootInputs<'a> {
     pub packages: &'a Path,
     /// The directory with our static binaries.
     pub binaries: &'a Path,
+    /// A program of Debian's by its place in the root, and what is there instead.
+    pub replaced: Option<(&'a str, &'a Path)>,
     /// The project's `configs/`.
     pub configs: &'a Path,
     /// Content of `release.json`.
@@ -180,7 +182,8 @@ fn add_programs(tree: &mut Tree, inputs: &RootInputs<'_>) -> Result<(), Error> {
         tree.link(&format!("usr/bin/{name}"), if name.starts_with("mkfs") { "mke2fs" } else { "e2fsck" });
     }
     for (from, to) in PROGRAMS {
-        tree.copy(to, inputs.packages.join(from), 0o755);
+        let instead = inputs.replaced.filter(|(place, _)| place == to).map(|(_, file)| file.to_owned());
+        tree.copy(to, instead.unwrap_or_else(|| inputs.packages.join(from)), 0o755);
     }
     let programs: Vec<PathBuf> = PROGRAMS.iter().map(|(from, _)| PathBuf::from(from)).collect();
     for library in elf::closure(inputs.packages, &programs, &[LIBRARIES])? {

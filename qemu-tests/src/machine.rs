@@ -36,6 +36,8 @@ pub struct MachineSpec {
     pub iso: Option<PathBuf>,
     /// The switch it is plugged into, if any.
     pub switch: Option<PathBuf>,
+    /// A file of rules by which its disk gives errors (QEMU's blkdebug), if it does.
+    pub disk_errors: Option<PathBuf>,
     /// Which firmware starts it.
     pub firmware: Firmware,
     /// The socket of a recorder that serves its disk and its firmware's variables, if what it writes is recorded.
@@ -355,7 +357,8 @@ fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variable
         // A plain file is safe without flushes as long as the host lives: what QEMU was told is in the host's page cache, also when
         // QEMU is killed. A layered file keeps its tables in QEMU, so there flushes must count.
         let (format, cache) = if *overlay { ("qcow2", "writeback") } else { ("raw", "unsafe") };
-        add(&["-drive", &format!("if=none,id=disk,format={format},cache={cache},discard=unmap,file={}", path.display())]);
+        let rules = spec.disk_errors.as_ref().map(|rules| format!("blkdebug:{}:", rules.display())).unwrap_or_default();
+        add(&["-drive", &format!("if=none,id=disk,format={format},cache={cache},discard=unmap,file={rules}{}", path.display())]);
         add(&["-device", &format!("virtio-blk-pci,drive=disk,serial=strake-{},bootindex=0", spec.name)]);
     }
     if let Some(iso) = &spec.iso {
@@ -390,6 +393,7 @@ mod tests {
             disk: Some(Disk { path: "/d/disk".into(), overlay: false }),
             iso: Some("/d/strake.iso".into()),
             switch: Some("/r/switch".into()),
+            disk_errors: None,
             firmware: Firmware::Uefi,
             recorder: None,
             oem_string: None,
@@ -420,6 +424,9 @@ mod tests {
         layered.firmware = Firmware::LegacyBios;
         let line = arguments(&layered, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
         assert!(line.contains("format=qcow2,cache=writeback") && !line.contains("pflash"), "{line}");
+        let failing = MachineSpec { disk_errors: Some("/d/rules".into()), ..spec() };
+        let line = arguments(&failing, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
+        assert!(line.contains("discard=unmap,file=blkdebug:/d/rules:/d/disk"), "{line}");
         let served = MachineSpec { recorder: Some("/r/nbd".into()), ..spec() };
         let line = arguments(&served, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
         for part in ["unit=1,format=raw,file=nbd:unix:/r/nbd:exportname=variables", "cache=writeback,file=nbd:unix:/r/nbd:exportname=disk"]

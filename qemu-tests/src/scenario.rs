@@ -71,6 +71,7 @@ impl Context {
             disk: None,
             iso: Some(self.image.iso.clone()),
             switch: None,
+            disk_errors: None,
             firmware: Firmware::Uefi,
             recorder: None,
             oem_string: None,
@@ -182,6 +183,12 @@ impl Progress for Context {
 /// A cluster that ends when it goes out of scope; its files stay.
 #[derive(Debug)]
 pub struct RunningCluster(Cluster);
+
+impl From<Cluster> for RunningCluster {
+    fn from(cluster: Cluster) -> Self {
+        Self(cluster)
+    }
+}
 
 impl std::ops::Deref for RunningCluster {
     type Target = Cluster;

@@ -81,8 +81,17 @@ fn build_wanted(project: &Project, versions: Versions, keys: Option<Keys<'_>>, f
 }
 
 fn inputs<'a>(project: &'a Project, binaries: &'a Path, out: &'a Path, versions: Versions) -> Inputs<'a> {
-    let (version, kubernetes) = (env!("CARGO_PKG_VERSION"), KUBERNETES);
-    Inputs { project: &project.root, binaries, out, version, kubernetes, versions, signing: None, firmware: &[] }
+    Inputs {
+        project: &project.root,
+        binaries,
+        out,
+        version: env!("CARGO_PKG_VERSION"),
+        kubernetes: KUBERNETES,
+        versions,
+        signing: None,
+        replaced: None,
+        firmware: &[],
+    }
 }
 
 /// Builds the image and then once more in another directory: the same bytes, or it is said which file has others.

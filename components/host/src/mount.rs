@@ -49,6 +49,8 @@ pub struct Usage {
     pub available_bytes: u64,
     pub total_inodes: u64,
     pub free_inodes: u64,
+    /// Also when the file system made itself so, after errors.
+    pub read_only: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +90,7 @@ pub fn usage(path: &Path) -> Result<Usage, MountError> {
         available_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
         total_inodes: stat.f_files,
         free_inodes: stat.f_ffree,
+        read_only: stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
     })
 }
 

@@ -198,7 +198,8 @@ impl Cluster {
         }
     }
 
-    fn start_network(&self) -> Result<Network, Error> {
+    /// Starts the network that its machines are plugged into, unless it is there.
+    pub fn start_network(&self) -> Result<Network, Error> {
         let network = self.network();
         network.start(&self.programs.tools, self.programs.switch_command(&network.switch()), &self.plan.forwards())?;
         Ok(network)
@@ -218,6 +219,7 @@ impl Cluster {
             disk: Some(disk(&dir)),
             iso: iso.map(Path::to_owned),
             switch: Some(self.network().switch()),
+            disk_errors: None,
             firmware: self.plan.spec.firmware,
             recorder: self.recorder.clone().filter(|_| node.control_plane),
             oem_string: None,

@@ -14,8 +14,12 @@ use super::log::{Device, Event};
 
 /// A larger write to the boot partition is file data.
 const FILE_DATA: u64 = 64 << 10;
-/// Up to so many writes are each lost, and each kept, alone.
+/// Up to so many writes are each lost, and each kept, alone and with each other one, and torn at each of their sectors.
 const EACH_ALONE: usize = 24;
+/// Of up to so many writes every choice is looked at.
+const EVERY_CHOICE: usize = 7;
+/// The most sectors at which a write is torn in order.
+const BOUNDARIES: usize = 64;
 /// So many ways to tear each write.
 const TEARS: usize = 6;
 
@@ -198,9 +202,25 @@ impl<'a> Replay<'a> {
         };
         visitor.visit(at(How::Lost), &state(&|_| false))?;
         if quiet.len() <= EACH_ALONE {
-            for one in &quiet {
-                visitor.visit(at(How::Lost), &state(&|number| number != *one))?;
-                visitor.visit(at(How::Lost), &state(&|number| number == *one))?;
+            for (place, one) in quiet.iter().enumerate() {
+                for other in &quiet[place..] {
+                    visitor.visit(at(How::Lost), &state(&|number| number != *one && number != *other))?;
+                    visitor.visit(at(How::Lost), &state(&|number| number == *one || number == *other))?;
+                }
+                let pieces = &self.pending[*one].pieces;
+                for boundary in 1..pieces.len().min(BOUNDARIES) {
+                    for part in [&pieces[..boundary], &pieces[boundary..]] {
+                        let mut left = state(&|number| number < *one);
+                        left.keep(part);
+                        visitor.visit(at(How::Torn), &left)?;
+                    }
+                }
+            }
+        }
+        if quiet.len() <= EVERY_CHOICE {
+            for choice in 0..1_u32 << quiet.len() {
+                let chosen = |number: usize| quiet.iter().position(|one| *one == number).is_none_or(|place| choice & 1 << place != 0);
+                visitor.visit(at(How::Lost), &state(&chosen))?;
             }
         }
         for torn in quiet.iter().copied().filter(|number| self.pending[*number].pieces.len() > 1) {
@@ -304,6 +324,13 @@ mod tests {
         }
         expected.remove(&(vec![1, 0, 0, 0], 0xff));
         assert_eq!(later, expected);
+
+        // Of few writes every choice is looked at, and a tear at each sector, also without random samples.
+        let mut few = Seen::default();
+        Replay::new(&file, &REGIONS, vec![0xff], 1, 0).run(&events, &mut few).unwrap();
+        for sectors in [[0, 0, 0], [2, 2, 0], [0, 0, 3], [2, 2, 3], [2, 0, 0], [0, 2, 0]] {
+            assert!(few.0.contains(&([&[1][..], &sectors[..]].concat(), 9)), "{sectors:?}");
+        }
     }
 
     #[test]

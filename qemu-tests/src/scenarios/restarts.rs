@@ -34,7 +34,7 @@ const STATIC_PODS: &[(&str, &str)] = &[
     ("etcd", "/usr/bin/etcd "),
 ];
 /// The pod that sees every process of its node.
-const HAND: &str = "hand";
+pub const HAND: &str = "hand";
 
 fn run(context: &Context) -> Result<(), Error> {
     let cluster = context.ready_cluster()?;
@@ -83,7 +83,7 @@ fn run(context: &Context) -> Result<(), Error> {
 }
 
 /// A pod on the node that sees and may end every process: it stands for whatever may kill one.
-fn make_hand(context: &Context, clients: &Clients, node: &str) -> Result<(), Error> {
+pub fn make_hand(context: &Context, clients: &Clients, node: &str) -> Result<(), Error> {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": HAND},
         "spec": {

@@ -140,6 +140,7 @@ pub(super) fn signed(context: &Context, cache: &Cache, signing: &Signing, versio
     let binaries: PathBuf = context.programs.strakectl.parent().unwrap_or(Path::new("/")).to_owned();
     let inputs = Inputs {
         project: &context.project,
+        replaced: None,
         binaries: &binaries,
         out: &context.dir.join(name),
         version,

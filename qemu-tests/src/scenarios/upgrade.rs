@@ -28,16 +28,16 @@ pub const FAULTS: Scenario = Scenario {
 };
 
 /// How long a system that cannot become good gets; the shortest there is.
-const DEADLINE: &str = "60";
+pub const DEADLINE: &str = "60";
 
-/// A system that is wrong in one way: another program stands in for one of ours.
-struct Bad {
-    what: &'static str,
-    version: &'static str,
-    program: &'static str,
-    instead: &'static str,
+/// A system that is wrong in one way: another program stands in for one of its own.
+pub struct Bad {
+    pub what: &'static str,
+    pub version: &'static str,
+    pub program: &'static str,
+    pub instead: &'static str,
     /// Part of the reason that is told.
-    reason: &'static str,
+    pub reason: &'static str,
 }
 
 /// It prints how it is used and ends, which stops the kernel.
@@ -94,7 +94,7 @@ fn faults(context: &Context) -> Result<(), Error> {
     Ok(())
 }
 
-fn variant(context: &Context, version: &str, replaced: Option<(&str, &str)>) -> Result<PathBuf, Error> {
+pub fn variant(context: &Context, version: &str, replaced: Option<(&str, &str)>) -> Result<PathBuf, Error> {
     variant_image(context, version, replaced).map(|image| image.upgrade)
 }
 
@@ -103,7 +103,10 @@ pub fn variant_image(context: &Context, version: &str, replaced: Option<(&str, &
     let built = context.programs.strakectl.parent().unwrap_or(Path::new("/")).to_owned();
     let (binaries, out) = (context.dir.join(format!("binaries-{version}")), context.dir.join(format!("image-{version}")));
     std::fs::create_dir_all(&binaries).on("create", &binaries)?;
-    for name in ["init", "logd", "machined", "kube", "kube-proxy", "pause", "strakectl"] {
+    let ours = ["init", "logd", "machined", "kube", "kube-proxy", "pause", "strakectl"];
+    let instead = replaced.filter(|(program, _)| !ours.contains(program));
+    let instead = instead.map(|(program, instead)| (format!("usr/bin/{program}"), built.join(instead)));
+    for name in ours {
         let from = replaced.filter(|(program, _)| *program == name).map_or(name, |(_, instead)| instead);
         let link = binaries.join(name);
         std::os::unix::fs::symlink(built.join(from), &link).on("link", &link)?;
@@ -119,6 +122,7 @@ pub fn variant_image(context: &Context, version: &str, replaced: Option<(&str, &
         versions: Versions::Locked,
         signing: None,
         firmware: &[],
+        replaced: instead.as_ref().map(|(place, file)| (place.as_str(), file.as_path())),
     };
     let image = image::build(&cache, &context.programs.tools, &inputs, &|_| {}).map_err(failed)?;
     std::fs::remove_file(&image.iso).on("remove", &image.iso)?;
@@ -127,14 +131,14 @@ pub fn variant_image(context: &Context, version: &str, replaced: Option<(&str, &
 }
 
 /// The machine that all of this happens to.
-struct Subject<'a> {
-    context: &'a Context,
-    cluster: RunningCluster,
-    node: Node,
+pub struct Subject<'a> {
+    pub context: &'a Context,
+    pub cluster: RunningCluster,
+    pub node: Node,
 }
 
 impl<'a> Subject<'a> {
-    fn installed(context: &'a Context) -> Result<Self, Error> {
+    pub fn installed(context: &'a Context) -> Result<Self, Error> {
         let cluster = context.installed_machine()?;
         let machine = Self { context, node: cluster.plan().control_plane().clone(), cluster };
         machine.runs("ROOT-A", &context.image.version)?;
@@ -142,10 +146,15 @@ impl<'a> Subject<'a> {
     }
 
     /// A bad system is tried, and the old one is back by itself.
-    fn undoes(&self, bad: &Bad) -> Result<(), Error> {
+    pub fn undoes(&self, bad: &Bad) -> Result<(), Error> {
         let image = variant(self.context, bad.version, Some((bad.program, bad.instead)))?;
         let before = self.boot_id()?;
         self.upgrade(&image, &["--drain-seconds", "0", "--deadline", DEADLINE])?;
+        self.undone(bad, &before)
+    }
+
+    /// Waits until a bad system that is tried is given up.
+    pub fn undone(&self, bad: &Bad, before: &str) -> Result<(), Error> {
         let last = self.wait_state("failed", bad.version)?;
         let reason = last["reason"].as_str().unwrap_or_default();
         if !reason.contains(bad.reason) || self.boot_id()? == before {
@@ -170,45 +179,45 @@ impl<'a> Subject<'a> {
         Ok(())
     }
 
-    fn strakectl(&self, words: &[&str]) -> Result<String, Error> {
+    pub fn strakectl(&self, words: &[&str]) -> Result<String, Error> {
         let api = self.node.local_api();
         self.cluster.clients().strakectl([&["--timeout", "5", "-n", &api], words].concat())
     }
 
-    fn upgrade(&self, image: &Path, options: &[&str]) -> Result<String, Error> {
+    pub fn upgrade(&self, image: &Path, options: &[&str]) -> Result<String, Error> {
         let file = image.to_string_lossy();
         // In JSON the progress is on the standard output.
         self.strakectl(&[&["-o", "json", "upgrade", "--image", &file], options].concat())
     }
 
-    fn first_row(&self, words: &[&str]) -> Result<Value, Error> {
+    pub fn first_row(&self, words: &[&str]) -> Result<Value, Error> {
         let text = self.strakectl(&[words, &["-o", "json"]].concat())?;
         let rows: Value = serde_json::from_str(&text).map_err(|problem| unexpected("JSON", problem.to_string()))?;
         Ok(rows[0].clone())
     }
 
-    fn last(&self) -> Result<Value, Error> {
+    pub fn last(&self) -> Result<Value, Error> {
         self.first_row(&["get", "upgrade"])
     }
 
-    fn boot_id(&self) -> Result<String, Error> {
+    pub fn boot_id(&self) -> Result<String, Error> {
         self.strakectl(&["read", "/proc/sys/kernel/random/boot_id"])
     }
 
-    fn wait_other_boot(&self, before: &str) -> Result<(), Error> {
+    pub fn wait_other_boot(&self, before: &str) -> Result<(), Error> {
         self.context
             .eventually("another boot", self.context.patience(180), || Ok(self.boot_id().ok().filter(|now| now != before).map(drop)))
     }
 
     /// Waits until the last upgrade, which is one to this version, stands so.
-    fn wait_state(&self, state: &str, version: &str) -> Result<Value, Error> {
+    pub fn wait_state(&self, state: &str, version: &str) -> Result<Value, Error> {
         self.context.eventually(&format!("the upgrade to {version} to be {state}"), self.context.patience(240), || {
             Ok(self.last().ok().filter(|last| last["state"] == state && last["to"] == version))
         })
     }
 
     /// Waits until the machine answers, and compares what runs.
-    fn runs(&self, slot: &str, version: &str) -> Result<(), Error> {
+    pub fn runs(&self, slot: &str, version: &str) -> Result<(), Error> {
         let found = self.context.eventually("the machine API to answer", self.context.patience(180), || {
             Ok(self.first_row(&["get", "root"]).ok().zip(self.first_row(&["version"]).ok()))
         })?;
@@ -232,7 +241,7 @@ impl<'a> Subject<'a> {
     }
 
     /// Cuts the power, does something to the disk, and starts the machine again.
-    fn power_cut(&self, meanwhile: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
+    pub fn power_cut(&self, meanwhile: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
         let machine = self.cluster.machine(&self.node);
         let disk = machine.spec().disk.as_ref().map(|disk| disk.path.clone());
         machine.pull_plug()?;

@@ -1,8 +1,9 @@
 //! `cargo xtask bench`: figures of the release binaries on this machine, with the goal and upstream's figure beside each.
 //!
 //! The control plane is measured by the program `bench` (xtask/bench), in namespaces that end with it. What is not natively there, a
-//! whole machine, is measured in a running cluster of `cargo xtask up`.
+//! whole machine, is measured in a running cluster of `cargo xtask up`, or by `cargo xtask bench boot` in machines of its own.
 
+mod boot;
 mod cluster;
 mod goals;
 mod native;
@@ -47,9 +48,12 @@ pub struct Bench {
     /// Measure the control-plane programs in this directory instead of those built here
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
+    /// Make the image of the binaries that were built last, whatever changed since
+    #[arg(long)]
+    as_built: bool,
 }
 
-/// The parts that need no virtual machine.
+/// The parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// kube-apiserver from start to ready, with an empty etcd
@@ -62,6 +66,8 @@ enum Part {
     Apiserver,
     /// Memory of kube-apiserver with very many pods
     Pods,
+    /// Virtual machines: from power-on to the machine API and to a Ready node, and what an upgrade costs
+    Boot,
 }
 
 /// Measures and prints one part after the other.
@@ -71,9 +77,10 @@ pub fn command(project: &Project, wanted: &Bench) -> Result<()> {
         ([], false) => &[Part::Start, Part::Idle, Part::Image],
         (parts, _) => parts,
     };
+    let project = &Project { as_built: wanted.as_built, ..project.clone() };
     let cache = Cache::open()?;
     let tools = Tools::prepare(&cache, &project.root.join("image/locks"), Versions::Locked, &|step| eprintln!("{step}"))?;
-    let (image_wanted, native_wanted) = (parts.contains(&Part::Image), parts.iter().any(|part| *part != Part::Image));
+    let (image_wanted, native_wanted) = (parts.contains(&Part::Image), parts.iter().any(|part| !matches!(part, Part::Image | Part::Boot)));
     if image_wanted || native_wanted && wanted.binaries.is_none() {
         eprintln!("building");
         project.build()?;
@@ -83,6 +90,7 @@ pub fn command(project: &Project, wanted: &Bench) -> Result<()> {
     }
     for part in parts {
         let figures = match part {
+            Part::Boot => boot::figures(project)?,
             Part::Image => image(project, &cache, &tools)?,
             Part::Start => native::run(project, &cache, &tools, wanted, &["start", "--rounds", &wanted.rounds.to_string()])?,
             Part::Idle => native::run(project, &cache, &tools, wanted, &["idle", "--seconds", &wanted.idle.to_string()])?,
@@ -112,20 +120,23 @@ fn image(project: &Project, cache: &Cache, tools: &Tools) -> Result<Vec<Figure>>
         versions: Versions::Locked,
         signing: None,
         firmware: &[],
+        replaced: None,
     };
     let begin = Instant::now();
     let built = image::build(cache, tools, &inputs, &|step| eprintln!("{step}"))?;
     let seconds = begin.elapsed().as_secs_f64();
+    let mut figures = vec![Figure::new("image build", seconds, "s")];
+    figures.extend(sizes(&built)?);
+    std::fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
+    Ok(figures)
+}
+
+/// How large an image's files are.
+fn sizes(image: &image::Image) -> Result<Vec<Figure>> {
     let megabytes = |file: &PathBuf| -> Result<f64> {
         let size = std::fs::metadata(file).with_context(|| format!("cannot find {}", file.display()))?.len();
         Ok(size as f64 / 1e6)
     };
-    let figures = vec![
-        Figure::new("image build", seconds, "s"),
-        Figure::new("ISO", megabytes(&built.iso)?, "MB"),
-        Figure::new("root", megabytes(&built.root)?, "MB"),
-        Figure::new("UKI", megabytes(&built.uki)?, "MB"),
-    ];
-    std::fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
-    Ok(figures)
+    let files = [("ISO", &image.iso), ("root", &image.root), ("UKI", &image.uki)];
+    files.into_iter().map(|(name, file)| Ok(Figure::new(name, megabytes(file)?, "MB"))).collect()
 }

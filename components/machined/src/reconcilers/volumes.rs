@@ -1,16 +1,18 @@
 //! ETCD and DATA: found by their labels on the disk the system runs from, checked in a child process, mounted. STATE is
-//! mounted before there is a config, by the boot code, with the same functions.
+//! mounted before there is a config, by the boot code, with the same functions. One that is full or went read-only is told.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use host::mount::{Flags, LinuxMounts, MountRequest, Mounts, usage};
+use host::mount::{Flags, LinuxMounts, MountRequest, Mounts, Usage, usage};
 use serde_json::json;
 
 use crate::encryption::{self, Opened};
 use crate::resources::Store;
 
 use super::{Context, Outcome, ReconcileError, Reconciler};
+use crate::events::Severity;
 
 /// A journal is replayed in seconds; a full check of a large disk after damage takes long.
 const CHECK: Duration = Duration::from_secs(270);
@@ -20,11 +22,16 @@ const E2FSCK: &str = "/usr/sbin/e2fsck";
 /// copy by itself when it repairs only what is safe. Where the copy is follows from the block size that every file system here is made with.
 const SECOND_SUPERBLOCK: &[&str] = &["-y", "-b", "32768", "-B", "4096"];
 
+/// A volume of which less than one part in so many is left is called full: what works on it fails soon.
+const SCARCE: u64 = 50;
+
 /// Mounts what is not mounted.
 #[derive(Default)]
 pub struct Volumes {
     /// Whether uploads that a crash left behind were removed in this boot.
     cleaned: bool,
+    /// What is wrong with each volume, as it was told last.
+    told: BTreeMap<&'static str, &'static str>,
 }
 
 /// What is mounted where on which role.
@@ -87,10 +94,21 @@ impl Reconciler for Volumes {
             self.cleaned = true;
         }
         directories(cx)?;
+        let mut names = Vec::new();
         for (label, target) in &mounted {
-            show(cx, label, target)?;
+            let wrong = show(cx, label, target)?;
+            let reason = wrong.as_ref().map(|(reason, _)| *reason);
+            if let Some((reason, message)) = &wrong
+                && self.told.get(label) != Some(reason)
+            {
+                machine.event(Severity::Warning, *reason, message);
+            }
+            match reason {
+                Some(reason) => drop(self.told.insert(*label, reason)),
+                None => drop(self.told.remove(label)),
+            }
+            names.push(wrong.map_or_else(|| (*label).to_owned(), |(_, message)| message));
         }
-        let names: Vec<&str> = mounted.iter().map(|(label, _)| *label).collect();
         Ok(Outcome::ready(names.join(", "), Duration::from_secs(30)))
     }
 }
@@ -120,7 +138,8 @@ pub async fn mount(device: &Path, target: &Path) -> Result<(), ReconcileError> {
         target: target.to_owned(),
         kind: "ext4".to_owned(),
         flags: Flags { no_suid: true, no_dev: true, ..Flags::default() },
-        options: String::new(),
+        // Writing on after the file system found itself damaged makes it worse; the next start checks it.
+        options: "errors=remount-ro".to_owned(),
     };
     Ok(tokio::task::spawn_blocking(move || LinuxMounts.mount(&request)).await??)
 }
@@ -158,15 +177,55 @@ pub fn show_locked(store: &Store, label: &str, why: &str) {
     store.set("volumes", label, json!({ "encrypted": true, "problem": format!("locked: {why}") }));
 }
 
-fn show(cx: &Context, label: &str, target: &Path) -> Result<(), ReconcileError> {
+/// What is wrong with a mounted volume: the reason of an event, and its words.
+fn wrong(label: &str, usage: &Usage) -> Option<(&'static str, String)> {
+    if usage.read_only {
+        return Some(("VolumeReadOnly", format!("{label} is read-only after errors of the disk or the file system; a reboot checks it")));
+    }
+    // A file system may count no inodes.
+    let scarce = |left: u64, total: u64| total > 0 && left < total / SCARCE;
+    if !scarce(usage.available_bytes, usage.total_bytes) && !scarce(usage.free_inodes, usage.total_inodes) {
+        return None;
+    }
+    let (left, of) = (usage.available_bytes >> 20, usage.total_bytes >> 20);
+    Some(("VolumeFull", format!("{label} is full: {left} of {of} MiB and {} of {} inodes are left", usage.free_inodes, usage.total_inodes)))
+}
+
+/// Shows a volume, and gives what is wrong with it.
+fn show(cx: &Context, label: &str, target: &Path) -> Result<Option<(&'static str, String)>, ReconcileError> {
     let usage = usage(target)?;
     let device = LinuxMounts.mounted_at(target)?.map(|entry| entry.source).unwrap_or_default();
     let encrypted = device.starts_with("/dev/mapper/strake-");
+    let wrong = wrong(label, &usage);
     let spec = json!({
         "device": device, "encrypted": encrypted, "mounted": target.display().to_string(),
         "size": usage.total_bytes, "used": usage.total_bytes.saturating_sub(usage.available_bytes),
-        "inodes": usage.total_inodes, "inodesFree": usage.free_inodes,
+        "inodes": usage.total_inodes, "inodesFree": usage.free_inodes, "readOnly": usage.read_only,
+        "problem": wrong.as_ref().map(|(_, message)| message),
     });
     cx.machine.store.set("volumes", label, spec);
-    Ok(())
+    Ok(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_that_is_full_or_read_only_is_told() {
+        let usage = Usage { total_bytes: 100 << 20, available_bytes: 50 << 20, total_inodes: 1000, free_inodes: 900, read_only: false };
+        let reason = |usage: Usage| wrong("DATA", &usage).map(|(reason, _)| reason);
+        for (seen, expected) in [
+            (usage, None),
+            (Usage { available_bytes: 2 << 20, ..usage }, None),
+            (Usage { available_bytes: 1 << 20, ..usage }, Some("VolumeFull")),
+            (Usage { free_inodes: 3, ..usage }, Some("VolumeFull")),
+            (Usage { total_inodes: 0, free_inodes: 0, ..usage }, None),
+            (Usage { available_bytes: 0, read_only: true, ..usage }, Some("VolumeReadOnly")),
+        ] {
+            assert_eq!(reason(seen), expected, "{seen:?}");
+        }
+        let (_, message) = wrong("STATE", &Usage { available_bytes: 0, ..usage }).unwrap();
+        assert_eq!(message, "STATE is full: 0 of 100 MiB and 900 of 1000 inodes are left");
+    }
 }

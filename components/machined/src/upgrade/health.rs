@@ -1,5 +1,5 @@
-//! How healthy this machine is, by what can be seen on it alone: whether its services run, whether its kubelet answers, whether the containers
-//! of its own static pods run.
+//! How healthy this machine is, by what can be seen on it alone: whether its services run, whether its containerd and its kubelet answer, whether
+//! the containers of its own static pods run.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,17 +26,18 @@ pub async fn observe(machine: &Machine) -> Health {
             health.insert(service.name, service.state == ServiceState::Running);
         }
     }
+    // One that runs and does not answer is of no use to anybody.
+    let asked =
+        tokio::time::timeout(PATIENCE, async { Containerd::connect(&machine.paths.containerd_socket()).await.ok()?.running().await.ok() });
+    let running = if health.contains_key("containerd") { asked.await.ok().flatten() } else { None };
+    if let Some(runs) = health.get_mut("containerd") {
+        *runs = *runs && running.is_some();
+    }
     if let Some(runs) = health.get_mut("kubelet") {
         *runs = *runs && kubelet_answers().await;
     }
     let wanted = static_pods(&machine.paths.at("/etc/kubernetes/manifests"));
-    if !wanted.is_empty() {
-        let asked = tokio::time::timeout(PATIENCE, async {
-            Containerd::connect(&machine.paths.containerd_socket()).await.ok()?.running().await.ok()
-        });
-        let running = asked.await.ok().flatten().unwrap_or_default();
-        health.extend(pods(&wanted, &running));
-    }
+    health.extend(pods(&wanted, &running.unwrap_or_default()));
     health
 }
 

@@ -1,37 +1,47 @@
 //! Sampled states as real disks: a machine is started from each, and what it turns out to be is compared with what the checker said.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use verity::Digest;
 
 use super::look::{Identity, Stores};
-use super::record::Recording;
 use crate::cluster::plan::Node;
 use crate::error::{Error, FileContext};
 use crate::machine::{Disk as DiskFile, Machine, MachineSpec};
 use crate::power::checker::{Config, Disk, Outcome};
 use crate::power::contents::Left;
 use crate::power::replay::{At, Visitor};
-use crate::scenario::Context;
+use crate::scenario::{Context, RunningCluster};
 
 /// The visitor that boots.
 pub struct Boots<'a> {
     context: &'a Context,
-    recording: &'a Recording,
+    cluster: &'a RunningCluster,
     node: Node,
     disk_bytes: u64,
     chosen: HashMap<Identity, (String, Outcome)>,
     seen: HashSet<Identity>,
     stores: Stores,
     mark: String,
-    done: usize,
-    disagreements: usize,
+    /// What came of those that were booted, in this run and in earlier ones, and the file that keeps it.
+    known: BTreeMap<String, Booted>,
+    kept: PathBuf,
+    /// When no other is begun.
+    until: Instant,
+}
+
+/// What came of a disk that was booted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Booted {
+    operation: String,
+    agrees: bool,
 }
 
 /// What a machine that was started turned out to be.
@@ -45,24 +55,37 @@ struct Seen {
 }
 
 impl<'a> Boots<'a> {
-    /// Boots these states.
-    pub fn new(context: &'a Context, recording: &'a Recording, disk_bytes: u64, chosen: HashMap<Identity, (String, Outcome)>) -> Self {
-        let node = recording.cluster.plan().control_plane().clone();
+    /// Boots these states, of a disk of this size, until this moment. What came of each is kept in a file: a later run goes on.
+    pub fn new(
+        context: &'a Context,
+        cluster: &'a RunningCluster,
+        disk_bytes: u64,
+        chosen: HashMap<Identity, (String, Outcome)>,
+        kept: &Path,
+        until: Instant,
+    ) -> Self {
+        let node = cluster.plan().control_plane().clone();
         let (seen, stores) = (HashSet::new(), Stores::default());
-        Self { context, recording, node, disk_bytes, chosen, seen, stores, mark: String::new(), done: 0, disagreements: 0 }
+        // Without it all are booted again, which is no loss but of time.
+        let known = std::fs::read(kept).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        Self { context, cluster, node, disk_bytes, chosen, seen, stores, mark: String::new(), known, kept: kept.to_owned(), until }
     }
 
-    /// How many were booted.
-    pub fn done(&self) -> usize {
-        self.done
+    /// How many of each operation were booted.
+    pub fn done(&self) -> BTreeMap<&str, usize> {
+        let mut counts = BTreeMap::new();
+        for booted in self.known.values() {
+            *counts.entry(booted.operation.as_str()).or_default() += 1;
+        }
+        counts
     }
 
     /// How many turned out to be something else.
     pub fn disagreements(&self) -> usize {
-        self.disagreements
+        self.known.values().filter(|booted| !booted.agrees).count()
     }
 
-    fn boot(&mut self, at: At, left: &Left<'_>, name: &str, outcome: &Outcome) -> Result<(), Error> {
+    fn boot(&mut self, at: At, left: &Left<'_>, name: &str, outcome: &Outcome) -> Result<bool, Error> {
         let dir = self.context.dir.join("sample");
         if dir.exists() {
             std::fs::remove_dir_all(&dir).on("remove", &dir)?;
@@ -73,22 +96,20 @@ impl<'a> Boots<'a> {
         file.set_len(self.disk_bytes).and_then(|()| left.copy(0, self.disk_bytes, &file)).on("write", &disk)?;
         std::fs::write(dir.join("firmware-variables.fd"), left.variables).on("write", &dir)?;
         let seen = self.start(&dir, &disk, outcome)?;
-        self.done += 1;
         let agrees = agrees(outcome, seen.as_ref());
         let found = seen.map_or_else(|| "nothing".to_owned(), |seen| format!("{seen:?}"));
         self.context.say(&format!("{name}, event {} ({:?}): {outcome}: {}", at.event, at.how, if agrees { "so it is" } else { "NOT SO" }));
         if !agrees {
-            self.disagreements += 1;
             self.context.say(&format!("    what ran: {found}"));
-            let kept = self.context.dir.join(format!("disagreement-{}", self.disagreements));
+            let kept = self.context.dir.join(format!("disagreement-{}", self.disagreements() + 1));
             std::fs::rename(&dir, &kept).on("rename", &dir)?;
         }
-        Ok(())
+        Ok(agrees)
     }
 
     /// Starts a machine from a disk; what it is, or nothing when it does not come up.
     fn start(&self, dir: &Path, disk: &Path, outcome: &Outcome) -> Result<Option<Seen>, Error> {
-        let recorded = self.recording.cluster.machine(&self.node).spec().clone();
+        let recorded = self.cluster.machine(&self.node).spec().clone();
         // The medium is in the drive where nothing else should start.
         let iso = matches!(outcome, Outcome::NotInstalled(_)).then(|| self.context.image.iso.clone());
         let disk = Some(DiskFile { path: disk.to_owned(), overlay: false });
@@ -115,7 +136,7 @@ impl<'a> Boots<'a> {
     }
 
     fn ask(&self, slot: Option<String>) -> Option<Seen> {
-        let (clients, api) = (self.recording.cluster.clients(), self.node.local_api());
+        let (clients, api) = (self.cluster.clients(), self.node.local_api());
         let strakectl = |words: &[&str]| clients.strakectl([&["--timeout", "5", "-n", &api], words].concat()).ok();
         let config = Digest(Sha256::digest(strakectl(&["read", "/system/state/config.yaml"])?).into()).to_string();
         let last: Value = serde_json::from_str(&strakectl(&["get", "upgrade", "-o", "json"])?).ok()?;
@@ -156,8 +177,14 @@ impl Visitor for Boots<'_> {
         if !self.seen.insert(identity.clone()) {
             return Ok(());
         }
-        let Some((name, outcome)) = self.chosen.remove(&identity) else { return Ok(()) };
-        self.boot(at, left, &name, &outcome).map_err(io::Error::other)
+        let Some((operation, outcome)) = self.chosen.remove(&identity) else { return Ok(()) };
+        let name = format!("{} {}", identity.0, Digest(identity.1));
+        if self.known.contains_key(&name) || Instant::now() >= self.until {
+            return Ok(());
+        }
+        let agrees = self.boot(at, left, &operation, &outcome).map_err(io::Error::other)?;
+        self.known.insert(name, Booted { operation, agrees });
+        std::fs::write(&self.kept, serde_json::to_vec_pretty(&self.known)?)
     }
 
     fn mark(&mut self, text: &str) {

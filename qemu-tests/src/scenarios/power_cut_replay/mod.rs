@@ -4,8 +4,9 @@
 //! really booted, and what runs is compared with what the checker said.
 //!
 //! `STRAKE_POWER_CUT_SEED` chooses other samples, `STRAKE_POWER_CUT_SAMPLES` how many before each flush, `STRAKE_POWER_CUT_BOOTS` how many
-//! disks of each operation are booted (20). `STRAKE_POWER_CUT_RECORDING` names the directory of a recording that was kept (another copy of
-//! this scenario's): it is replayed, and nothing is recorded or booted.
+//! disks of each operation are booted (20), `STRAKE_POWER_CUT_MINUTES` after how long no other is begun. `STRAKE_POWER_CUT_RECORDING` names the
+//! directory of a recording that was kept (a copy of this scenario's): it is replayed, nothing is recorded, and what was booted
+//! of it already counts and is not booted again.
 
 mod boots;
 mod look;
@@ -13,8 +14,8 @@ mod phases;
 mod record;
 
 use std::fs::File;
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use image::cache::Cache;
 use image::debian::{ROOT, store};
@@ -25,13 +26,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use verity::Digest;
 
+use crate::cluster::Cluster;
 use crate::cluster::plan::ClusterSpec;
 use crate::error::{Error, FileContext};
 use crate::power::checker::{Checker, System};
 use crate::power::contents::regions;
 use crate::power::log;
 use crate::power::replay::Replay;
-use crate::scenario::{Context, Scenario};
+use crate::scenario::{Context, RunningCluster, Scenario};
 use boots::Boots;
 use look::Look;
 use phases::Expected;
@@ -45,12 +47,14 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 /// Random samples before each flush.
-const SAMPLES: u64 = 100;
+const SAMPLES: u64 = 250;
 
 /// The files of a recording that is kept.
 const LOG: &str = "writes.log";
 const VARIABLES: &str = "variables-before.fd";
 const KNOWN: &str = "recording.json";
+/// What came of the disks that were booted.
+const BOOTED: &str = "booted.json";
 
 /// What has to be known of a recording besides its log.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -95,11 +99,18 @@ fn run(context: &Context) -> Result<(), Error> {
     println!("bad outcomes: {}", found.bad);
 
     let mut disagreements = 0;
-    if let Some(recording) = &recording {
-        let mut booted = Boots::new(context, recording, disk_bytes, found.choose(seed, boots as usize));
+    if boots > 0 {
+        let cluster = match recording {
+            Some(recording) => recording.cluster,
+            None => of_recording(context, &dir)?,
+        };
+        let until = Instant::now() + Duration::from_secs(60 * setting("STRAKE_POWER_CUT_MINUTES", 600)?);
+        let chosen = found.choose(seed, boots as usize);
+        let mut booted = Boots::new(context, &cluster, disk_bytes, chosen, &dir.join(BOOTED), until);
         let outcome = replay().run(&events, &mut booted);
         disagreements = booted.disagreements();
-        println!("sampled disks booted: {}", booted.done());
+        let done = booted.done();
+        println!("sampled disks booted: {} {done:?}", done.values().sum::<usize>());
         println!("checker disagreements: {disagreements}");
         outcome.on("boot samples of", &log)?;
     }
@@ -110,6 +121,18 @@ fn run(context: &Context) -> Result<(), Error> {
         return Err(unexpected("at least 2000 distinct states of metadata", found.distinct.to_string()));
     }
     Ok(())
+}
+
+/// The cluster of a recording that was kept: its credentials and its network, for the machines that are booted.
+fn of_recording(context: &Context, dir: &Path) -> Result<RunningCluster, Error> {
+    let (from, to) = (dir.join("cluster"), context.dir.join("cluster"));
+    std::fs::create_dir_all(&to).on("create", &to)?;
+    for name in ["cluster.json", "strakeconfig"] {
+        std::fs::copy(from.join(name), to.join(name)).on("copy", from.join(name))?;
+    }
+    let cluster = Cluster::open(&to, &context.run.join("cluster"), &context.programs, &ClusterSpec::small())?;
+    cluster.start_network()?;
+    Ok(RunningCluster::from(cluster))
 }
 
 /// Records, and keeps what a replay needs.
