@@ -10,12 +10,14 @@ use crate::cpio;
 use crate::debian::ROOT;
 use crate::debian::store::{self, Versions};
 use crate::digest;
+use crate::disk::{self, DiskInputs};
 use crate::error::{Error, FileContext};
 use crate::executables;
 use crate::firmware::Firmware;
 use crate::hash_tree;
 use crate::kmod;
 use crate::media::{self, IsoInputs, UkiInputs};
+use crate::menu;
 use crate::oci::{self, ImageSpec};
 use crate::process::run;
 use crate::root::{self, Modules, OUR_PROGRAMS, Release, RootInputs};
@@ -31,7 +33,7 @@ pub const STUB_IMAGE: &str = "strake.dev/stub:v1";
 pub const HELLO_IMAGE: &str = "strake.dev/hello:v1";
 
 /// Raised when the builder changes so that equal inputs give another image.
-const BUILDER: &str = "6";
+const BUILDER: &str = "7";
 const ZSTD_LEVEL: i32 = 15;
 /// Where init finds what is otherwise on a medium (`init/src/stage_one.rs`).
 const MEDIA_IN_MEMORY: &str = "media";
@@ -74,6 +76,8 @@ pub struct Image {
     pub kernel: String,
     /// The hybrid ISO.
     pub iso: PathBuf,
+    /// The disk image, for machines whose disk is written before they start.
+    pub raw: PathBuf,
     /// The root file system with its hash tree.
     pub root: PathBuf,
     /// The UKI.
@@ -172,7 +176,7 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
         measured: None,
     };
     let mut boot_loader = packages.dir.join("usr/lib/systemd/boot/efi/systemd-bootx64.efi");
-    let mut boot_files = vec![("EFI/BOOT/BOOTX64.EFI".to_owned(), uki.clone())];
+    let (mut more, mut seconds, mut enrolment) = (String::new(), None, Vec::new());
     if let Some(signing) = inputs.signing {
         say("signatures");
         let plain = scratch.join("unsigned.efi");
@@ -188,14 +192,8 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
         signing.program(&plain, &uki)?;
         let signed = scratch.join("systemd-bootx64.efi");
         signing.program(&boot_loader, &signed)?;
-        let conf = scratch.join("loader.conf");
-        std::fs::write(&conf, signing.loader_conf()).on("write", &conf)?;
-        boot_files = vec![
-            ("EFI/BOOT/BOOTX64.EFI".to_owned(), signed.clone()),
-            ("EFI/Linux/strake.efi".to_owned(), uki.clone()),
-            ("loader/loader.conf".to_owned(), conf),
-        ];
-        boot_files.extend(signing.enrolment(&scratch)?);
+        (more, seconds) = signing.loader_conf();
+        enrolment = signing.enrolment(&scratch)?;
         boot_loader = signed;
     } else {
         media::uki(tools, &uki_inputs, &uki)?;
@@ -203,19 +201,28 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
 
     say("ISO");
     let esp = scratch.join("esp.img");
+    let mut boot_files = vec![("EFI/BOOT/BOOTX64.EFI".to_owned(), boot_loader.clone()), (menu::SYSTEM.to_owned(), uki.clone())];
+    boot_files.extend(menu::files(&scratch, &more, seconds)?);
+    boot_files.extend(enrolment);
     let boot_files: Vec<(&str, &Path)> = boot_files.iter().map(|(path, file)| (path.as_str(), file.as_path())).collect();
     media::fat_image(&boot_files, &esp)?;
     let keys = scratch.join("config-keys.pem");
     std::fs::write(&keys, room_for_keys()).on("write", &keys)?;
     let files = [
-        ("strake/config-keys.pem".to_owned(), keys),
+        ("strake/config-keys.pem".to_owned(), keys.clone()),
         (format!("strake/{root_uuid}.erofs"), root_file.clone()),
-        ("EFI/Linux/strake.efi".to_owned(), uki.clone()),
-        ("EFI/systemd/systemd-bootx64.efi".to_owned(), boot_loader),
+        (menu::SYSTEM.to_owned(), uki.clone()),
+        ("EFI/systemd/systemd-bootx64.efi".to_owned(), boot_loader.clone()),
     ];
     let iso = inputs.out.join("strake.iso");
     remove(&iso)?;
     media::iso(tools, &IsoInputs { files: &files, esp: &esp, scratch: &scratch }, &iso)?;
+
+    say("disk image");
+    let raw = inputs.out.join("strake.raw");
+    remove(&raw)?;
+    let (loader, verity_of) = (&boot_loader, &verity);
+    disk::write(&DiskInputs { loader, uki: &uki, root: &root_file, verity: verity_of, keys: &keys, scratch: &scratch }, &raw)?;
 
     say("image for the network");
     let mut inside = Tree::default();
@@ -259,7 +266,7 @@ pub fn build(cache: &Cache, tools: &Tools, inputs: &Inputs<'_>, say: &dyn Fn(&st
     remove(&scratch)?;
     let (version, kubernetes) = (version.to_owned(), kubernetes.to_owned());
     let image =
-        Image { root_uuid, verity, version, kubernetes, kernel, iso, root: root_file, uki, upgrade, pxe, sbom, hello, inputs: digest };
+        Image { root_uuid, verity, version, kubernetes, kernel, iso, raw, root: root_file, uki, upgrade, pxe, sbom, hello, inputs: digest };
     let text = serde_json::to_vec_pretty(&image).map_err(|problem| Error::malformed(&manifest, problem.to_string()))?;
     std::fs::write(&manifest, text).on("write", &manifest)?;
     Ok(image)
@@ -274,8 +281,9 @@ fn room_for_keys() -> Vec<u8> {
 
 fn finished(manifest: &Path, digest: &str) -> Option<Image> {
     let image: Image = serde_json::from_slice(&std::fs::read(manifest).ok()?).ok()?;
-    let complete =
-        [&image.iso, &image.root, &image.uki, &image.upgrade, &image.pxe, &image.sbom, &image.hello].iter().all(|file| file.is_file());
+    let complete = [&image.iso, &image.raw, &image.root, &image.uki, &image.upgrade, &image.pxe, &image.sbom, &image.hello]
+        .iter()
+        .all(|file| file.is_file());
     (image.inputs == digest && complete).then_some(image)
 }
 

@@ -86,9 +86,14 @@ pub fn fat_image(files: &[(&str, &Path)], out: &Path) -> Result<(), Error> {
     for (_, source) in files {
         size += std::fs::metadata(source).on("look at", source)?.len();
     }
+    fat_volume(files, (size + 2 * MIB).next_multiple_of(MIB), *b"STRAKE     ", out)
+}
+
+/// The same of this size and with this label.
+pub fn fat_volume(files: &[(&str, &Path)], size: u64, label: [u8; 11], out: &Path) -> Result<(), Error> {
     let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(out).on("create", out)?;
-    file.set_len((size + 2 * MIB).next_multiple_of(MIB)).on("size", out)?;
-    let options = fatfs::FormatVolumeOptions::new().volume_id(0x5354_524b).volume_label(*b"STRAKE     ");
+    file.set_len(size).on("size", out)?;
+    let options = fatfs::FormatVolumeOptions::new().volume_id(0x5354_524b).volume_label(label);
     fatfs::format_volume(&file, options).on("format", out)?;
     let volume = fatfs::FileSystem::new(&file, fatfs::FsOptions::new().time_provider(&FixedTime)).on("open", out)?;
     for (path, source) in files {

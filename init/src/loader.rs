@@ -1,17 +1,38 @@
 //! What the boot loader tells of itself through variables of the firmware (the Boot Loader Interface of systemd, which systemd-boot and
-//! the stub of a unified kernel image both speak): the partition it was started from.
+//! the stub of a unified kernel image both speak): what it was started from.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-const VARIABLE: &str = "/sys/firmware/efi/efivars/LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+const PARTITION: &str = "/sys/firmware/efi/efivars/LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+/// The stub always says of which version it is.
+const STUB: &str = "/sys/firmware/efi/efivars/StubInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 /// Attributes, 36 characters in UTF-16, and a zero; a longer one is none.
 const MOST: u64 = 128;
 
-/// The UUID of the loader's partition in lower case. Nothing when it came from a CD drive or the network, or the firmware keeps no variables.
-pub fn partition() -> Option<String> {
-    read(Path::new(VARIABLE))
+/// What the loader was started from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The partition with this UUID, in lower case, of a disk or a stick.
+    Partition(String),
+    /// No partition: a CD drive or the network.
+    NoPartition,
+    /// Nobody says: the firmware keeps no variables, or something else started the kernel.
+    Unknown,
+}
+
+/// What the loader was started from.
+pub fn origin() -> Origin {
+    origin_by(Path::new(PARTITION), Path::new(STUB))
+}
+
+fn origin_by(partition: &Path, stub: &Path) -> Origin {
+    match read(partition) {
+        Some(uuid) => Origin::Partition(uuid),
+        None if !partition.exists() && stub.exists() => Origin::NoPartition,
+        None => Origin::Unknown,
+    }
 }
 
 fn read(variable: &Path) -> Option<String> {
@@ -62,6 +83,21 @@ mod tests {
             assert_eq!(parse(&content), expected, "{content:?}");
         }
         assert_eq!(read(Path::new("/nonexistent")), None);
+    }
+
+    #[test]
+    fn a_stub_that_names_no_partition_came_from_a_drive_or_the_network() {
+        let dir = tempfile::tempdir().unwrap();
+        let (partition, stub) = (dir.path().join("partition"), dir.path().join("stub"));
+        let found = || origin_by(&partition, &stub);
+        assert_eq!(found(), Origin::Unknown);
+        std::fs::write(&stub, variable("systemd-stub 257")).unwrap();
+        assert_eq!(found(), Origin::NoPartition);
+        std::fs::write(&partition, variable("nonsense")).unwrap();
+        assert_eq!(found(), Origin::Unknown, "what cannot be understood says nothing");
+        let uuid = "0b1c2d3e-0000-4000-8000-00000000abcd";
+        std::fs::write(&partition, variable(uuid)).unwrap();
+        assert_eq!(found(), Origin::Partition(uuid.to_owned()));
     }
 
     proptest! {

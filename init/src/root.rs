@@ -1,12 +1,14 @@
 //! Finding the root file system: a partition whose UUID is the root's, or a file on an ISO 9660 medium. On the disk that the boot loader
-//! was started from, when it says so; another disk may hold the same root, with another machine's data beside it.
-//! Which of two it is when both are there: the installed one, once the devices have settled.
+//! was started from, when it says so; another disk may hold the same root, with another machine's data beside it. What was started from a CD
+//! drive or the network takes no disk's: an installed system, with all it keeps, is started by its own loader.
+//! Which of two it is when nobody says where the loader came from: the installed one, once the devices have settled.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::gpt;
+use crate::loader::Origin;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 /// A block device as sysfs describes it.
@@ -78,8 +80,10 @@ pub fn tables(devices: &[BlockDevice]) -> Vec<Table> {
 /// Where the root may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Search {
-    /// The loader came from the network or a CD drive, or says nothing.
+    /// Nobody says where the loader came from.
     Everywhere,
+    /// On a medium: the loader came from a CD drive or the network.
+    Medium,
     /// On the disk that the loader came from.
     Disk(String),
     /// On that disk, which has not appeared yet.
@@ -87,16 +91,21 @@ pub enum Search {
 }
 
 impl Search {
-    /// Where to look when the loader says that it came from this partition.
-    pub fn of(loader: Option<&str>, tables: &[Table]) -> Self {
-        let Some(loader) = loader else { return Self::Everywhere };
-        let holds = |table: &&Table| table.partitions.iter().any(|(_, uuid)| uuid == loader);
-        tables.iter().find(holds).map_or(Self::NotYet, |table| Self::Disk(table.disk.clone()))
+    /// Where to look when the loader was started from there.
+    pub fn of(loader: &Origin, tables: &[Table]) -> Self {
+        match loader {
+            Origin::Unknown => Self::Everywhere,
+            Origin::NoPartition => Self::Medium,
+            Origin::Partition(loader) => {
+                let holds = |table: &&Table| table.partitions.iter().any(|(_, uuid)| uuid == loader);
+                tables.iter().find(holds).map_or(Self::NotYet, |table| Self::Disk(table.disk.clone()))
+            }
+        }
     }
 
     fn covers(&self, disk: &str) -> bool {
         match self {
-            Self::Everywhere => true,
+            Self::Everywhere | Self::Medium => true,
             Self::Disk(wanted) => wanted == disk,
             Self::NotYet => false,
         }
@@ -105,6 +114,9 @@ impl Search {
 
 /// The partition that holds the root, by the partition tables of the disks.
 pub fn root_partition<'a>(devices: &'a [BlockDevice], tables: &[Table], search: &Search, root_uuid: &str) -> Option<&'a BlockDevice> {
+    if *search == Search::Medium {
+        return None;
+    }
     tables.iter().filter(|table| search.covers(&table.disk)).find_map(|table| {
         let (number, _) = table.partitions.iter().find(|(_, uuid)| uuid == root_uuid)?;
         let wanted = Some((*number, table.disk.clone()));
@@ -178,21 +190,24 @@ mod tests {
     #[test]
     fn of_two_disks_with_the_same_root_the_loaders_is_taken() {
         let tables = [table("vda", &["esp-1", "root"]), table("vdb", &["esp-2", "root"]), table("vdc", &["esp-3"])];
+        let partition = |uuid: &str| Origin::Partition(uuid.to_owned());
         let mut devices = Vec::new();
         for disk in ["vda", "vdb", "vdc"] {
             devices.push(device(disk, None));
             devices.extend([1, 2].map(|number| device(&format!("{disk}{number}"), Some((number, disk)))));
         }
         for (loader, expected) in [
-            (None, Some("vda2")),
-            (Some("esp-1"), Some("vda2")),
-            (Some("esp-2"), Some("vdb2")),
+            (Origin::Unknown, Some("vda2")),
+            // An installed system, and all it keeps, is not this one's.
+            (Origin::NoPartition, None),
+            (partition("esp-1"), Some("vda2")),
+            (partition("esp-2"), Some("vdb2")),
             // Its disk has no such root: that of another machine is not taken instead.
-            (Some("esp-3"), None),
+            (partition("esp-3"), None),
             // Its disk has not appeared.
-            (Some("esp-4"), None),
+            (partition("esp-4"), None),
         ] {
-            let search = Search::of(loader, &tables);
+            let search = Search::of(&loader, &tables);
             let found = root_partition(&devices, &tables, &search, "root").map(|device| device.name.as_str());
             assert_eq!(found, expected, "{loader:?}");
         }
@@ -206,6 +221,7 @@ mod tests {
         devices.push(device("sda1", Some((1, "sda"))));
         for (search, expected) in [
             (Search::Everywhere, &["sr0", "sda", "nvme0n1", "vdb", "sda1"][..]),
+            (Search::Medium, &["sr0", "sda", "nvme0n1", "vdb", "sda1"]),
             (Search::Disk("sda".into()), &["sda", "sda1"]),
             (Search::NotYet, &[]),
         ] {

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 use verity::Parameters;
 
+use crate::loader::Origin;
 use crate::meta::Kept;
 use crate::root::{BlockDevice, Search};
 use crate::verified::{self, VerifyError};
@@ -73,7 +74,7 @@ pub fn run() -> Result<Infallible, Box<dyn Error>> {
     // Needs a module; without the firmware's variables the root is looked for on every disk.
     mounts::mount_all(mounts::FIRMWARE, |_| {})?;
 
-    let boot = find_and_mount(&verified::parameters()?, loader::partition().as_deref(), cmdline::read().root_wait)?;
+    let boot = find_and_mount(&verified::parameters()?, &loader::origin(), cmdline::read().root_wait)?;
 
     let dir = Path::new(BOOT_INFO_FILE).parent().unwrap_or(Path::new("/run"));
     fs::create_dir_all(dir).map_err(StageOneError::WriteBootInfo)?;
@@ -114,7 +115,7 @@ fn load_listed_modules(list: &Path) {
     }
 }
 
-fn find_and_mount(root: &Parameters, loader: Option<&str>, wait: Duration) -> Result<BootInfo, StageOneError> {
+fn find_and_mount(root: &Parameters, origin: &Origin, wait: Duration) -> Result<BootInfo, StageOneError> {
     let uuid = root.root_uuid();
     let index = modules::Index::read(Path::new("/"));
     let mut aliases_seen = BTreeSet::new();
@@ -136,7 +137,7 @@ fn find_and_mount(root: &Parameters, loader: Option<&str>, wait: Duration) -> Re
             changed = Instant::now();
         }
         let tables = root::tables(&devices);
-        let search = Search::of(loader, &tables);
+        let search = Search::of(origin, &tables);
         if let Some(partition) = root::root_partition(&devices, &tables, &search, &uuid) {
             return mount_root(root, BootSource::Disk, partition, &partition.path(), &devices);
         }
@@ -163,9 +164,10 @@ fn find_and_mount(root: &Parameters, loader: Option<&str>, wait: Duration) -> Re
             let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
             let place = match search {
                 Search::Everywhere => "on any device".to_owned(),
+                Search::Medium => "on any medium (the boot loader was started from a CD drive or the network)".to_owned(),
                 Search::Disk(disk) => format!("on {disk}, which the boot loader was started from,"),
                 Search::NotYet => {
-                    format!("because no disk has the partition {} that the boot loader was started from", loader.unwrap_or("?"))
+                    format!("because no disk has the partition that the boot loader was started from ({origin:?})")
                 }
             };
             return Err(StageOneError::RootNotFound { uuid, place, waited: wait, devices: names.join(" ") });

@@ -34,6 +34,8 @@ pub struct MachineSpec {
     pub disk: Option<Disk>,
     /// The ISO in its drive, if any.
     pub iso: Option<PathBuf>,
+    /// Its firmware starts what is in the drive, and not the disk.
+    pub medium_first: bool,
     /// The switch it is plugged into, if any.
     pub switch: Option<PathBuf>,
     /// A file of rules by which its disk gives errors (QEMU's blkdebug), if it does.
@@ -352,24 +354,24 @@ fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variable
         // Flushes must reach the recorder; it does not pass them on.
         let file = recorded(socket, recorder::DISK);
         add(&["-drive", &format!("if=none,id=disk,format=raw,cache=writeback,file={file}")]);
-        add(&["-device", &format!("virtio-blk-pci,drive=disk,serial=strake-{},bootindex=0", spec.name)]);
+        add(&["-device", &format!("virtio-blk-pci,drive=disk,serial=strake-{},bootindex=1", spec.name)]);
     } else if let Some(Disk { path, overlay }) = &spec.disk {
         // A plain file is safe without flushes as long as the host lives: what QEMU was told is in the host's page cache, also when
         // QEMU is killed. A layered file keeps its tables in QEMU, so there flushes must count.
         let (format, cache) = if *overlay { ("qcow2", "writeback") } else { ("raw", "unsafe") };
         let rules = spec.disk_errors.as_ref().map(|rules| format!("blkdebug:{}:", rules.display())).unwrap_or_default();
         add(&["-drive", &format!("if=none,id=disk,format={format},cache={cache},discard=unmap,file={rules}{}", path.display())]);
-        add(&["-device", &format!("virtio-blk-pci,drive=disk,serial=strake-{},bootindex=0", spec.name)]);
+        add(&["-device", &format!("virtio-blk-pci,drive=disk,serial=strake-{},bootindex=1", spec.name)]);
     }
     if let Some(iso) = &spec.iso {
         add(&["-drive", &format!("if=none,id=cd,media=cdrom,format=raw,readonly=on,file={}", iso.display())]);
-        add(&["-device", "ide-cd,drive=cd,bootindex=1"]);
+        add(&["-device", &format!("ide-cd,drive=cd,bootindex={}", if spec.medium_first { 0 } else { 2 })]);
     }
     if let Some(file) = &spec.network_boot {
         // QEMU's own little network, which answers DHCP and TFTP and leads nowhere.
         let (dir, name) = (file.parent().unwrap_or(Path::new("/")).display(), file.file_name().unwrap_or_default().to_string_lossy());
         add(&["-netdev", &format!("user,id=boot,restrict=on,tftp={dir},bootfile={name}")]);
-        add(&["-device", "virtio-net-pci,netdev=boot,romfile=,bootindex=2"]);
+        add(&["-device", "virtio-net-pci,netdev=boot,romfile=,bootindex=3"]);
     }
     if let Some(switch) = &spec.switch {
         add(&["-netdev", &format!("stream,id=net,server=off,addr.type=unix,addr.path={},reconnect-ms=500", switch.display())]);
@@ -392,6 +394,7 @@ mod tests {
             address: 11,
             disk: Some(Disk { path: "/d/disk".into(), overlay: false }),
             iso: Some("/d/strake.iso".into()),
+            medium_first: false,
             switch: Some("/r/switch".into()),
             disk_errors: None,
             firmware: Firmware::Uefi,
@@ -409,8 +412,8 @@ mod tests {
     fn the_disk_is_tried_before_the_drive_and_the_address_is_the_machines_own() {
         let line = arguments(&spec(), Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
         for part in [
-            "drive=disk,serial=strake-cp-1,bootindex=0",
-            "ide-cd,drive=cd,bootindex=1",
+            "drive=disk,serial=strake-cp-1,bootindex=1",
+            "ide-cd,drive=cd,bootindex=2",
             "mac=52:54:00:05:00:0b",
             "-accel tcg,thread=multi",
             "-smp 1 -m 1024",

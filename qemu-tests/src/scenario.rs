@@ -70,6 +70,7 @@ impl Context {
             address,
             disk: None,
             iso: Some(self.image.iso.clone()),
+            medium_first: false,
             switch: None,
             disk_errors: None,
             firmware: Firmware::Uefi,

@@ -116,11 +116,12 @@ pub fn reproducible(project: &Project, say: &dyn Fn(&str)) -> Result<Built> {
     Ok(built)
 }
 
-fn files(image: &Image) -> [(&'static str, &Path); 7] {
+fn files(image: &Image) -> [(&'static str, &Path); 8] {
     [
         ("root", &image.root),
         ("UKI", &image.uki),
         ("ISO", &image.iso),
+        ("disk image", &image.raw),
         ("PXE image", &image.pxe),
         ("upgrade file", &image.upgrade),
         ("bill of materials", &image.sbom),

@@ -19,6 +19,7 @@
 //! | [`system`] | the hostname |
 
 pub mod block;
+pub mod boot_option;
 pub mod cgroup;
 pub mod clock;
 pub mod device_mapper;

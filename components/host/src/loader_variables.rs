@@ -28,10 +28,11 @@ pub enum VariableError {
     NotKept(String),
 }
 
-/// The loader's variables.
+/// The loader's variables, or those of another vendor in the same form.
 #[derive(Debug, Clone)]
 pub struct LoaderVariables {
     directory: PathBuf,
+    vendor: &'static str,
 }
 
 impl Default for LoaderVariables {
@@ -43,11 +44,21 @@ impl Default for LoaderVariables {
 impl LoaderVariables {
     /// Those in this directory.
     pub fn at(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self::of_vendor(directory, VENDOR)
+    }
+
+    /// Those of another vendor, named by its GUID in lower case.
+    pub fn of_vendor(directory: &Path, vendor: &'static str) -> Self {
+        Self { directory: directory.to_owned(), vendor }
+    }
+
+    /// Whether the firmware keeps variables and the kernel shows them.
+    pub fn are_kept(&self) -> bool {
+        fs::read_dir(&self.directory).is_ok_and(|mut entries| entries.next().is_some())
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(format!("{name}-{VENDOR}"))
+        self.directory.join(format!("{name}-{}", self.vendor))
     }
 
     /// A variable's text; nothing when there is none, or when it is no text.
@@ -62,28 +73,40 @@ impl LoaderVariables {
 
     /// Sets a variable, and makes sure that it reads back.
     pub fn write(&self, name: &str, text: &str) -> Result<(), VariableError> {
-        self.remove(name)?;
-        let content: Vec<u8> =
-            ATTRIBUTES.to_le_bytes().into_iter().chain(text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes)).collect();
-        // One call: each is a variable of its own to the firmware.
-        let written = OpenOptions::new().write(true).create_new(true).open(self.path(name)).and_then(|mut file| file.write_all(&content));
-        written.map_err(|error| VariableError::Write(name.to_owned(), error))?;
-        if self.read(name)?.as_deref() == Some(text) { Ok(()) } else { Err(VariableError::NotKept(name.to_owned())) }
+        let content: Vec<u8> = text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
+        put(&self.path(name), name, &content)
     }
 
     /// Removes a variable; one that is not there is removed already.
     pub fn remove(&self, name: &str) -> Result<(), VariableError> {
-        let path = self.path(name);
-        // The kernel protects most variables against an rm -rf by this flag; other file systems may not know it.
-        if let Ok(file) = File::open(&path)
-            && let Ok(flags) = ioctl_getflags(&file)
-        {
-            let _ = ioctl_setflags(&file, flags - IFlags::IMMUTABLE);
-        }
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VariableError::Remove(name.to_owned(), error)),
-            _ => Ok(()),
-        }
+        remove(&self.path(name), name)
+    }
+}
+
+/// Sets a variable to these bytes, and makes sure that they read back. One that has them already is left alone: the firmware's memory wears out.
+pub(crate) fn put(path: &Path, name: &str, bytes: &[u8]) -> Result<(), VariableError> {
+    let content: Vec<u8> = ATTRIBUTES.to_le_bytes().iter().chain(bytes).copied().collect();
+    if fs::read(path).is_ok_and(|found| found == content) {
+        return Ok(());
+    }
+    remove(path, name)?;
+    // One call: each is a variable of its own to the firmware.
+    let written = OpenOptions::new().write(true).create_new(true).open(path).and_then(|mut file| file.write_all(&content));
+    written.map_err(|error| VariableError::Write(name.to_owned(), error))?;
+    let kept = fs::read(path).is_ok_and(|found| found.get(4..) == Some(bytes));
+    if kept { Ok(()) } else { Err(VariableError::NotKept(name.to_owned())) }
+}
+
+fn remove(path: &Path, name: &str) -> Result<(), VariableError> {
+    // The kernel protects most variables against an rm -rf by this flag; other file systems may not know it.
+    if let Ok(file) = File::open(path)
+        && let Ok(flags) = ioctl_getflags(&file)
+    {
+        let _ = ioctl_setflags(&file, flags - IFlags::IMMUTABLE);
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VariableError::Remove(name.to_owned(), error)),
+        _ => Ok(()),
     }
 }
 
@@ -117,6 +140,7 @@ mod tests {
     fn firmware_without_variables_is_told() {
         let variables = LoaderVariables::at(Path::new("/nonexistent"));
         assert_eq!(variables.read("X").unwrap(), None);
+        assert!(!variables.are_kept() && !LoaderVariables::at(tempfile::tempdir().unwrap().path()).are_kept());
         assert!(matches!(variables.write("X", "y"), Err(VariableError::Write(..))));
         assert_eq!(parse(&[7, 0]), None);
         assert_eq!(parse(&[7, 0, 0, 0, 0, 0xd8]), None, "half a character");

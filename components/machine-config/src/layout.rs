@@ -55,6 +55,24 @@ pub fn smallest_disk(role: Role) -> u64 {
     2 * MIB + ESP + 2 * ROOT + META + STATE + etcd + DATA_LEAST
 }
 
+/// What every installed disk begins with, whatever the machine is and however large the disk: all that is not made with a config.
+pub fn front() -> Vec<Partition> {
+    in_order(&FRONT)
+}
+
+const FRONT: [(&str, u64, &str); 4] =
+    [("ESP", ESP, TYPE_ESP), ("ROOT-A", ROOT, TYPE_ROOT), ("ROOT-B", ROOT, TYPE_ROOT), ("META", META, TYPE_LINUX)];
+
+fn in_order(parts: &[(&'static str, u64, &'static str)]) -> Vec<Partition> {
+    let mut start = MIB;
+    let placed = parts.iter().map(|&(label, size, type_guid)| {
+        let partition = Partition { label, start, size, type_guid };
+        start += size;
+        partition
+    });
+    placed.collect()
+}
+
 /// The partitions in the order they lie on the disk. DATA is last, so that it can grow with the disk.
 pub fn layout(role: Role, disk_bytes: u64) -> Result<Vec<Partition>, DiskTooSmall> {
     let needs = smallest_disk(role);
@@ -63,22 +81,13 @@ pub fn layout(role: Role, disk_bytes: u64) -> Result<Vec<Partition>, DiskTooSmal
     }
     let end = disk_bytes / ALIGNMENT * ALIGNMENT - MIB;
     let etcd = (disk_bytes / 16 / ALIGNMENT * ALIGNMENT).clamp(ETCD_LEAST, ETCD_MOST);
-    let mut fixed = vec![
-        ("ESP", ESP, TYPE_ESP),
-        ("ROOT-A", ROOT, TYPE_ROOT),
-        ("ROOT-B", ROOT, TYPE_ROOT),
-        ("META", META, TYPE_LINUX),
-        ("STATE", STATE, TYPE_LINUX),
-    ];
+    let mut fixed = FRONT.to_vec();
+    fixed.push(("STATE", STATE, TYPE_LINUX));
     if role == Role::ControlPlane {
         fixed.push(("ETCD", etcd, TYPE_LINUX));
     }
-    let mut start = MIB;
-    let mut partitions = Vec::with_capacity(fixed.len() + 1);
-    for (label, size, type_guid) in fixed {
-        partitions.push(Partition { label, start, size, type_guid });
-        start += size;
-    }
+    let mut partitions = in_order(&fixed);
+    let start = partitions.last().map_or(MIB, |last| last.start + last.size);
     partitions.push(Partition { label: "DATA", start, size: end - start, type_guid: TYPE_LINUX });
     Ok(partitions)
 }
@@ -121,6 +130,7 @@ mod tests {
         fn partitions_are_aligned_in_order_and_inside_the_disk(size in 0u64..(1 << 50), control_plane: bool) {
             let role = if control_plane { Role::ControlPlane } else { Role::Worker };
             if let Ok(partitions) = layout(role, size) {
+                prop_assert_eq!(&partitions[..4], &front()[..]);
                 let mut end = MIB;
                 for p in &partitions {
                     prop_assert!(p.start == end && p.start % ALIGNMENT == 0 && p.size % ALIGNMENT == 0 && p.size > 0);

@@ -10,6 +10,7 @@ use node_ipc::init::{BootInfo, BootSource};
 
 use crate::api::chain;
 use crate::encryption::{self, Opened};
+use crate::install;
 use crate::machine::{Disks, Loaded};
 use crate::paths::Paths;
 use crate::reconcilers::mount;
@@ -47,6 +48,10 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 async fn load(paths: &Paths, disks: &dyn Disks) -> Result<Found, Failure> {
     if reset::has_begun(disks)? {
         reset::wipe(paths, disks)?;
+        return Ok(Found::NoConfig { trouble: None });
+    }
+    if disks.system_disk()?.is_some_and(|disk| install::rest::is_missing(&disk)) {
+        tracing::info!("the disk has the system and nothing else: it was written from a disk image");
         return Ok(Found::NoConfig { trouble: None });
     }
     let (device, _) = disks.system_partition("STATE")?.ok_or("the disk this system runs from has no partition STATE")?;

@@ -7,7 +7,7 @@ use host::block::{Blocks, LinuxBlocks};
 use machine_config::disk::Disk;
 use node_ipc::init::{BootInfo, BootSource};
 
-use crate::machine::{Disks, ObservedDisk, SystemDisk, SystemPartition};
+use crate::machine::{BootPlace, Disks, Installed, ObservedDisk, SystemDisk, SystemPartition};
 
 /// The disks of a Linux machine.
 pub struct LinuxDisks {
@@ -24,6 +24,17 @@ impl LinuxDisks {
     fn list(&self) -> io::Result<Vec<host::block::Disk>> {
         self.blocks.disks().map_err(|error| io::Error::other(crate::api::chain(&error)))
     }
+}
+
+fn installed(disk: host::block::Disk) -> Installed {
+    let sector = u64::from(disk.sector_bytes.max(1));
+    let boot = disk.partitions.iter().find(|partition| partition.label == "ESP").map(|partition| BootPlace {
+        number: partition.number,
+        first_sector: partition.start_bytes / sector,
+        sectors: partition.size_bytes / sector,
+        uuid: partition.uuid.clone(),
+    });
+    Installed { disk: disk.name, boot }
 }
 
 /// Whether a device is this disk or one of its partitions.
@@ -100,7 +111,30 @@ impl Disks for LinuxDisks {
         self.blocks.reread_partitions(disk).map_err(|error| io::Error::other(crate::api::chain(&error)))
     }
 
-    fn installations(&self) -> io::Result<Vec<String>> {
-        Ok(self.list()?.into_iter().filter(carries_a_system).map(|disk| disk.name).collect())
+    fn installations(&self) -> io::Result<Vec<Installed>> {
+        Ok(self.list()?.into_iter().filter(carries_a_system).map(installed).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_boot_partition_lies_is_told_in_the_disks_own_sectors() {
+        let esp = host::block::Partition {
+            number: 1,
+            label: "ESP".into(),
+            uuid: "u".into(),
+            start_bytes: 1 << 20,
+            size_bytes: 1 << 30,
+            ..Default::default()
+        };
+        for (sector, first_sector, sectors) in [(512, 2048, 2_097_152), (4096, 256, 262_144)] {
+            let disk = host::block::Disk { name: "vda".into(), sector_bytes: sector, partitions: vec![esp.clone()], ..Default::default() };
+            let boot = Some(BootPlace { number: 1, first_sector, sectors, uuid: "u".into() });
+            assert_eq!(installed(disk), Installed { disk: "vda".into(), boot });
+        }
+        assert_eq!(installed(host::block::Disk::default()).boot, None);
     }
 }

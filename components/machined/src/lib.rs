@@ -16,6 +16,7 @@ mod joined;
 mod kubeconfig;
 pub mod kubernetes;
 pub mod machine;
+mod medium;
 mod metrics;
 pub mod milestones;
 pub mod pairing;

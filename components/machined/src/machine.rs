@@ -81,6 +81,28 @@ pub struct SystemPartition {
     pub size: u64,
 }
 
+/// A disk that carries an installed system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installed {
+    /// Its name.
+    pub disk: String,
+    /// Its boot partition.
+    pub boot: Option<BootPlace>,
+}
+
+/// Where a boot partition lies on its disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootPlace {
+    /// The number in the partition table, from 1.
+    pub number: u32,
+    /// Its first sector, and how many it has.
+    pub first_sector: u64,
+    /// See `first_sector`.
+    pub sectors: u64,
+    /// The partition's own UUID.
+    pub uuid: String,
+}
+
 /// The machine's disks.
 pub trait Disks: Send + Sync {
     /// All whole disks there are now.
@@ -104,8 +126,8 @@ pub trait Disks: Send + Sync {
         Ok(())
     }
 
-    /// Names of the disks that carry an installed system, whichever was booted.
-    fn installations(&self) -> io::Result<Vec<String>>;
+    /// The disks that carry an installed system, whichever was booted.
+    fn installations(&self) -> io::Result<Vec<Installed>>;
 }
 
 /// The config in force: its text, and what it says.

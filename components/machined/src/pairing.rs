@@ -25,6 +25,7 @@ pub struct Gate {
     fingerprint: [u8; 32],
     wrong: Mutex<u32>,
     shown: watch::Sender<Pairing>,
+    used: watch::Sender<bool>,
     random: fn() -> [u8; CODE_BYTES],
 }
 
@@ -35,7 +36,13 @@ impl Gate {
     }
 
     fn with_random(fingerprint: [u8; 32], random: fn() -> [u8; CODE_BYTES]) -> Gate {
-        Gate { fingerprint, wrong: Mutex::new(0), shown: watch::Sender::new(Pairing::new(&fingerprint, &random())), random }
+        Gate {
+            fingerprint,
+            wrong: Mutex::new(0),
+            shown: watch::Sender::new(Pairing::new(&fingerprint, &random())),
+            used: watch::Sender::new(false),
+            random,
+        }
     }
 
     /// The string to show, now and whenever it changes.
@@ -43,11 +50,17 @@ impl Gate {
         self.shown.subscribe()
     }
 
+    /// Whether somebody showed the right code, now and whenever that changes.
+    pub fn used(&self) -> watch::Receiver<bool> {
+        self.used.subscribe()
+    }
+
     /// Checks a code. A right one does not reset the count: whoever guesses beside a person gets five tries in all.
     pub fn check(&self, code: &str) -> Verdict {
         // Held during the comparison, so that parallel guesses are counted one by one.
         let mut wrong = self.wrong.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if self.shown.borrow().accepts(code) {
+            self.used.send_replace(true);
             return Verdict::Accepted;
         }
         *wrong += 1;
@@ -70,6 +83,7 @@ mod tests {
         let before = gate.shown().borrow().clone();
         for left in [4, 3, 2, 1] {
             assert_eq!(gate.check("00000000x"), Verdict::Wrong { left });
+            assert_eq!(*gate.used().borrow(), left < 4);
             assert_eq!(gate.check(before.code()), Verdict::Accepted);
         }
         assert_eq!(gate.check(""), Verdict::Changed);

@@ -82,7 +82,7 @@ mod tests {
             Ok(path.metadata().ok().map(|metadata| (path, metadata.len())))
         }
 
-        fn installations(&self) -> std::io::Result<Vec<String>> {
+        fn installations(&self) -> std::io::Result<Vec<crate::machine::Installed>> {
             Ok(Vec::new())
         }
     }

@@ -34,7 +34,7 @@ use crate::root;
 use crate::security;
 use crate::state::StateDir;
 use crate::trial::{self, Trials};
-use crate::{unattended, upgrade};
+use crate::{install, medium, unattended, upgrade};
 
 /// Runs the daemon.
 pub async fn run() -> anyhow::Result<()> {
@@ -64,6 +64,9 @@ pub async fn run() -> anyhow::Result<()> {
     security::show(&store, &paths);
     let milestones = Milestones::new(&paths, store.clone());
     milestones.reach("machined");
+    if boot.source == BootSource::Disk {
+        medium::came_up(&paths);
+    }
     let machine = Arc::new(Machine {
         mode,
         release,
@@ -121,10 +124,16 @@ async fn maintenance(machine: Arc<Machine>, mut network: Network, trouble: Optio
     let fingerprint = Sha256::digest(der.first().context("the certificate that was just made is empty")?).into();
     let gate = Arc::new(Gate::new(fingerprint));
     let board = Board::default();
-    let trouble = trouble.or_else(|| installed_elsewhere(&machine));
-    let console =
-        Console { machine: machine.clone(), board: board.subscribe(), pairing: Some(gate.shown()), trouble: trouble.into_iter().collect() };
+    let notice = watch::Sender::new(None);
+    let console = Console {
+        machine: machine.clone(),
+        board: board.subscribe(),
+        pairing: Some(gate.shown()),
+        notice: notice.subscribe(),
+        trouble: trouble.into_iter().collect(),
+    };
     tokio::spawn(console.run());
+    tokio::spawn(medium::go_on(machine.clone(), notice, gate.used()));
     tokio::spawn(install_by_itself(machine.clone(), board.clone()));
     let paths = machine.paths.clone();
     tokio::spawn(async move {
@@ -145,56 +154,85 @@ async fn maintenance(machine: Arc<Machine>, mut network: Network, trouble: Optio
     Ok(api::serve(machine, Policy::Pairing(gate), tls::without_client_certificates(serving), listener, stop).await?)
 }
 
-/// Installs what lies ready, once, on a machine that was started from a medium and has no installed disk. Whatever comes of it, the machine stays
-/// reachable as it is without.
+/// Installs what lies ready, once, on a machine that was started from a medium, or from the raw disk image, and has no installed disk. Whatever comes
+/// of it, the machine stays reachable as it is without.
 async fn install_by_itself(machine: Arc<Machine>, board: Board) {
-    const AGAIN: Duration = Duration::from_secs(3);
-    // A stick takes its time to appear.
-    const LOOKS: usize = 20;
-    if machine.boot.source != BootSource::Media {
-        return;
-    }
     let show = |standing: Standing| board.send_modify(|board| drop(board.insert("unattended", standing)));
-    for _ in 0..LOOKS {
-        let seen = machine.clone();
-        let found = tokio::task::spawn_blocking(move || unattended::look(&seen.paths)).await;
-        let found = match found {
-            Ok(Ok(Some(found))) => found,
-            Ok(Ok(None)) => {
-                tokio::time::sleep(AGAIN).await;
-                continue;
-            }
-            Ok(Err(error)) => return show(Standing::Failed(api::chain(&error))),
-            Err(_) => return,
+    let boot_partition = match machine.boot.source {
+        BootSource::Media => None,
+        BootSource::Disk => match machine.disks.system_disk() {
+            Ok(Some(disk)) if install::rest::is_missing(&disk) => disk.partitions.into_iter().next().map(|esp| esp.node),
+            _ => return,
+        },
+    };
+    let reached = async {
+        let keys = unattended::keys(&machine.paths, boot_partition.as_deref())?;
+        let trust = unattended::Trust::parse(&keys)?;
+        let found = match unattended::url::given(&machine.paths, &keys)? {
+            Some(url) => from_url(&machine, &url, &show).await.map(Some),
+            None => at_the_machine(&machine).await,
         };
-        let installed = machine.disks.installations().unwrap_or_default();
-        if !installed.is_empty() {
-            let disks = installed.join(", ");
-            tracing::info!(place = found.place, disks, "a config lies ready, and a system is installed already");
-            return show(Standing::Pending(format!("there is a config on {}, and a system on {disks} already", found.place)));
+        Ok::<_, unattended::UnattendedError>(found?.map(|found| (trust, found)))
+    };
+    let (trust, found) = match reached.await {
+        Ok(Some(both)) => both,
+        Ok(None) => return,
+        Err(error) => {
+            let reason = api::chain(&error);
+            tracing::error!(reason, "there is no config to install with");
+            return show(Standing::Failed(reason));
         }
-        let done = match unattended::Trust::read(&machine.paths.media()) {
-            Ok(trust) => match trust.check(&found) {
-                Ok(text) => api::install_by_itself(&machine, &found.place, text).await,
-                Err(error) => Err(api::chain(&error)),
-            },
-            Err(error) => Err(api::chain(&error)),
-        };
-        if let Err(reason) = done {
-            tracing::error!(reason, "the unattended installation failed");
-            show(Standing::Failed(reason));
-        }
-        return;
+    };
+    let installed = machine.disks.installations().unwrap_or_default();
+    if !installed.is_empty() {
+        let disks = installed.iter().map(|installed| installed.disk.as_str()).collect::<Vec<_>>().join(", ");
+        tracing::info!(place = found.place, disks, "a config lies ready, and a system is installed already");
+        return show(Standing::Pending(format!("there is a config on {}, and a system on {disks} already", found.place)));
+    }
+    let done = match trust.check(&found) {
+        Ok(text) => api::install_by_itself(&machine, &found.place, text).await,
+        Err(error) => Err(api::chain(&error)),
+    };
+    if let Err(reason) = done {
+        tracing::error!(reason, "the unattended installation failed");
+        show(Standing::Failed(reason));
     }
 }
 
-/// A medium that is still in a machine that was installed should say so, and not look like the installed system.
-fn installed_elsewhere(machine: &Machine) -> Option<String> {
-    let disks = machine.disks.installations().unwrap_or_default();
-    (machine.boot.source == BootSource::Media && !disks.is_empty()).then(|| {
-        let disks = disks.join(", ");
-        format!("booted from the medium, but a system is installed on {disks}: remove the medium to start it; installing again needs install.wipe")
-    })
+/// Asks a server for the config until it gives one, for some minutes; the console shows why it is not there yet.
+async fn from_url(machine: &Machine, url: &str, show: &impl Fn(Standing)) -> Result<unattended::Found, unattended::UnattendedError> {
+    use unattended::url::{PAUSE, TRIES, fetch};
+    for tries in 1..TRIES {
+        match fetch(&machine.paths, url).await {
+            Ok(found) => {
+                show(Standing::Ready(format!("got the config from {}", found.place)));
+                return Ok(found);
+            }
+            Err(error) => {
+                let reason = api::chain(&error);
+                tracing::warn!(reason, tries, "fetch the config");
+                show(Standing::Failed(format!("{reason}; this was try {tries} of {TRIES}, the next is in {} s", PAUSE.as_secs())));
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    fetch(&machine.paths, url).await
+}
+
+/// Looks for a config on volumes and in the firmware for a minute.
+async fn at_the_machine(machine: &Arc<Machine>) -> Result<Option<unattended::Found>, unattended::UnattendedError> {
+    const AGAIN: Duration = Duration::from_secs(3);
+    // A stick takes its time to appear.
+    const LOOKS: usize = 20;
+    for _ in 0..LOOKS {
+        let seen = machine.clone();
+        match tokio::task::spawn_blocking(move || unattended::look(&seen.paths)).await {
+            Ok(Ok(None)) => tokio::time::sleep(AGAIN).await,
+            Ok(done) => return done,
+            Err(_) => return Ok(None),
+        }
+    }
+    Ok(None)
 }
 
 async fn running(machine: Arc<Machine>, network: Network, trouble: Option<String>, stop: CancellationToken) -> anyhow::Result<()> {
@@ -210,7 +248,8 @@ async fn running(machine: Arc<Machine>, network: Network, trouble: Option<String
     let tls = tls::with_client_ca(serving.clone(), machine_ca(&loaded.config))?;
     let board = reconcilers::spawn(reconcilers::registry(network), &machine, &serving, &stop);
     let trouble = trouble.into_iter().chain(upgrade::at_boot(&machine)).collect();
-    let console = Console { machine: machine.clone(), board: board.subscribe(), pairing: None, trouble };
+    let notice = watch::Sender::new(None).subscribe();
+    let console = Console { machine: machine.clone(), board: board.subscribe(), pairing: None, notice, trouble };
     tokio::spawn(console.run());
     tokio::spawn(upgrade::watch(machine.clone()));
     tokio::spawn(trial::remember_good_config(machine.clone(), board.subscribe()));

@@ -82,7 +82,7 @@ impl Disks for NoDisks {
         Ok(None)
     }
 
-    fn installations(&self) -> std::io::Result<Vec<String>> {
+    fn installations(&self) -> std::io::Result<Vec<crate::machine::Installed>> {
         Ok(Vec::new())
     }
 }

@@ -130,11 +130,11 @@ impl Signing {
         measured::signatures(&pcr, self.security_version, &spki, key.secret_der()).map_err(|problem| Error::malformed(&private, problem))
     }
 
-    /// What systemd-boot on the medium is told. Where Microsoft's certificates are enrolled too, no device loses what its option ROM does, so the
+    /// What systemd-boot on the medium is told besides, and for how long it shows its menu, if that matters. Where Microsoft's certificates are enrolled too, no device loses what its option ROM does, so the
     /// keys are enrolled wherever the firmware is in setup mode; otherwise only in virtual machines, and people choose it in the menu.
-    pub fn loader_conf(&self) -> String {
-        let (enroll, timeout) = if self.microsoft { ("force", 0) } else { ("if-safe", 5) };
-        format!("default strake.efi\ntimeout {timeout}\neditor no\nsecure-boot-enroll {enroll}\n")
+    pub fn loader_conf(&self) -> (String, Option<u32>) {
+        let (enroll, seconds) = if self.microsoft { ("force", None) } else { ("if-safe", Some(5)) };
+        (format!("secure-boot-enroll {enroll}\n"), seconds)
     }
 
     /// The variables that systemd-boot writes to a firmware in setup mode: path on the medium, file. Each is signed as the firmware wants it

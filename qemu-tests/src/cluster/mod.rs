@@ -6,8 +6,10 @@ pub mod plan;
 mod programs;
 mod saved;
 
+use std::fs::OpenOptions;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::accel::Accelerator;
@@ -97,6 +99,12 @@ impl Cluster {
         Machine::start(&self.programs.tools, accelerator, &self.machine_spec(node, None))
     }
 
+    /// Starts an installed machine with a medium in its drive that its firmware prefers to the disk.
+    pub fn start_medium(&self, node: &Node, iso: &Path, accelerator: Accelerator) -> Result<Machine, Error> {
+        let spec = MachineSpec { medium_first: true, ..self.machine_spec(node, Some(iso)) };
+        Machine::start(&self.programs.tools, accelerator, &spec)
+    }
+
     /// The config of a machine.
     pub fn config(&self, node: &Node) -> PathBuf {
         self.dir.join(format!("{}.yaml", node.name))
@@ -165,6 +173,30 @@ impl Cluster {
         self.at(node, "waiting for the installed system", self.wait_installed(node, &machine))
     }
 
+    /// Starts the first machine from a disk that the disk image was written to, and gives it its config; afterwards it answers from that disk.
+    pub fn install_from_disk(&self, raw: &Path, accelerator: Accelerator, progress: &dyn Progress) -> Result<(), Error> {
+        let network = self.start_network()?;
+        self.write_configs()?;
+        let node = self.plan.control_plane();
+        let spec = self.machine_spec(node, None);
+        std::fs::create_dir_all(&spec.dir).on("create", &spec.dir)?;
+        if let Some(disk) = &spec.disk {
+            crate::machine::run(Command::new("cp").arg("--sparse=always").arg(raw).arg(&disk.path))?;
+            let file = OpenOptions::new().write(true).open(&disk.path).on("open", &disk.path)?;
+            file.set_len(self.plan.spec.disk_bytes).on("size", &disk.path)?;
+        }
+        let machine = self.at(node, "starting QEMU", Machine::start(&self.programs.tools, accelerator, &spec))?;
+        progress.note(&node.name, "booting from the disk image");
+        match self.at(node, "booting", self.wait_state(node, &machine, 0))? {
+            State::Maintenance { address, pairing } => {
+                self.at(node, "installing", self.send_config(node, &network, address, &pairing))?;
+                progress.note(&node.name, "has its config; restarting");
+                self.at(node, "waiting for the installed system", self.wait_installed(node, &machine))
+            }
+            State::Installed => Ok(()),
+        }
+    }
+
     /// Ends every machine and the network.
     pub fn down(&self) -> Result<(), Error> {
         for node in &self.plan.nodes {
@@ -218,6 +250,7 @@ impl Cluster {
             address: node.last_byte(),
             disk: Some(disk(&dir)),
             iso: iso.map(Path::to_owned),
+            medium_first: false,
             switch: Some(self.network().switch()),
             disk_errors: None,
             firmware: self.plan.spec.firmware,

@@ -1,10 +1,13 @@
 //! Installation media: one on which a key was put installs a machine that finds a config of that key's, although its clock's battery is empty, and
-//! refuses a config that nobody signed; and a machine without any medium boots the whole system from the network.
+//! refuses a config that nobody signed; a machine without any medium boots the whole system from the network; a medium goes on to an installed
+//! system unless its menu says otherwise; and a disk with the disk image becomes an installed machine of the disk's size.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
 
 use crate::cluster::Cluster;
 use crate::cluster::plan::ClusterSpec;
@@ -21,6 +24,17 @@ pub const UNATTENDED: Scenario = Scenario {
 /// No disk, no drive.
 pub const PXE: Scenario =
     Scenario { name: "pxe", protects: "a machine without a medium boots the system from the network to maintenance mode", run: pxe };
+
+/// The drive comes before the disk.
+pub const CONTINUE: Scenario = Scenario {
+    name: "continue",
+    protects: "a medium in an installed machine starts the installed system after a countdown, and maintenance mode when its menu is used",
+    run: go_on,
+};
+
+/// A disk that was written before the machine started.
+pub const RAW: Scenario =
+    Scenario { name: "raw", protects: "a disk with the raw disk image takes a config, grows to its disk and runs", run: raw };
 
 /// What a clock shows whose battery is empty.
 const DEAD: &str = "1980-01-01T00:00:00";
@@ -79,4 +93,50 @@ fn pxe(context: &Context) -> Result<(), Error> {
     machine.wait_text(0, "stage=maintenance", context.patience(60))?;
     context.say("it is in maintenance mode");
     Ok(())
+}
+
+fn go_on(context: &Context) -> Result<(), Error> {
+    let cluster = context.installed_machine()?;
+    let node = cluster.plan().control_plane();
+    cluster.machine(node).pull_plug()?;
+    let start = cluster.machine(node).console().position();
+    let machine = cluster.start_medium(node, &context.image.iso, context.accelerator)?;
+    machine.wait_text(start, "(Media)", context.patience(60))?;
+    machine.wait_text(start, "is started in", context.patience(60))?;
+    context.say("the medium counts down");
+    machine.wait_text(start, "(Disk)", context.patience(120))?;
+    cluster.wait_running(node)?;
+    context.say("the installed system runs, with the medium still in the drive");
+
+    let start = machine.console().position();
+    machine.reset()?;
+    machine.wait_text(start, "whatever is installed", context.patience(60))?;
+    for key in ["down", "ret"] {
+        machine.monitor().execute("send-key", json!({"keys": [{"type": "qcode", "data": key}]}))?;
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    machine.wait_text(start, "maintenance mode was asked for", context.patience(60))?;
+    machine.wait_text(start, "stage=maintenance", context.patience(30))?;
+    context.say("the menu's other entry leads to maintenance mode");
+    Ok(())
+}
+
+fn raw(context: &Context) -> Result<(), Error> {
+    let spec = ClusterSpec { workers: 0, ..ClusterSpec::small() };
+    let cluster = Cluster::open(&context.dir.join("cluster"), &context.run.join("cluster"), &context.programs, &spec)?;
+    let node = cluster.plan().control_plane();
+    let installed = cluster.install_from_disk(&context.image.raw, context.accelerator, context);
+    let outcome = installed.and_then(|()| {
+        let words = ["--timeout", "10", "-n", &node.local_api(), "read", "/proc/partitions"];
+        let partitions = cluster.clients().strakectl(words)?;
+        // The last partition ends a MiB before the disk does.
+        let last = partitions.lines().filter_map(|line| line.split_whitespace().nth(3)).filter(|name| name.starts_with("vda")).max();
+        context.say(&format!("the machine runs from the image, with partitions up to {}", last.unwrap_or("none")));
+        match last {
+            Some("vda7") => Ok(()),
+            other => Err(Error::Unexpected { what: "the disk".into(), expected: "ETCD and DATA".into(), found: format!("{other:?}") }),
+        }
+    });
+    cluster.down()?;
+    outcome
 }

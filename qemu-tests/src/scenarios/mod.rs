@@ -39,6 +39,8 @@ pub const ALL: &[Scenario] = &[
     secure_boot::SCENARIO,
     media::UNATTENDED,
     media::PXE,
+    media::CONTINUE,
+    media::RAW,
     encrypted::SCENARIO,
     user_volumes::SCENARIO,
 ];

@@ -337,6 +337,8 @@ fn read(files: &[ConfigFile]) -> Result<(Config, String), Status> {
 enum Work {
     /// Everything, from a medium.
     Whole(Box<install::Installation>),
+    /// The rest of the disk that the system runs from, which was written from the raw disk image.
+    Rest(Box<install::rest::Rest>),
     /// The system is installed and only lacks a config (after a reset).
     ConfigOnly { state: PathBuf, parts: Vec<(&'static str, PathBuf, u64)>, text: String, volumes: Volumes, meta: Option<PathBuf> },
 }
@@ -345,6 +347,7 @@ impl Work {
     fn target(&self) -> String {
         match self {
             Work::Whole(installation) => installation.disk.display().to_string(),
+            Work::Rest(rest) => rest.disk.display().to_string(),
             Work::ConfigOnly { state, .. } => state.display().to_string(),
         }
     }
@@ -353,6 +356,7 @@ impl Work {
     fn encrypt(&mut self, planned: Vec<encryption::Planned>) {
         match self {
             Work::Whole(installation) => installation.volumes.encrypted = planned,
+            Work::Rest(rest) => rest.volumes.encrypted = planned,
             Work::ConfigOnly { volumes, .. } => volumes.encrypted = planned,
         }
     }
@@ -360,6 +364,7 @@ impl Work {
     fn run(&self, progress: &mut dyn FnMut(Progress)) -> Result<(), InstallError> {
         match self {
             Work::Whole(installation) => installation.run(progress),
+            Work::Rest(rest) => rest.run(progress),
             Work::ConfigOnly { state, parts, text, volumes, meta } => {
                 progress(Progress { stage: "write the machine config", done: 0, total: 0, detail: state.display().to_string() });
                 install::write_volumes(parts, text, volumes)?;
@@ -393,6 +398,15 @@ impl Handler {
         let machine = &self.0;
         let target = self.selected(config)?;
         let volumes = Volumes { paths: machine.paths.clone(), encrypted: Vec::new() };
+        let system = machine.disks.system_disk().map_err(|error| super::internal(&error))?;
+        if let Some(system) = system.filter(install::rest::is_missing) {
+            if system.node != target.node {
+                let text = format!("the config selects {}, and this system is on {}", target.disk.name, system.node.display());
+                return Err(Status::failed_precondition(text));
+            }
+            let rest = install::rest::prepare(config, text, &target.disk, &system, machine.boot.root.root_hash(), volumes);
+            return rest.map(|rest| Work::Rest(Box::new(rest))).map_err(|error| refusal(&error));
+        }
         if machine.boot.source == BootSource::Disk {
             let state = machine.disks.system_partition("STATE").map_err(|error| super::internal(&error))?;
             let (state, size) =

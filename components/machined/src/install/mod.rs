@@ -8,6 +8,8 @@
 
 pub mod esp;
 mod filesystem;
+mod foreign;
+pub mod rest;
 pub mod slot;
 mod table;
 pub mod user;
@@ -408,6 +410,21 @@ mod tests {
         assert!(matches!(fixture.prepare(&config, &disk), Err(InstallError::InUse { .. })));
         let wipe = crate::testing::worker_config_with("{disk: {name: vda}, wipe: true}");
         assert!(fixture.prepare(&wipe, &disk).is_ok());
+        // A member of a RAID set whose mark is at its end looks empty at its beginning.
+        let member = Fixture { dir: tempfile::tempdir().unwrap(), media: fixture.media.clone() };
+        let raid = member.disk(10 * GIB);
+        let mut file = OpenOptions::new().write(true).open(&raid.paths[0]).unwrap();
+        file.seek(SeekFrom::Start(raid.size - 8192)).unwrap();
+        io::Write::write_all(&mut file, &[0xfc, 0x4e, 0x2b, 0xa9]).unwrap();
+        let refused = member.prepare(&config, &raid).unwrap_err().to_string();
+        assert!(refused.contains("Linux RAID") && refused.contains("install.wipe"), "{refused}");
+        assert!(member.prepare(&wipe, &raid).is_ok());
+        // No such disk, and two that are equal.
+        let none = select_disk(&config, &[]).unwrap_err().to_string();
+        let by_size = crate::testing::worker_config("{bus: virtio}");
+        let two = [Disk { name: "vda".into(), ..disk.clone() }, Disk { name: "vdb".into(), ..disk.clone() }];
+        let ambiguous = select_disk(&by_size, &two).unwrap_err().to_string();
+        assert!(!none.is_empty() && ambiguous.contains("vda") && ambiguous.contains("vdb"), "{none}; {ambiguous}");
 
         fs::remove_file(&fixture.media.uki).unwrap();
         assert!(matches!(fixture.prepare(&wipe, &disk), Err(InstallError::Read { path, .. }) if path == fixture.media.uki));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
 use gpt::disk::LogicalBlockSize;
@@ -12,7 +12,7 @@ use gpt::{GptConfig, GptError};
 use machine_config::layout::Partition;
 use uuid::Uuid;
 
-/// What a disk holds, in words; nothing when its beginning is empty.
+/// What a disk holds, in words; nothing when its beginning and its end are empty.
 pub fn content(node: &Path, size: u64) -> io::Result<Option<String>> {
     for sector in [LogicalBlockSize::Lb512, LogicalBlockSize::Lb4096] {
         if let Ok(table) = GptConfig::new().logical_block_size(sector).open(node) {
@@ -23,9 +23,7 @@ pub fn content(node: &Path, size: u64) -> io::Result<Option<String>> {
             }));
         }
     }
-    let mut start = Vec::new();
-    File::open(node)?.take(size.min(super::TABLE_BYTES)).read_to_end(&mut start)?;
-    Ok(start.iter().any(|&byte| byte != 0).then(|| "data that is not a Strake installation".to_owned()))
+    super::foreign::content(&mut File::open(node)?, size)
 }
 
 /// Writes the table. ROOT-A's partition UUID is the first half of the root hash (Discoverable Partitions Specification).

@@ -24,6 +24,8 @@ pub struct Console {
     pub board: watch::Receiver<std::collections::BTreeMap<&'static str, Standing>>,
     /// The pairing string, in maintenance mode.
     pub pairing: Option<watch::Receiver<Pairing>>,
+    /// What people should know besides, while it is so.
+    pub notice: watch::Receiver<Option<String>>,
     /// What was wrong when the machine came up.
     pub trouble: Vec<String>,
 }
@@ -52,6 +54,7 @@ impl Console {
                 changed = addresses.changed() => if changed.is_err() { return },
                 changed = self.board.changed() => if changed.is_err() { return },
                 there = pairing => if !there { return },
+                Ok(()) = self.notice.changed() => {}
                 () = tokio::time::sleep(Duration::from_secs(30)) => {}
             }
             tokio::time::sleep(TOGETHER).await;
@@ -64,7 +67,15 @@ impl Console {
             Standing::Failed(reason) => Some(format!("{name}: {reason}")),
             _ => None,
         });
-        let errors = self.trouble.iter().cloned().chain(failed).map(|line| cut(&line)).take(MAX_ERRORS).collect();
+        let errors = self
+            .trouble
+            .iter()
+            .cloned()
+            .chain(self.notice.borrow().clone())
+            .chain(failed)
+            .map(|line| cut(&line))
+            .take(MAX_ERRORS)
+            .collect();
         ConsoleStatus {
             hostname: self.machine.hostname(),
             addresses: self.machine.addresses().iter().map(ToString::to_string).collect(),

@@ -57,7 +57,7 @@ fn plan(volume: &UserVolumeConfig, carrying: &[(String, PathBuf)], disks: &[Obse
 
 fn planned(cx: &Context, volume: &UserVolumeConfig) -> std::io::Result<Plan> {
     let disks = &cx.machine.disks;
-    let mut taken = disks.installations()?;
+    let mut taken: Vec<String> = disks.installations()?.into_iter().map(|installed| installed.disk).collect();
     for other in cx.config().user_volumes.iter().filter(|other| other.name != volume.name) {
         taken.extend(disks.labelled(&other.label())?.into_iter().map(|(disk, _)| disk));
     }

@@ -1,11 +1,12 @@
-//! Installing without anybody there: a config that lies ready for a machine that was started from a medium. Where it may lie, in this order: a volume
-//! labelled `STRAKE-CFG` ([`volume`]), and a string in the firmware's tables ([`firmware`]). The first that there is counts, also when it can't
-//! be used: another one must not win because somebody spoiled the first.
+//! Installing without anybody there: a config that lies ready for a machine that was started from a medium, or from a disk with the raw disk image.
+//! Where it may lie, in this order: behind a URL ([`url`]), on a volume labelled `STRAKE-CFG` ([`volume`]), and in the firmware's tables
+//! ([`firmware`]). The first that there is counts, also when it can't be used: another one must not win because somebody spoiled the first.
 //!
 //! Whoever can plug in a stick is not yet somebody who may install a machine: the config must be signed with a key that stands on the medium
 //! ([`Trust`]), unless the medium says that it takes any. A machine that has an installed disk is never installed again by itself.
 
 mod firmware;
+pub mod url;
 mod volume;
 
 use std::fs::File;
@@ -43,6 +44,9 @@ pub enum UnattendedError {
     /// It is no text, or there is too much of it.
     #[error("the config on {place} {problem}")]
     Text { place: String, problem: String },
+    /// It can't be had from where it should come.
+    #[error("the config at {url}")]
+    Url { url: String, source: url::UrlError },
     /// The medium's keys are none.
     #[error("the keys on the medium ({KEYS}) can't be used")]
     Keys(#[source] pki::PkiError),
@@ -59,6 +63,20 @@ pub enum UnattendedError {
     WrongSignature(String),
 }
 
+/// What stands on the medium about configs: a file of it, or of the boot partition where the system was started from a disk. Nothing there is no text.
+pub fn keys(paths: &Paths, boot_partition: Option<&Path>) -> Result<String, UnattendedError> {
+    let mut text = String::new();
+    let read = match boot_partition {
+        Some(node) => volume::read_fat(node, KEYS, KEYS_MOST).map(|content| text = content),
+        None => File::open(paths.media().join(KEYS)).and_then(|file| file.take(KEYS_MOST).read_to_string(&mut text)).map(drop),
+    };
+    match read {
+        Ok(()) => Ok(text),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        Err(source) => Err(UnattendedError::Read { place: KEYS.to_owned(), source }),
+    }
+}
+
 /// Whom the medium believes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trust {
@@ -67,18 +85,8 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// What stands on the medium. Nothing there is nobody.
-    pub fn read(medium: &Path) -> Result<Trust, UnattendedError> {
-        let mut text = String::new();
-        let read = File::open(medium.join(KEYS)).and_then(|file| file.take(KEYS_MOST).read_to_string(&mut text));
-        match read {
-            Ok(_) => Trust::parse(&text),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Trust::default()),
-            Err(source) => Err(UnattendedError::Read { place: KEYS.to_owned(), source }),
-        }
-    }
-
-    fn parse(text: &str) -> Result<Trust, UnattendedError> {
+    /// By what stands on the medium ([`keys`]). Nothing there is nobody.
+    pub fn parse(text: &str) -> Result<Trust, UnattendedError> {
         let anybody = text.lines().any(|line| line.trim() == ANYBODY);
         let keys = match text.contains("-----BEGIN") {
             true => VerifyingKey::all_from_pem(text).map_err(UnattendedError::Keys)?,
@@ -135,10 +143,12 @@ mod tests {
         let (plain, signed, foreign) =
             (found("a: 1\n".into()), found(signed_text::sign(&key, "a: 1\n")), found(signed_text::sign(&other, "a: 1\n")));
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("strake")).unwrap();
+        let paths = Paths::under(dir.path());
+        assert_eq!(keys(&paths, None).unwrap(), "");
+        std::fs::create_dir_all(paths.media().join("strake")).unwrap();
         let trust = |content: &str| {
-            std::fs::write(dir.path().join(KEYS), content).unwrap();
-            Trust::read(dir.path()).unwrap()
+            std::fs::write(paths.media().join(KEYS), content).unwrap();
+            Trust::parse(&keys(&paths, None).unwrap()).unwrap()
         };
         for (content, plain_is, signed_is, foreign_is) in [
             (key.public_pem() + "\n\n\n", "is not signed", "a: 1\n", "no key of this medium"),
@@ -154,9 +164,9 @@ mod tests {
                 }
             }
         }
-        std::fs::write(dir.path().join(KEYS), "-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----\n").unwrap();
-        assert!(matches!(Trust::read(dir.path()), Err(UnattendedError::Keys(_))), "a key that is none never lets anybody in");
-        assert_eq!(Trust::read(Path::new("/nonexistent")).unwrap(), Trust::default());
+        let none = Trust::parse("-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----\n");
+        assert!(matches!(none, Err(UnattendedError::Keys(_))), "a key that is none never lets anybody in");
+        assert_eq!(Trust::parse("").unwrap(), Trust::default());
     }
 
     #[test]

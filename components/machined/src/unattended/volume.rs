@@ -73,6 +73,14 @@ fn from_fat(device: &Path) -> Result<Found, UnattendedError> {
     text(&place, file)
 }
 
+/// The text of a file on a FAT volume, of which so many bytes are read at most.
+pub fn read_fat(device: &Path, path: &str, most: u64) -> std::io::Result<String> {
+    let volume = fatfs::FileSystem::new(ReadOnly(File::open(device)?), fatfs::FsOptions::new())?;
+    let (file, mut text) = (volume.root_dir().open_file(path)?, String::new());
+    file.take(most).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 struct ReadOnly(File);
 
 impl Read for ReadOnly {
@@ -156,6 +164,8 @@ mod tests {
         let image = fat(b"STRAKE-CFG ", 2);
         std::fs::write(&file, &image).unwrap();
         assert_eq!(from_fat(&file).unwrap().text, "a: 1\n");
+        assert_eq!(read_fat(&file, FILE, 3).unwrap(), "a: ");
+        assert_eq!(read_fat(&file, "strake/none.pem", 3).unwrap_err().kind(), std::io::ErrorKind::NotFound);
         assert_eq!(std::fs::read(&file).unwrap(), image);
         std::fs::write(&file, &image[..100_000]).unwrap();
         let _ = from_fat(&file);

@@ -43,7 +43,7 @@ impl Disks for FileDisk {
         Ok(Some(SystemDisk { node: self.0.join("disk"), sector: 512, partitions: partitions.collect() }))
     }
 
-    fn installations(&self) -> std::io::Result<Vec<String>> {
+    fn installations(&self) -> std::io::Result<Vec<crate::machine::Installed>> {
         Ok(Vec::new())
     }
 }

@@ -61,7 +61,7 @@ impl Disks for FileDisks {
         Ok(None)
     }
 
-    fn installations(&self) -> std::io::Result<Vec<String>> {
+    fn installations(&self) -> std::io::Result<Vec<machined::machine::Installed>> {
         Ok(Vec::new())
     }
 }
