@@ -101,7 +101,7 @@ impl Reconciler for Volumes {
             if let Some((reason, message)) = &wrong
                 && self.told.get(label) != Some(reason)
             {
-                machine.event(Severity::Warning, *reason, message);
+                machine.event(Severity::Warning, reason, message);
             }
             match reason {
                 Some(reason) => drop(self.told.insert(*label, reason)),
