@@ -378,7 +378,7 @@ fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variable
         add(&["-device", &format!("virtio-net-pci,netdev=net,romfile=,mac=52:54:00:05:00:{:02x}", spec.address)]);
     }
     // A slot into which a device can be put while the machine runs.
-    add(&["-device", "pcie-root-port,id=hotplug,chassis=1"]);
+    add(&["-device", "pcie-root-port,id=free-slot,chassis=1"]);
     words
 }
 

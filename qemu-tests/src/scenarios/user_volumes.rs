@@ -72,7 +72,7 @@ fn run(context: &Context) -> Result<(), Error> {
 fn plug(monitor: &Monitor, serial: &str, disk: &Path) -> Result<(), Error> {
     let file = json!({"driver": "file", "filename": disk, "cache": {"direct": false, "no-flush": false}});
     monitor.execute("blockdev-add", json!({"driver": "raw", "node-name": serial, "file": file}))?;
-    let device = json!({"driver": "virtio-blk-pci", "id": format!("dev-{serial}"), "bus": "hotplug", "drive": serial, "serial": serial});
+    let device = json!({"driver": "virtio-blk-pci", "id": format!("dev-{serial}"), "bus": "free-slot", "drive": serial, "serial": serial});
     monitor.execute("device_add", device).map(drop)
 }
 
