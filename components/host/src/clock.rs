@@ -58,11 +58,6 @@ pub trait Clock: Send + Sync {
     fn correct(&self, offset: Offset) -> Result<Correction, ClockError>;
 }
 
-/// Whether the wall clock can be right at all: nothing older than the system itself happens on it.
-pub fn is_sane(now: WallTime, built: WallTime) -> bool {
-    now >= built
-}
-
 fn corrected(now: WallTime, offset: Offset) -> Result<WallTime, ClockError> {
     let moved = if offset.negative { now.0.checked_sub(offset.magnitude) } else { now.0.checked_add(offset.magnitude) };
     moved.map(WallTime).ok_or(ClockError::OutOfRange)
@@ -158,13 +153,5 @@ mod tests {
         assert_eq!(clock.wall(), WallTime(Duration::new(1003, 100)));
         assert_eq!(clock.monotonic(), MonotonicTime(Duration::from_secs(5)));
         assert!(matches!(clock.correct(Offset::from_nanos(i64::MIN)), Err(ClockError::OutOfRange)));
-    }
-
-    #[test]
-    fn a_clock_before_the_build_is_not_sane() {
-        let built = WallTime(Duration::from_secs(100));
-        assert!(!is_sane(WallTime(Duration::from_secs(99)), built));
-        assert!(is_sane(built, built));
-        assert!(LinuxClock.monotonic() <= LinuxClock.monotonic());
     }
 }

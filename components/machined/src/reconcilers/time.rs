@@ -1,11 +1,12 @@
 //! The clock. Nothing issues a certificate or joins before the time is sane: not before this system was built, nor before the config's floor, nor
 //! before anything else that is known to be past ([`Past`]). With time servers it is kept right; without, the hardware's clock is believed, and
-//! where that is behind the past, as on a board whose battery is empty, the clock is set to the latest moment that is known to have been.
+//! where that is behind the past, as on a board whose battery is empty, the clock is set to the latest moment that is known to have been. So is one
+//! that is decades ahead: of years in two digits the kernel takes 80 for 2080, and an empty battery may show 1980.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use host::clock::{Clock, LinuxClock, Offset, WallTime, is_sane};
+use host::clock::{Clock, LinuxClock, Offset};
 use machine_config::values::Host;
 use serde_json::json;
 
@@ -20,6 +21,9 @@ const AGAIN: Duration = Duration::from_secs(600);
 
 /// How long after the start time servers may take before a dead clock is set without them.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A clock that is further ahead of when the system and its cluster were made is taken for a dead one.
+const AHEAD: Duration = Duration::from_secs(30 * 365 * 86_400);
 
 /// Keeps the clock.
 #[derive(Default)]
@@ -56,20 +60,21 @@ impl Reconciler for Time {
         let past = Past::of(cx);
         // What a time server says now counts for more than what the clock showed before.
         let past = if answered { Past { remembered: Duration::ZERO, ..past } } else { past };
-        let floor = WallTime(past.latest());
-        if !is_sane(LinuxClock.wall(), floor) {
-            if answered {
+        if let Some(offset) = past.contradiction(LinuxClock.wall().0) {
+            if answered && !offset.negative {
                 return Err("the time servers say that it is before this system or its cluster was made".into());
             }
-            // Those that are configured get a chance first: what is issued now is dated by the floor.
-            if let Some(problem) = problem.as_ref().filter(|_| LinuxClock.monotonic().0 < PATIENCE) {
-                return Err(format!("the clock is behind what is known to be past: {problem}").into());
+            if !answered {
+                // Those that are configured get a chance first: what is issued now is dated by the floor.
+                if let Some(problem) = problem.as_ref().filter(|_| LinuxClock.monotonic().0 < PATIENCE) {
+                    return Err(format!("the clock contradicts what is known to be past: {problem}").into());
+                }
+                LinuxClock.correct(offset)?;
+                let why = problem.clone().unwrap_or_else(|| "no time server is configured".to_owned());
+                let (days, side) = (offset.magnitude.as_secs() / 86_400, if offset.negative { "ahead of" } else { "behind" });
+                let message = format!("the hardware clock was {days} days {side} what is known to be past, and {why}");
+                cx.machine.event(Severity::Warning, "ClockSetToFloor", &message);
             }
-            let behind = floor.0.saturating_sub(LinuxClock.wall().0);
-            LinuxClock.correct(Offset { negative: false, magnitude: behind })?;
-            let why = problem.clone().unwrap_or_else(|| "no time server is configured".to_owned());
-            let message = format!("the hardware clock was {} days behind what is known to be past, and {why}", behind.as_secs() / 86_400);
-            cx.machine.event(Severity::Warning, "ClockSetToFloor", &message);
         }
         remember(&cx.machine.state, LinuxClock.wall().0);
         if !self.compared {
@@ -139,8 +144,23 @@ impl Past {
         }
     }
 
+    /// When the system and its cluster were made.
+    fn made(self) -> Duration {
+        self.built.max(self.configured).max(self.authorities)
+    }
+
+    /// What the clock cannot go behind. What a dead clock left behind is not remembered.
     fn latest(self) -> Duration {
-        self.built.max(self.configured).max(self.authorities).max(self.remembered)
+        self.made().max(Some(self.remembered).filter(|remembered| *remembered <= self.made() + AHEAD).unwrap_or_default())
+    }
+
+    /// How a clock that cannot be right is brought to the latest moment that is known to have been.
+    fn contradiction(self, now: Duration) -> Option<Offset> {
+        let floor = self.latest();
+        if now < floor {
+            return Some(Offset { negative: false, magnitude: floor - now });
+        }
+        (now > self.made() + AHEAD).then(|| Offset { negative: true, magnitude: now - floor })
     }
 }
 
@@ -184,5 +204,21 @@ mod tests {
         assert_eq!(Past::of(&cx).latest().as_secs(), now.as_secs() + 1000);
         machine.state.write(KEPT, b"nonsense").unwrap();
         assert_eq!(Past::of(&cx).remembered, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_clock_before_the_past_or_decades_after_it_is_dead() {
+        let years = |years: u64| Duration::from_secs(years * 365 * 86_400);
+        let past = Past { built: years(56), authorities: years(57), remembered: years(58), ..Past::default() };
+        let offset = |negative, magnitude| Some(Offset { negative, magnitude: years(magnitude) });
+        assert_eq!(past.contradiction(years(10)), offset(false, 48));
+        assert_eq!(past.contradiction(years(58)), None);
+        assert_eq!(past.contradiction(years(87)), None);
+        // What an empty battery shows as 1980.
+        assert_eq!(past.contradiction(years(110)), offset(true, 52));
+        // It was remembered before anybody noticed.
+        let fooled = Past { remembered: years(110), ..past };
+        assert_eq!(fooled.contradiction(years(110)), offset(true, 53));
+        assert_eq!(fooled.contradiction(years(58)), None);
     }
 }
