@@ -21,7 +21,12 @@ fn run(context: &Context) -> Result<(), Error> {
     let before = boot_ids(&clients)?;
 
     for number in 0..OBJECTS {
-        clients.kubectl(["create", "configmap", &format!("kept-{number}"), &format!("--from-literal=number={number}")])?;
+        let (name, literal) = (format!("kept-{number}"), format!("--from-literal=number={number}"));
+        // On a slow host etcd may ask for another try, after which the object may be there already.
+        context.eventually(&format!("{name} to be taken"), context.patience(60), || {
+            Ok(clients.kubectl(["create", "configmap", &name, &literal]).is_ok() || clients.get(&["configmap", &name]).is_ok())
+                .map(|kept| kept.then_some(()))
+        })?;
     }
     for node in &cluster.plan().nodes {
         cluster.machine(node).pull_plug()?;
