@@ -99,6 +99,11 @@ pub fn encode(doc: &mut Doc, managers: &Managers) -> Result<(), crate::EditError
     if doc.ty().kind() == Kind::Struct && write_nodes(doc, &entries).is_some() {
         return Ok(());
     }
+    doc.root_mut().set_json("metadata.managedFields", &text_of(&entries))
+}
+
+/// The list as an untyped document takes it.
+fn text_of(entries: &[(&Manager, &Managed)]) -> Vec<u8> {
     let mut text = Vec::with_capacity(1024);
     let quoted = |out: &mut Vec<u8>, key: &str, value: &str| {
         out.push(b'"');
@@ -126,7 +131,7 @@ pub fn encode(doc: &mut Doc, managers: &Managers) -> Result<(), crate::EditError
     }
     text.pop();
     text.push(b']');
-    doc.root_mut().set_json("metadata.managedFields", &text)
+    text
 }
 
 /// Writes entries as the nodes of a typed document; none when its type has no such list.
@@ -165,4 +170,31 @@ fn write_nodes(doc: &mut Doc, entries: &[(&Manager, &Managed)]) -> Option<()> {
         doc.append(list, entry);
     }
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Schema;
+
+    #[test]
+    fn nodes_and_text_are_the_same_list() {
+        let schema = Schema::builtin();
+        let of = |name: &str, applied, subresource: &str, time| {
+            let api_version = if applied { String::new() } else { "v1".to_owned() };
+            let manager = Manager { name: name.to_owned(), applied, api_version, subresource: subresource.to_owned() };
+            let set = Set::of_fields(&[&["metadata", "labels", "a\"b<"], &["data"], &["data", "k"]]);
+            (manager, Managed { set, api_version: "v1".to_owned(), time })
+        };
+        let managers: Managers =
+            [of("m", true, "", Some(1_600_000_000)), of("", false, "status", None), of("é\"", false, "", Some(0))].into();
+        let entries: Vec<_> = managers.iter().collect();
+        let mut nodes = Doc::of_kind(&schema, "", "v1", "ConfigMap").unwrap();
+        let mut text = nodes.clone();
+        write_nodes(&mut nodes, &entries).unwrap();
+        text.root_mut().set_json("metadata.managedFields", &text_of(&entries)).unwrap();
+        assert_eq!(nodes.to_json(), text.to_json());
+        assert_eq!(nodes.to_protobuf(), text.to_protobuf());
+        assert_eq!(decode(&nodes).unwrap(), managers);
+    }
 }

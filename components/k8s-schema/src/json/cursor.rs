@@ -121,7 +121,7 @@ impl<'t> Cursor<'t> {
                     }
                 }
                 Some(0..=0x1f) | None => return Err(Stop::Syntax),
-                Some(_) => at += 1 + plain(&self.text[at + 1..]),
+                Some(_) => at += 1 + unmarked(&self.text[at + 1..], ends_or_escapes),
             }
         }
     }
@@ -232,7 +232,7 @@ impl<'t> Cursor<'t> {
 }
 
 /// Eight bytes with the same value.
-pub(super) const fn eight(byte: u8) -> u64 {
+const fn eight(byte: u8) -> u64 {
     u64::from_le_bytes([byte; 8])
 }
 
@@ -243,18 +243,23 @@ pub(super) const fn is_byte(word: u64, byte: u8) -> u64 {
 }
 
 /// A mark in the lowest byte of eight that is a control character, and perhaps in higher ones.
-pub(super) const fn is_control(word: u64) -> u64 {
+const fn is_control(word: u64) -> u64 {
     word.wrapping_sub(eight(0x20)) & !word & eight(0x80)
 }
 
-/// How many bytes at the beginning certainly go on with a string.
-fn plain(text: &[u8]) -> usize {
+/// A mark in the lowest byte of eight with which a JSON string cannot just go on, and perhaps in higher ones.
+pub(super) const fn ends_or_escapes(word: u64) -> u64 {
+    is_byte(word, b'"') | is_byte(word, b'\\') | is_control(word)
+}
+
+/// How many bytes at the beginning certainly are none of those that `marks` marks, eight at a time.
+#[inline]
+pub(super) fn unmarked(text: &[u8], marks: impl Fn(u64) -> u64) -> usize {
     let mut at = 0;
     for word in text.as_chunks::<8>().0 {
-        let word = u64::from_le_bytes(*word);
-        let stops = is_byte(word, b'"') | is_byte(word, b'\\') | is_control(word);
-        if stops != 0 {
-            return at + (stops.trailing_zeros() / 8) as usize;
+        let marked = marks(u64::from_le_bytes(*word));
+        if marked != 0 {
+            return at + (marked.trailing_zeros() / 8) as usize;
         }
         at += 8;
     }

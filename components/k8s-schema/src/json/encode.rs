@@ -1,7 +1,7 @@
 //! Encodes documents as Go's encoder would encode the same object: fields in Go's order, zero values written or left
 //! out by their tags, map keys sorted, and the characters escaped that Go escapes for HTML.
 
-use super::cursor::{is_byte, is_control};
+use super::cursor::{ends_or_escapes, is_byte, unmarked};
 use crate::doc::{Doc, NONE, Ref, Tag};
 use crate::table::{Field, Kind, Type, TypeId};
 use crate::time;
@@ -219,19 +219,9 @@ pub(crate) fn write_string(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
 }
 
-/// How many bytes at the beginning certainly need nothing.
-fn plain(text: &[u8]) -> usize {
-    let mut at = 0;
-    for word in text.as_chunks::<8>().0 {
-        let word = u64::from_le_bytes(*word);
-        let html = is_byte(word, b'<') | is_byte(word, b'>') | is_byte(word, b'&') | is_byte(word, 0xe2);
-        let stops = is_byte(word, b'"') | is_byte(word, b'\\') | is_control(word) | html;
-        if stops != 0 {
-            return at + (stops.trailing_zeros() / 8) as usize;
-        }
-        at += 8;
-    }
-    at
+/// [`ESCAPES`] of eight bytes: a mark in the lowest that needs something, and perhaps in higher ones.
+const fn needs_something(word: u64) -> u64 {
+    ends_or_escapes(word) | is_byte(word, b'<') | is_byte(word, b'>') | is_byte(word, b'&') | is_byte(word, 0xe2)
 }
 
 /// Appends what stands between the quotes of a string.
@@ -241,7 +231,7 @@ pub(crate) fn write_escaped(out: &mut Vec<u8>, text: &[u8]) {
     while at < text.len() {
         let c = text[at];
         match ESCAPES[usize::from(c)] {
-            0 => at += 1 + plain(&text[at + 1..]),
+            0 => at += 1 + unmarked(&text[at + 1..], needs_something),
             2 => match line_separator(text, at) {
                 None => at += 1,
                 Some(escape) => {

@@ -1,18 +1,14 @@
 //! Applied objects are YAML by their media type, and JSON as nearly every client writes them. Reading those as YAML costs ten times as much,
 //! so what is JSON and means the same in YAML is read as JSON.
 
-use std::fmt;
+use serde_json::Value;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use super::yaml_budget;
 
 /// The value of a text that is an object in JSON without anything that YAML reads in another way: keys that are there twice, keys that merge,
-/// numbers that are not whole, and escapes and characters that YAML does not have. Its maps are sorted.
+/// numbers that are not whole, and escapes and characters that YAML does not have. It is what the same text is as YAML, by the same visitor.
 pub fn read(text: &[u8]) -> Option<Value> {
-    if text.first() != Some(&b'{') {
-        return None;
-    }
-    if text.contains(&0x7f) {
+    if text.first() != Some(&b'{') || text.contains(&0x7f) {
         return None;
     }
     let mut rest = text.iter();
@@ -22,73 +18,18 @@ pub fn read(text: &[u8]) -> Option<Value> {
         }
     }
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let value = Plain.deserialize(&mut deserializer).ok()?;
+    let read = yaml_budget::read(&mut deserializer, text).ok()?;
     deserializer.end().ok()?;
-    Some(value)
+    (read.repeated.is_empty() && !is_read_otherwise(&read.value)).then_some(read.value)
 }
 
-struct Plain;
-
-impl<'de> DeserializeSeed<'de> for Plain {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Plain {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON that means the same in YAML")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
-        Ok(v.into())
-    }
-
-    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
-        Ok(v.into())
-    }
-
-    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
-        Ok(v.into())
-    }
-
-    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
-        Ok(v.into())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(Plain)? {
-            list.push(item);
-        }
-        Ok(Value::Array(list))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let mut map = Map::new();
-        let mut sorted = true;
-        while let Some(key) = entries.next_key::<String>()? {
-            if key == "<<" {
-                return Err(A::Error::custom("a key that merges"));
-            }
-            sorted = sorted && map.keys().next_back().is_none_or(|last| *last < key);
-            let value = entries.next_value_seed(Plain)?;
-            if map.insert(key, value).is_some() {
-                return Err(A::Error::custom("a key that is there twice"));
-            }
-        }
-        if !sorted {
-            map.sort_keys();
-        }
-        Ok(Value::Object(map))
+/// Whether a key merges, or a number is not whole.
+fn is_read_otherwise(value: &Value) -> bool {
+    match value {
+        Value::Object(map) => map.iter().any(|(key, value)| key == "<<" || is_read_otherwise(value)),
+        Value::Array(list) => list.iter().any(is_read_otherwise),
+        Value::Number(number) => number.is_f64(),
+        _ => false,
     }
 }
 

@@ -16,6 +16,8 @@ use serde_json::{Map, Number, Value};
 const SPARE: usize = 1 << 20;
 /// Keys that are told to be there twice, at most.
 const MAX_REPEATED: usize = 16;
+/// How far before a scalar its tag is looked for. A document may be one line, and have a scalar in every second byte of it.
+const TAG: usize = 256;
 
 /// A document and the keys that are twice in one of its maps.
 #[derive(Debug)]
@@ -86,14 +88,17 @@ impl<'de> Node<'_, 'de> {
     /// Whether a part of the text stands there without quotes and without a tag.
     fn is_plain(self, part: &str) -> bool {
         let Some(at) = self.place(part) else { return false };
-        let before = &self.text[..at];
+        let before = &self.text[at.saturating_sub(TAG)..at];
+        if matches!(before.last(), Some(b'"' | b'\'')) {
+            return false;
+        }
         let line = before.rsplit(|b| *b == b'\n').next().unwrap_or_default().trim_ascii_end();
-        let word = line.rsplit(u8::is_ascii_whitespace).next().unwrap_or_default();
-        !matches!(before.last(), Some(b'"' | b'\'')) && !word.starts_with(b"!")
+        !line.rsplit(u8::is_ascii_whitespace).next().unwrap_or_default().starts_with(b"!")
     }
 
-    fn line(self, part: &str) -> usize {
-        self.place(part).map_or(0, |at| 1 + self.text[..at].iter().filter(|b| **b == b'\n').count())
+    /// The line of a place, counted only for what is told.
+    fn line(self, place: Option<usize>) -> usize {
+        place.map_or(0, |at| 1 + self.text[..at].iter().filter(|b| **b == b'\n').count())
     }
 }
 
@@ -106,11 +111,11 @@ impl<'de> DeserializeSeed<'de> for Node<'_, 'de> {
     }
 }
 
-/// A key: what is no text becomes one.
+/// A key, and where it stands: what is no text becomes one.
 struct Key<'a, 'de>(Node<'a, 'de>);
 
 impl<'de> DeserializeSeed<'de> for Key<'_, 'de> {
-    type Value = (String, usize);
+    type Value = (String, Option<usize>);
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_str(self)
@@ -118,19 +123,19 @@ impl<'de> DeserializeSeed<'de> for Key<'_, 'de> {
 }
 
 impl<'de> Visitor<'de> for Key<'_, 'de> {
-    type Value = (String, usize);
+    type Value = (String, Option<usize>);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a scalar as a key")
     }
 
     fn visit_str<E: Error>(self, v: &str) -> Result<Self::Value, E> {
-        Ok((v.to_owned(), 0))
+        Ok((v.to_owned(), None))
     }
 
     fn visit_borrowed_str<E: Error>(self, v: &'de str) -> Result<Self::Value, E> {
         let other = if self.0.is_plain(v) { of_version_1_1(v) } else { None };
-        Ok((other.map_or_else(|| v.to_owned(), |o| o.to_string()), self.0.line(v)))
+        Ok((other.map_or_else(|| v.to_owned(), |o| o.to_string()), self.0.place(v)))
     }
 }
 
@@ -191,12 +196,12 @@ impl<'de> Visitor<'de> for Node<'_, 'de> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = BTreeMap::new();
-        while let Some((key, line)) = entries.next_key_seed(Key(self))? {
+        while let Some((key, place)) = entries.next_key_seed(Key(self))? {
             self.spend(key.len())?;
             let value = entries.next_value_seed(self)?;
             let mut repeated = self.repeated.borrow_mut();
             if map.contains_key(&key) && repeated.len() < MAX_REPEATED {
-                repeated.push((line, key.clone()));
+                repeated.push((self.line(place), key.clone()));
             }
             drop(repeated);
             map.insert(key, value);
@@ -246,6 +251,19 @@ mod tests {
         assert_eq!(json, want);
         let block = yaml_to_json(b"a: |-\n  y\nb: >-\n  no\n").unwrap().json;
         assert_eq!(&block[..], br#"{"a":"y","b":"no"}"#);
+    }
+
+    #[test]
+    fn what_a_scalar_costs_does_not_depend_on_what_stands_before_it() {
+        // One line with as many scalars and keys as it has room for: looking back to its beginning for each would take minutes.
+        let list = format!("[{}]", "y,".repeat(400_000));
+        let json = yaml_to_json(list.as_bytes()).unwrap().json;
+        assert_eq!(json.iter().filter(|c| **c == b',').count(), 399_999);
+        let mut map = "{".to_owned();
+        (0..100_000).for_each(|n| map.push_str(&format!("k{n}: 1,")));
+        map.push_str("k5: 2}");
+        let read = yaml_to_json(map.as_bytes()).unwrap();
+        assert_eq!(read.repeated, [(1, "k5".to_owned())]);
     }
 
     #[test]

@@ -15,8 +15,8 @@ pub use machine::{DiskSelector, InstallConfig, KubeletConfig, MachineConfig, Rol
 pub use names::{HostnameConfig, ResolverConfig, TimeConfig};
 pub use secrets::{CertificateAuthorities, CertificateAuthority, MachineSecrets};
 pub use volume::{
-    EncryptionKey, EncryptionProvider, KeyFile, KeyKind, Passphrase, RECOVERY_SLOT, TpmKey, UserVolumeConfig, VolumeConfig,
-    VolumeEncryption, VolumeName,
+    EncryptionKey, EncryptionProvider, KeyFile, KeyKind, Passphrase, RECOVERY_SLOT, TpmKey, USER_VOLUME_LABEL, UserVolumeConfig,
+    VolumeConfig, VolumeEncryption, VolumeName,
 };
 
 use serde_json::{Value as Json, json};

@@ -129,13 +129,15 @@ impl EncryptionKey {
 
 impl Check for VolumeConfig {}
 
+/// What the GPT names of user volumes' partitions begin with.
+pub const USER_VOLUME_LABEL: &str = "u-";
 /// The longest name of a user volume: a GPT partition's name has 36 characters, two of which say whose it is.
 const USER_NAME: usize = 32;
 
 impl UserVolumeConfig {
     /// The GPT name of its partition.
     pub fn label(&self) -> String {
-        format!("u-{}", self.name)
+        format!("{USER_VOLUME_LABEL}{}", self.name)
     }
 }
 

@@ -144,7 +144,7 @@ pub type Board = watch::Sender<BTreeMap<&'static str, Standing>>;
 pub fn registry(network: Network) -> Vec<Box<dyn Reconciler>> {
     vec![
         Box::new(volumes::Volumes::default()),
-        Box::new(user_volumes::UserVolumes),
+        Box::new(user_volumes::UserVolumes::default()),
         Box::new(logs::Logs),
         Box::new(hostname::Hostname),
         Box::new(network),

@@ -4,15 +4,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use host::mount::{LinuxMounts, Mounts, usage};
-use machine_config::UserVolumeConfig;
+use host::mount::{LinuxMounts, Mounts};
 use machine_config::disk::{Selection, select};
+use machine_config::{USER_VOLUME_LABEL as LABEL, UserVolumeConfig};
 use serde_json::json;
 
 use crate::api::chain;
 use crate::install::user;
 use crate::machine::ObservedDisk;
 
+use super::volumes::Told;
 use super::{Context, Outcome, ReconcileError, Reconciler, mount};
 
 /// Where they are mounted.
@@ -21,7 +22,10 @@ const PLACE: &str = "/var/mnt";
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// Makes and mounts them.
-pub struct UserVolumes;
+#[derive(Default)]
+pub struct UserVolumes {
+    told: Told,
+}
 
 /// What a volume needs.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,19 +80,22 @@ impl Reconciler for UserVolumes {
 
     async fn reconcile(&mut self, cx: &Context) -> Result<Outcome, ReconcileError> {
         let volumes = &cx.config().user_volumes;
-        let mut problems = remove_others(cx, volumes)?;
+        let (mut problems, mut names) = (remove_others(cx, volumes)?, Vec::new());
         for volume in volumes {
             let target = cx.machine.paths.at(PLACE).join(&volume.name);
-            if let Err(error) = ensure(cx, volume, &target).await {
-                let problem = chain(error.as_ref());
-                cx.machine.store.set("volumes", &volume.label(), json!({"mounted": "", "problem": problem}));
-                problems.push(format!("{}: {problem}", volume.name));
+            let label = volume.label();
+            match ensure(cx, volume, &target).await {
+                Ok(()) => names.push(self.told.show(cx, &label, &target)?.unwrap_or_else(|| volume.name.clone())),
+                Err(error) => {
+                    let problem = chain(error.as_ref());
+                    cx.machine.store.set("volumes", &label, json!({"mounted": "", "problem": problem}));
+                    problems.push(format!("{}: {problem}", volume.name));
+                }
             }
         }
         if !problems.is_empty() {
             return Err(problems.join("; ").into());
         }
-        let names: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
         let (detail, again) = if names.is_empty() { ("none".to_owned(), Duration::from_secs(3600)) } else { (names.join(", "), AGAIN) };
         Ok(Outcome::ready(detail, again))
     }
@@ -97,7 +104,7 @@ impl Reconciler for UserVolumes {
 async fn ensure(cx: &Context, volume: &UserVolumeConfig, target: &Path) -> Result<(), ReconcileError> {
     if let Some(entry) = LinuxMounts.mounted_at(target)? {
         if Path::new(&entry.source).exists() {
-            return show(cx, &volume.label(), &entry.source, target);
+            return Ok(());
         }
         // Its disk was pulled out: whoever uses it gets errors, and when it comes back it can be mounted again.
         tracing::warn!(volume = volume.name, device = entry.source, "the disk of a volume is gone");
@@ -121,28 +128,34 @@ async fn ensure(cx: &Context, volume: &UserVolumeConfig, target: &Path) -> Resul
             }
         }
     };
-    mount(&node, target).await?;
-    show(cx, &volume.label(), &node.display().to_string(), target)
+    mount(&node, target).await
 }
 
-/// Unmounts volumes that are in the config no more. What they hold stays on their disks.
+/// Unmounts and forgets volumes that are in the config no more. What they hold stays on their disks.
 fn remove_others(cx: &Context, volumes: &[UserVolumeConfig]) -> Result<Vec<String>, ReconcileError> {
     let place = cx.machine.paths.at(PLACE);
     let mut problems = Vec::new();
     for entry in LinuxMounts.list()? {
-        let Some(name) = entry.target.strip_prefix(&place).ok().and_then(Path::to_str).filter(|name| !name.is_empty()) else { continue };
+        let Some(name) = entry.target.strip_prefix(&place).ok().and_then(Path::to_str).filter(|name| is_name(name)) else { continue };
         if volumes.iter().any(|volume| volume.name == name) {
             continue;
         }
         match LinuxMounts.unmount(&entry.target, false) {
-            Ok(()) => {
-                forget_directory(&entry.target);
-                cx.machine.store.remove("volumes", &format!("u-{name}"));
-            }
+            Ok(()) => forget_directory(&entry.target),
             Err(error) => problems.push(format!("{name} is in the config no more, and still used: {}", chain(&error))),
         }
     }
+    // Also those that were never mounted.
+    let shown = cx.machine.store.get("volumes", None).into_iter().map(|volume| volume.id);
+    for label in shown.filter(|label| label.starts_with(LABEL) && !volumes.iter().any(|volume| volume.label() == *label)) {
+        cx.machine.store.remove("volumes", &label);
+    }
     Ok(problems)
+}
+
+/// Whether a path below [`PLACE`] is a volume's, and not that of something mounted inside one.
+fn is_name(path: &str) -> bool {
+    !path.is_empty() && !path.contains('/')
 }
 
 /// Without its volume the directory is not there either: a pod with a `hostPath` of type `Directory` waits, and nobody writes to the system's disk.
@@ -152,17 +165,6 @@ fn forget_directory(target: &Path) {
     {
         tracing::warn!(directory = %target.display(), %error, "the directory of a volume that is not mounted stays");
     }
-}
-
-fn show(cx: &Context, label: &str, device: &str, target: &Path) -> Result<(), ReconcileError> {
-    let usage = usage(target)?;
-    let spec = json!({
-        "device": device, "encrypted": false, "mounted": target.display().to_string(),
-        "size": usage.total_bytes, "used": usage.total_bytes.saturating_sub(usage.available_bytes),
-        "inodes": usage.total_inodes, "inodesFree": usage.free_inodes,
-    });
-    cx.machine.store.set("volumes", label, spec);
-    Ok(())
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub struct Volumes {
     /// Whether uploads that a crash left behind were removed in this boot.
     cleaned: bool,
     /// What is wrong with each volume, as it was told last.
-    told: BTreeMap<&'static str, &'static str>,
+    told: Told,
 }
 
 /// What is mounted where on which role.
@@ -96,18 +96,8 @@ impl Reconciler for Volumes {
         directories(cx)?;
         let mut names = Vec::new();
         for (label, target) in &mounted {
-            let wrong = show(cx, label, target)?;
-            let reason = wrong.as_ref().map(|(reason, _)| *reason);
-            if let Some((reason, message)) = &wrong
-                && self.told.get(label) != Some(reason)
-            {
-                machine.event(Severity::Warning, reason, message);
-            }
-            match reason {
-                Some(reason) => drop(self.told.insert(*label, reason)),
-                None => drop(self.told.remove(label)),
-            }
-            names.push(wrong.map_or_else(|| (*label).to_owned(), |(_, message)| message));
+            let wrong = self.told.show(cx, label, target)?;
+            names.push(wrong.unwrap_or_else(|| (*label).to_owned()));
         }
         Ok(Outcome::ready(names.join(", "), Duration::from_secs(30)))
     }
@@ -189,6 +179,24 @@ fn wrong(label: &str, usage: &Usage) -> Option<(&'static str, String)> {
     }
     let (left, of) = (usage.available_bytes >> 20, usage.total_bytes >> 20);
     Some(("VolumeFull", format!("{label} is full: {left} of {of} MiB and {} of {} inodes are left", usage.free_inodes, usage.total_inodes)))
+}
+
+/// What was told of each volume, so that a trouble is one event however long it lasts.
+#[derive(Default)]
+pub struct Told(BTreeMap<String, &'static str>);
+
+impl Told {
+    /// Shows a mounted volume, and tells what is wrong with it now and was not before. Gives the words.
+    pub fn show(&mut self, cx: &Context, label: &str, target: &Path) -> Result<Option<String>, ReconcileError> {
+        let Some((reason, message)) = show(cx, label, target)? else {
+            self.0.remove(label);
+            return Ok(None);
+        };
+        if self.0.insert(label.to_owned(), reason) != Some(reason) {
+            cx.machine.event(Severity::Warning, reason, &message);
+        }
+        Ok(Some(message))
+    }
 }
 
 /// Shows a volume, and gives what is wrong with it.
