@@ -5,6 +5,16 @@ use super::{Doc, NONE, Ref, Tag};
 use crate::table::Kind;
 use serde_json::{Map, Value};
 
+/// Whether two texts of JSON are the same but for white space, which a client may send and storage does not keep.
+fn same_json(left: &[u8], right: &[u8]) -> bool {
+    let compact = |text| {
+        let mut out = Vec::new();
+        crate::json::write_compact(&mut out, text);
+        out
+    };
+    left == right || compact(left) == compact(right)
+}
+
 impl<'a> Ref<'a> {
     /// Whether two places hold the same value. Places of different types compare by what they hold.
     pub fn semantic_eq(self, other: Ref<'_>) -> bool {
@@ -74,7 +84,8 @@ impl<'a> Ref<'a> {
                 self.doc.slice(a) == other.doc.slice(b)
                     || (self.ty().kind() == Kind::Quantity && self.quantity().is_some() && self.quantity() == other.quantity())
             }
-            (Tag::Bytes, Tag::Bytes) | (Tag::Raw, Tag::Raw) => self.doc.slice(a) == other.doc.slice(b),
+            (Tag::Bytes, Tag::Bytes) => self.doc.slice(a) == other.doc.slice(b),
+            (Tag::Raw, Tag::Raw) => same_json(self.doc.slice(a), other.doc.slice(b)),
             (Tag::List, Tag::List) => {
                 let (mut left, mut right) = (self.iter(), other.iter());
                 loop {
@@ -228,5 +239,25 @@ impl<'a> Ref<'a> {
             }
         }
         (Value::Object(old), Value::Object(new))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Schema;
+
+    #[test]
+    fn json_that_is_kept_as_text_is_equal_whatever_its_white_space() {
+        let schema = Schema::builtin();
+        let ty = schema.kind("apps", "v1", "ControllerRevision").unwrap();
+        let doc = |data: &str| {
+            let text = format!(r#"{{"apiVersion":"apps/v1","kind":"ControllerRevision","data":{data}}}"#);
+            Doc::from_json(&schema, ty, text.into()).unwrap().doc
+        };
+        let equal = |a: &Doc, b: &Doc| a.root().semantic_eq(b.root());
+        let spaced = doc(r#"{ "a": [1, "b c\" "] }"#);
+        assert!(equal(&spaced, &doc(r#"{"a":[1,"b c\" "]}"#)));
+        assert!(!equal(&spaced, &doc(r#"{"a":[1,"bc\" "]}"#)));
     }
 }

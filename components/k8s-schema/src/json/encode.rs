@@ -277,7 +277,7 @@ fn line_separator(text: &[u8], at: usize) -> Option<&'static [u8]> {
 }
 
 /// Appends JSON text without its white space and with Go's HTML escapes.
-fn write_compact(out: &mut Vec<u8>, text: &[u8]) {
+pub(crate) fn write_compact(out: &mut Vec<u8>, text: &[u8]) {
     let mut in_string = false;
     let mut at = 0;
     while at < text.len() {

@@ -8,6 +8,6 @@ pub mod syntax;
 mod value;
 
 pub use decode::{DecodeError, Decoded};
-pub(crate) use encode::{write_escaped, write_string};
+pub(crate) use encode::{write_compact, write_escaped, write_string};
 pub use peek::{TypeMeta, peek_type_meta};
 pub(crate) use value::field_value;
