@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use k8s_schema::Doc;
+use k8s_schema::{Doc, Schema, proto};
 use serde_json::{Value, json};
 
 use super::{Ctx, DeleteOptions, Propagation, decode, encode_doc, encode_value, load_shown, options::ListOptions, read, write};
@@ -16,6 +16,7 @@ use crate::{
     storage::{StoreError, Stored},
 };
 
+const OPTIONS: &str = "DeleteOptions";
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 const TRIES: usize = 16;
@@ -28,9 +29,7 @@ fn body_options(ctx: &Ctx, body: &Bytes) -> Result<Option<Value>, ApiError> {
         Media::Json => body.clone(),
         Media::Yaml => decode::yaml_to_json(body).map_err(ApiError::bad_request)?.json,
         Media::Protobuf => {
-            let schema = &ctx.server.objects.schema;
-            let doc = Doc::from_protobuf(schema, body.clone()).map_err(|e| ApiError::bad_request(e.to_string()))?;
-            return Ok(Some(doc.to_value()));
+            return options_of_envelope(&ctx.server.objects.schema, body).map(Some);
         }
     };
     let v: Value = serde_json::from_slice(&json).map_err(|e| {
@@ -65,16 +64,27 @@ fn body_options(ctx: &Ctx, body: &Bytes) -> Result<Option<Value>, ApiError> {
             )));
         }
     }
-    if let Some(kind) = v["kind"].as_str()
-        && kind != "DeleteOptions"
-        && !kind.is_empty()
-    {
-        let av = v["apiVersion"].as_str().unwrap_or("");
-        return Err(ApiError::bad_request(format!(
-            "no kind {kind:?} is registered for version {av:?} in scheme \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\""
-        )));
-    }
+    let word = |field: &str| v[field].as_str().unwrap_or("");
+    check_kind(word("apiVersion"), word("kind"))?;
     Ok(Some(v))
+}
+
+/// Options in protobuf. Every group has this kind in its versions, and it is the same in all of them.
+fn options_of_envelope(schema: &Schema, body: &Bytes) -> Result<Value, ApiError> {
+    let bad = |e: &dyn std::fmt::Display| ApiError::bad_request(e.to_string());
+    let envelope = proto::open_envelope(body).map_err(|e| bad(&e))?;
+    check_kind(&envelope.api_version, &envelope.kind)?;
+    let ty = schema.kind_in("v1", OPTIONS).ok_or_else(|| ApiError::internal("the schema has no DeleteOptions"))?;
+    Ok(Doc::from_protobuf_message(schema, ty, envelope.raw).map_err(|e| bad(&e))?.to_value())
+}
+
+fn check_kind(api_version: &str, kind: &str) -> Result<(), ApiError> {
+    if kind.is_empty() || kind == OPTIONS {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(format!(
+        "no kind {kind:?} is registered for version {api_version:?} in scheme \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\""
+    )))
 }
 
 /// What came of a deletion.
@@ -308,4 +318,29 @@ pub async fn evict(ctx: &Arc<Ctx>, res: &Arc<Resource>, options: &DeleteOptions)
 /// Deletes an object for the server itself.
 pub async fn delete_for_server(ctx: &Ctx, res: &Resource, name: &str) -> Result<(), ApiError> {
     delete_one(ctx, res, name, &DeleteOptions::parse(&ctx.query, None)?).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_in_protobuf_are_read_in_every_group() {
+        let schema = Schema::builtin();
+        let mut doc = Doc::new(&schema, schema.kind_in("v1", OPTIONS).unwrap());
+        doc.set("propagationPolicy", "Orphan").unwrap();
+        for (api_version, kind, works) in
+            [("v1", OPTIONS, true), ("apps/v1", OPTIONS, true), ("example.com/v1", OPTIONS, true), ("", "", true), ("v1", "Pod", false)]
+        {
+            doc.set_type_meta(api_version, kind);
+            let read = options_of_envelope(&schema, &doc.to_protobuf().into());
+            assert_eq!(
+                read.as_ref().ok().map(|v| v["propagationPolicy"].as_str()),
+                works.then_some(Some("Orphan")),
+                "{api_version} {kind}"
+            );
+        }
+        assert_eq!(options_of_envelope(&schema, &Bytes::from_static(b"k8s\0\xff")).unwrap_err().code, 400);
+        assert_eq!(options_of_envelope(&schema, &Bytes::from_static(b"{}")).unwrap_err().code, 400);
+    }
 }

@@ -25,7 +25,7 @@ pub async fn dispatch(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -
     if res.plural == "bindings" {
         return subresources::bind(ctx, incoming).await;
     }
-    let wanted = ctx.wanted(Offers::Objects, false)?;
+    let wanted = ctx.wanted(Offers::Posted, false)?;
     let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
     let body = ctx.body(incoming).await?;
     let mut doc = decode::decode(ctx, body, write::expected(ctx, res)?, options.validation)?;

@@ -55,7 +55,7 @@ async fn posted(ctx: &Ctx, res: &Resource, subresource: &str, dry_run: bool, doc
 
 /// A pod gets its node. Also what POST to the collection `bindings` does.
 pub async fn bind(ctx: &Arc<Ctx>, incoming: Incoming) -> Result<Answer, ApiError> {
-    let wanted = ctx.wanted(Offers::Objects, false)?;
+    let wanted = ctx.wanted(Offers::Posted, false)?;
     let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
     let body = ctx.body(incoming).await?;
     let mut binding = decode::decode(ctx, body, expected(ctx, "", "v1", "Binding")?, options.validation)?;
@@ -145,7 +145,7 @@ fn scheduled(pod: &mut Doc) -> Result<(), ApiError> {
 
 /// A deletion that asks the disruption budgets first.
 async fn evict(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -> Result<Answer, ApiError> {
-    let wanted = ctx.wanted(Offers::Objects, false)?;
+    let wanted = ctx.wanted(Offers::Posted, false)?;
     let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
     let body = ctx.body(incoming).await?;
     // The former version says the same.
@@ -261,7 +261,7 @@ async fn ask_budgets(ctx: &Arc<Ctx>, pod: &Doc, dry_run: bool) -> Result<(), Api
 
 /// A token of a service account for an audience and a time.
 async fn token(ctx: &Arc<Ctx>, res: &Arc<Resource>, incoming: Incoming) -> Result<Answer, ApiError> {
-    let wanted = ctx.wanted(Offers::Objects, false)?;
+    let wanted = ctx.wanted(Offers::Posted, false)?;
     let options = WriteOptions::parse(&ctx.query, "CreateOptions", false)?;
     let body = ctx.body(incoming).await?;
     let mut req = decode::decode(ctx, body, expected(ctx, "authentication.k8s.io", "v1", "TokenRequest")?, options.validation)?;

@@ -51,6 +51,8 @@ impl Wanted {
 pub enum Offers {
     /// Objects: Table and PartialObjectMetadata too.
     Objects,
+    /// Answers to what is posted (reviews, bindings, evictions, tokens): no tables.
+    Posted,
     /// Aggregated discovery too.
     Discovery,
     /// Only the plain object.
@@ -135,10 +137,14 @@ pub fn wanted(headers: &HeaderMap, pretty: bool, offers: Offers, list: bool) -> 
             (Some("Table"), Some("meta.k8s.io"), Some("v1" | "v1beta1")) if offers == Offers::Objects && media != Media::Protobuf => {
                 As::Table
             }
-            (Some("PartialObjectMetadata"), Some("meta.k8s.io"), Some("v1" | "v1beta1")) if offers == Offers::Objects => {
+            (Some("PartialObjectMetadata"), Some("meta.k8s.io"), Some("v1" | "v1beta1"))
+                if matches!(offers, Offers::Objects | Offers::Posted) =>
+            {
                 As::PartialMetadata
             }
-            (Some("PartialObjectMetadataList"), Some("meta.k8s.io"), Some("v1" | "v1beta1")) if offers == Offers::Objects => {
+            (Some("PartialObjectMetadataList"), Some("meta.k8s.io"), Some("v1" | "v1beta1"))
+                if matches!(offers, Offers::Objects | Offers::Posted) =>
+            {
                 As::PartialMetadataList
             }
             (Some("APIGroupDiscoveryList"), Some("apidiscovery.k8s.io"), Some("v2")) if offers == Offers::Discovery => As::Discovery,
@@ -186,9 +192,13 @@ mod tests {
     use super::*;
 
     fn ask(accept: &str) -> Result<(Media, As), u16> {
+        ask_of(Offers::Objects, accept)
+    }
+
+    fn ask_of(offers: Offers, accept: &str) -> Result<(Media, As), u16> {
         let mut h = HeaderMap::new();
         h.insert(header::ACCEPT, accept.parse().unwrap());
-        wanted(&h, false, Offers::Objects, false).map(|w| (w.media, w.shape)).map_err(|e| e.code)
+        wanted(&h, false, offers, false).map(|w| (w.media, w.shape)).map_err(|e| e.code)
     }
 
     #[test]
@@ -202,5 +212,15 @@ mod tests {
         assert_eq!(ask("application/vnd.kubernetes.protobuf,application/json"), Ok((Media::Protobuf, As::Object)));
         assert_eq!(ask("text/html,*/*;q=0.8"), Ok((Media::Json, As::Object)));
         assert_eq!(ask("application/*"), Err(406));
+    }
+    #[test]
+    fn what_is_posted_and_not_kept_has_no_table() {
+        let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        assert_eq!(ask_of(Offers::Posted, table), Err(406));
+        assert_eq!(ask_of(Offers::Posted, &format!("{table},application/json")), Ok((Media::Json, As::Object)));
+        assert_eq!(
+            ask_of(Offers::Posted, "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"),
+            Ok((Media::Json, As::PartialMetadata))
+        );
     }
 }
