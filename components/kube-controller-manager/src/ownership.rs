@@ -34,6 +34,11 @@ fn claim(owner: &ObjectMeta, selector: &LabelSelector, object: &ObjectMeta) -> C
     }
 }
 
+/// Whether the owner makes an object its own that has no owner.
+pub fn adopts<O: Selecting>(owner: &O, object: &ObjectMeta) -> bool {
+    claim(owner.meta(), owner.selector(), object) == Claim::Adopt
+}
+
 /// What of `candidates` is the owner's, after adopting and releasing as [`claim`] says. An orphan is adopted only if `adoptable`.
 pub async fn claim_all<O: Selecting, T: Named>(
     client: &Client,
@@ -46,26 +51,34 @@ pub async fn claim_all<O: Selecting, T: Named>(
         match claim(owner.meta(), owner.selector(), object.meta()) {
             Claim::Keep => owned.push(object),
             Claim::Adopt if adoptable(&object) => {
-                let request = adopt_request(&T::RESOURCE, object.meta(), &owner_reference(&O::RESOURCE, owner.meta()));
+                let request = adopt_request(&T::RESOURCE, object.meta(), &owner_reference(&O::RESOURCE, owner.meta()), O::FINALIZER);
                 ignore_missing(client, &request).await?;
                 owned.push(object);
             }
-            Claim::Release => ignore_missing(client, &release_request(&T::RESOURCE, object.meta(), &owner.meta().uid)).await?,
+            Claim::Release => {
+                ignore_missing(client, &release_request(&T::RESOURCE, object.meta(), &owner.meta().uid, O::FINALIZER)).await?
+            }
             Claim::Adopt | Claim::Ignore => {}
         }
     }
     Ok(owned)
 }
 
-/// Makes the owner the object's controller.
-fn adopt_request(resource: &Resource, object: &ObjectMeta, owner: &OwnerReference) -> Request {
-    let body = json!({"metadata": {"ownerReferences": [owner], "uid": object.uid}});
+/// Makes the owner the object's controller, with the owner's finalizer beside others.
+fn adopt_request(resource: &Resource, object: &ObjectMeta, owner: &OwnerReference, finalizer: Option<&str>) -> Request {
+    let mut body = json!({"metadata": {"ownerReferences": [owner], "uid": object.uid}});
+    if let Some(finalizer) = finalizer {
+        body["metadata"]["finalizers"] = json!([finalizer]);
+    }
     Request::patch(resource, &object.namespace, &object.name, &Patch::strategic(&body))
 }
 
-/// Takes the owner out of the object's owners.
-fn release_request(resource: &Resource, object: &ObjectMeta, owner_uid: &str) -> Request {
-    let body = json!({"metadata": {"ownerReferences": [{"$patch": "delete", "uid": owner_uid}], "uid": object.uid}});
+/// Takes the owner out of the object's owners, and its finalizer.
+fn release_request(resource: &Resource, object: &ObjectMeta, owner_uid: &str, finalizer: Option<&str>) -> Request {
+    let mut body = json!({"metadata": {"ownerReferences": [{"$patch": "delete", "uid": owner_uid}], "uid": object.uid}});
+    if let Some(finalizer) = finalizer {
+        body["metadata"]["$deleteFromPrimitiveList/finalizers"] = json!([finalizer]);
+    }
     Request::patch(resource, &object.namespace, &object.name, &Patch::strategic(&body))
 }
 

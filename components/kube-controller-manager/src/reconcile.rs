@@ -26,6 +26,8 @@ pub async fn work<R: Reconcile>(context: &Context, queue: Arc<WorkQueue<ObjectKe
 
 /// A kind that owns what its selector matches.
 pub trait Selecting: Named {
+    /// The finalizer that what it owns carries for it.
+    const FINALIZER: Option<&'static str> = None;
     /// What it wants to own.
     fn selector(&self) -> &LabelSelector;
 }

@@ -42,10 +42,20 @@ fn get(cluster: &Cluster, args: &[&str]) -> Value {
 
 /// Waits until `done`, playing kubelet meanwhile.
 fn eventually(cluster: &Cluster, what: &str, done: impl Fn() -> bool) {
+    without_kubelet(cluster, what, || {
+        let done = done();
+        if !done {
+            run_pods(cluster);
+        }
+        done
+    });
+}
+
+/// Waits until `done`; pods stay as they are.
+fn without_kubelet(cluster: &Cluster, what: &str, done: impl Fn() -> bool) {
     let until = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < until, "did not happen: {what}\n{}", kubectl(cluster, &["get", "all", "-A"]));
-        run_pods(cluster);
         std::thread::sleep(Duration::from_millis(200));
     }
 }
@@ -101,6 +111,7 @@ fn controllers_move_a_real_cluster_to_what_was_asked_for() {
     a_deployment_rolls_out_and_its_service_follows(&cluster);
     deleting_an_owner_deletes_what_it_owns(&cluster);
     a_job_completes(&cluster);
+    a_job_takes_back_what_lost_it_and_lets_go_what_it_does_not_want(&cluster);
     a_jobs_policies_decide_how_it_ends(&cluster);
     a_sets_claims_go_as_its_policy_says(&cluster);
     an_autoscaler_keeps_its_target_within_bounds(&cluster);
@@ -208,6 +219,22 @@ fn a_job_completes(cluster: &Cluster) {
     });
     let pods = get(cluster, &["pods", "-l", "job-name=j"]);
     assert!(pods["items"][0]["metadata"]["finalizers"].is_null(), "a counted pod is free to go");
+}
+
+fn a_job_takes_back_what_lost_it_and_lets_go_what_it_does_not_want(cluster: &Cluster) {
+    kubectl(cluster, &["create", "job", "orphans", "--image=x"]);
+    let pods = || get(cluster, &["pods", "-l", "job-name=orphans"])["items"].as_array().cloned().unwrap_or_default();
+    without_kubelet(cluster, "the job's pod", || pods().len() == 1);
+    let name = pods()[0]["metadata"]["name"].as_str().unwrap().to_owned();
+    let pod = || get(cluster, &["pod", &name])["metadata"].clone();
+    kubectl(cluster, &["patch", "pod", &name, "--type=merge", "-p", r#"{"metadata": {"ownerReferences": null, "finalizers": null}}"#]);
+    without_kubelet(cluster, "the pod to be the job's again", || pod()["ownerReferences"][0]["name"] == "orphans");
+    assert_eq!(pod()["finalizers"], json!(["batch.kubernetes.io/job-tracking"]), "it is counted again");
+
+    let labels = r#"{"metadata": {"labels": {"controller-uid": null, "batch.kubernetes.io/controller-uid": null}}}"#;
+    kubectl(cluster, &["patch", "pod", &name, "--type=merge", "-p", labels]);
+    without_kubelet(cluster, "the pod to be nobody's", || pod()["ownerReferences"].is_null() && pod()["finalizers"].is_null());
+    kubectl(cluster, &["delete", "job/orphans", &format!("pod/{name}")]);
 }
 
 fn a_jobs_policies_decide_how_it_ends(cluster: &Cluster) {

@@ -4,6 +4,8 @@ use k8s_client::{Condition, LabelSelector, Named, Object, ObjectMeta, Resource, 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::reconcile::Selecting;
+
 object!(Job, JOBS, { spec: JobSpec, status: JobStatus });
 part!(JobSpec, {
     parallelism: Option<i32>,
@@ -19,7 +21,7 @@ part!(JobSpec, {
     active_deadline_seconds: Option<i64>,
     ttl_seconds_after_finished: Option<i64>,
     suspend: Option<bool>,
-    selector: Option<LabelSelector>,
+    #[serde(deserialize_with = "null_default")] selector: LabelSelector,
     template: Value,
 });
 part!(PodFailurePolicy, { #[serde(deserialize_with = "null_default")] rules: Vec<PodFailureRule> });
@@ -53,6 +55,17 @@ written!(Uncounted, {
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_default")] succeeded: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_default")] failed: Vec<String>,
 });
+
+/// Stays on a job's pod until the pod is counted.
+pub const JOB_TRACKING: &str = "batch.kubernetes.io/job-tracking";
+
+impl Selecting for Job {
+    const FINALIZER: Option<&'static str> = Some(JOB_TRACKING);
+
+    fn selector(&self) -> &LabelSelector {
+        &self.spec.selector
+    }
+}
 
 impl JobSpec {
     /// Whether a pod is replaced only once it has failed, and not already while it is ending: with a failure policy the end of each pod

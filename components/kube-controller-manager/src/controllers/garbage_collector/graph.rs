@@ -90,8 +90,7 @@ impl Graph {
         // An owner in foreground deletion waits for exactly such changes.
         for owner in before.iter().flat_map(|old| &old.metadata.owner_references).chain(&object.metadata.owner_references) {
             if let Some((_, owner)) = self.objects.get(&owner.uid)
-                && owner.metadata.is_deleting()
-                && owner.metadata.finalizers.iter().any(|f| f == FOREGROUND)
+                && waits(&owner.metadata)
             {
                 look.push(owner.metadata.uid.clone());
             }
@@ -137,10 +136,16 @@ impl Graph {
                     uid: dependent.clone(),
                     blocks: reference.block_owner_deletion == Some(true),
                     is_deleting: object.metadata.is_deleting(),
+                    waits: waits(&object.metadata),
                 })
             })
             .collect()
     }
+}
+
+/// Whether an object is being deleted in the foreground.
+fn waits(object: &ObjectMeta) -> bool {
+    object.is_deleting() && object.finalizers.iter().any(|f| f == FOREGROUND)
 }
 
 #[cfg(test)]
@@ -181,6 +186,9 @@ mod tests {
         assert_eq!(graph.put(&REPLICA_SETS, &object("set", None, Some(FOREGROUND))), ["set"]);
         assert_eq!(graph.put(&PODS, &object("pod", Some("set"), None)), ["set", "set"]);
         assert_eq!(graph.remove("pod"), ["set"]);
+        graph.put(&PODS, &object("pod", Some("set"), Some(FOREGROUND)));
+        assert!(graph.dependents("set")[0].waits);
+        graph.remove("pod");
         assert!(graph.dependents("set").is_empty() && graph.remove("pod").is_empty());
     }
 

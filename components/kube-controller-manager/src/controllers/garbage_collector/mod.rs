@@ -198,6 +198,10 @@ impl Collector {
                     Err(error) => return Err(error),
                 }
             }
+            Step::Unblock => {
+                self.unblock(&resource, &live.metadata).await?;
+                self.queue.add(uid.to_string());
+            }
             Step::Orphan => {
                 for dependent in &dependents {
                     if let Some((resource, object)) = { self.graph.lock().get(&dependent.uid) } {
@@ -242,6 +246,13 @@ impl Collector {
     async fn drop_owners(&self, resource: &Resource, object: &ObjectMeta, gone: &[String]) -> Result<(), Error> {
         let left: Vec<&OwnerReference> = object.owner_references.iter().filter(|owner| !gone.contains(&owner.uid)).collect();
         let body = json!({"metadata": {"uid": object.uid, "resourceVersion": object.resource_version, "ownerReferences": left}});
+        self.patch(resource, &object.namespace, &object.name, &body).await
+    }
+
+    async fn unblock(&self, resource: &Resource, object: &ObjectMeta) -> Result<(), Error> {
+        let mut owners = object.owner_references.clone();
+        owners.iter_mut().for_each(|owner| owner.block_owner_deletion = owner.block_owner_deletion.map(|_| false));
+        let body = json!({"metadata": {"uid": object.uid, "resourceVersion": object.resource_version, "ownerReferences": owners}});
         self.patch(resource, &object.namespace, &object.name, &body).await
     }
 

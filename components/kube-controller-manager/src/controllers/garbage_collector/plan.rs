@@ -25,6 +25,8 @@ pub struct Dependent {
     /// `blockOwnerDeletion`: foreground deletion of the owner waits for it.
     pub blocks: bool,
     pub is_deleting: bool,
+    /// It is being deleted in the foreground: it waits for its own dependents.
+    pub waits: bool,
 }
 
 /// What to do.
@@ -34,6 +36,8 @@ pub enum Step {
     /// Remove the references to these owners; others keep the object.
     Drop(Vec<String>),
     Delete(Propagation),
+    /// No owner is to wait for the object any more: it waits for one of them itself.
+    Unblock,
     /// Free the dependents, then let the object go.
     Orphan,
     /// The object waits for these dependents; each is looked at in turn.
@@ -73,7 +77,11 @@ pub fn plan(object: &ObjectMeta, owners: &[OwnerState], dependents: &[Dependent]
         return if gone.is_empty() { Step::Nothing } else { Step::Drop(gone) };
     }
     if owners.contains(&OwnerState::Waiting) && !dependents.is_empty() {
-        // The owner waits for us, and we for our own.
+        // The owner waits for us, and we for our own. When one of these waits too, owners may form a circle, in which each would wait for ever.
+        let blocks = object.owner_references.iter().any(|owner| owner.block_owner_deletion == Some(true));
+        if blocks && dependents.iter().any(|dependent| dependent.waits) {
+            return Step::Unblock;
+        }
         return Step::Delete(Propagation::Foreground);
     }
     Step::Delete(propagation_for(object))
@@ -86,6 +94,11 @@ mod tests {
     use super::OwnerState::{Gone, Solid, Waiting};
     use super::*;
 
+    fn blocking(mut object: ObjectMeta) -> ObjectMeta {
+        object.owner_references.iter_mut().for_each(|owner| owner.block_owner_deletion = Some(true));
+        object
+    }
+
     fn object(owners: usize, finalizers: &[&str], deleting: bool) -> ObjectMeta {
         ObjectMeta {
             owner_references: (0..owners).map(|n| OwnerReference { uid: format!("o{n}"), ..Default::default() }).collect(),
@@ -96,11 +109,12 @@ mod tests {
     }
 
     fn dependent(blocks: bool, is_deleting: bool) -> Dependent {
-        Dependent { uid: "d".into(), blocks, is_deleting }
+        Dependent { uid: "d".into(), blocks, is_deleting, waits: false }
     }
 
     #[test]
     fn each_case_of_upstreams_rules() {
+        let waits = Dependent { waits: true, ..dependent(true, true) };
         let await_d = Step::AwaitDependents(vec!["d".into()]);
         for (name, object, owners, dependents, want) in [
             ("no owners", object(0, &[], false), &[][..], vec![], Step::Nothing),
@@ -117,6 +131,8 @@ mod tests {
                 vec![dependent(true, false)],
                 Step::Delete(Propagation::Foreground),
             ),
+            ("in a circle", blocking(object(1, &[], false)), &[Waiting], vec![waits.clone()], Step::Unblock),
+            ("unblocked in a circle", object(1, &[], false), &[Waiting], vec![waits], Step::Delete(Propagation::Foreground)),
             ("keeps its way of deletion", object(1, &[ORPHAN], false), &[Gone], vec![], Step::Delete(Propagation::Orphan)),
             ("already being deleted", object(1, &["other"], true), &[Gone], vec![], Step::Nothing),
             ("orphaning", object(0, &[ORPHAN], true), &[], vec![dependent(true, false)], Step::Orphan),

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use k8s_client::{
     Action, Change, Client, Error, EventType, Informer, ObjectKey, Patch, Request, WorkQueue, owner_reference,
     resources::{JOBS, PODS},
-    run_workers,
 };
 use serde_json::json;
 
@@ -24,7 +23,8 @@ use self::plan::{FINALIZER, Observed, Plan, plan};
 use crate::api::{Job, Pod};
 use crate::context::{Context, Pods};
 use crate::expectations::Expectations;
-use crate::ownership::{self, slow_start};
+use crate::ownership::{self, adopts, claim_all, slow_start};
+use crate::reconcile::{Reconcile, follow, follow_owned, work};
 
 #[derive(Clone)]
 struct Controller {
@@ -49,29 +49,29 @@ pub async fn run(context: Context) {
         context: context.clone(),
     };
     let queue = WorkQueue::new("job");
-    let sink = queue.clone();
-    controller.jobs.add_handler(move |change: Change<'_, Job>| sink.add(change.object().metadata.key()));
+    follow(&queue, &controller.jobs);
+    follow_owned(&queue, &controller.jobs, &controller.pods.informer);
     let sink = queue.clone();
     controller.pods.informer.add_handler(move |change: Change<'_, Pod>| {
-        let pod = change.object();
-        if let Some(owner) = pod.metadata.controller().filter(|owner| owner.kind == "Job") {
-            sink.add(ObjectKey::new(pod.metadata.namespace.clone(), owner.name.clone()));
-        } else if pod.metadata.finalizers.iter().any(|finalizer| finalizer == FINALIZER)
-            && let Some(owner) = pod.metadata.labels.get("batch.kubernetes.io/job-name")
-        {
-            sink.add(ObjectKey::new(pod.metadata.namespace.clone(), owner.clone()));
+        // Its job may be gone, or not want it: then nobody counts it.
+        if let Some(job) = job_of_orphan(change.object()) {
+            sink.add(ObjectKey::new(change.object().metadata.namespace.clone(), job.to_owned()));
         }
     });
     controller.jobs.wait_synced().await;
     controller.pods.informer.wait_synced().await;
-    run_workers(queue, 5, context.stop.clone(), move |key| {
-        let controller = controller.clone();
-        async move { controller.sync(key).await }
-    })
-    .await;
+    work(&context, queue, 5, controller).await;
 }
 
-impl Controller {
+/// The job by whose name a pod without an owner was counted.
+fn job_of_orphan(pod: &Pod) -> Option<&str> {
+    if pod.metadata.controller().is_some() || !plan::holds(pod) {
+        return None;
+    }
+    pod.metadata.labels.get("batch.kubernetes.io/job-name").map(String::as_str)
+}
+
+impl Reconcile for Controller {
     async fn sync(&self, key: ObjectKey) -> Result<Action, Error> {
         let Some(job) = self.jobs.get_key(&key) else {
             self.expectations.forget(&key);
@@ -79,7 +79,7 @@ impl Controller {
             // Nobody counts these pods any more.
             for pod in self.pods.informer.list_namespace(&key.namespace) {
                 let ours = pod.metadata.controller().is_some_and(|owner| owner.kind == "Job" && owner.name == key.name);
-                if ours {
+                if ours || job_of_orphan(&pod) == Some(&key.name) {
                     self.release(&pod).await?;
                 }
             }
@@ -91,7 +91,7 @@ impl Controller {
         if !self.statuses.met(&key, self.jobs.version(), |_| false) {
             return Ok(Action::Retry);
         }
-        let pods = self.pods.by_owner.get(&job.metadata.uid);
+        let pods = self.claim(&job).await?;
         let alive = |uid: &str| pods.iter().any(|pod| pod.metadata.uid == uid && !pod.metadata.is_deleting());
         let current = self.expectations.met(&key, self.pods.informer.version(), alive);
         let plan = plan(&Observed { job: &job, pods: &pods, now: k8s_client::Time::now() });
@@ -118,6 +118,23 @@ impl Controller {
         }
         acted?;
         Ok(plan.again.map_or(Action::Done, Action::After))
+    }
+}
+
+impl Controller {
+    /// The job's pods. Those that lost their owner are taken back, unless the job is over; what it does not want may go.
+    async fn claim(&self, job: &Arc<Job>) -> Result<Vec<Arc<Pod>>, Error> {
+        let (name, over) = (&job.metadata.name, plan::is_finished(job));
+        let candidates = self.pods.informer.list_namespace(&job.metadata.namespace);
+        for pod in candidates.iter().filter(|pod| job_of_orphan(pod) == Some(name)) {
+            if over || !adopts(job.as_ref(), &pod.metadata) {
+                self.release(pod).await?;
+            }
+        }
+        if over {
+            return Ok(self.pods.by_owner.get(&job.metadata.uid));
+        }
+        claim_all(&self.client, job.as_ref(), candidates, |_: &Pod| true).await
     }
 
     async fn act(&self, job: &Job, key: &ObjectKey, plan: &Plan) -> Result<(), Error> {
@@ -158,7 +175,7 @@ impl Controller {
 
     /// Lets a counted pod go.
     async fn release(&self, pod: &Pod) -> Result<(), Error> {
-        if !pod.metadata.finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
+        if !plan::holds(pod) {
             return Ok(());
         }
         // Finalizers merge as a set, so others stay.

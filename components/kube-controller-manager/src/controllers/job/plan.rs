@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::indexes;
 use super::policy::{self, PerIndex, Verdict};
-use crate::api::{Job, JobStatus, Pod, Uncounted};
+use crate::api::{JOB_TRACKING, Job, JobStatus, Pod, Uncounted};
 use crate::ownership;
 
-pub const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
+pub const FINALIZER: &str = JOB_TRACKING;
 const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 /// Uids in `uncountedTerminatedPods` at once, as upstream.
 const MAX_UNCOUNTED: usize = 500;

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k8s_client::{Change, Error, Informer, ObjectKey, Partial, ReflectorOptions, Resource, WorkQueue, spawn_reflector};
+use k8s_client::{
+    Change, Error, Informer, ObjectKey, Partial, ReflectorOptions, Resource, WorkQueue, resources::RESOURCE_QUOTAS, spawn_reflector,
+};
 use parking_lot::Mutex;
 
 use crate::api::ResourceQuota;
@@ -47,6 +49,10 @@ impl Counters {
 
     /// How many objects of the resource the namespace has.
     pub async fn count(&self, namespace: &str, plural: &str, group: &str) -> Result<Count, Error> {
+        if (plural, group) == (RESOURCE_QUOTAS.plural.as_ref(), "") {
+            // Another watch of them might not know the quota yet that this is asked for.
+            return Ok(Count::Known(self.quotas.list_namespace(namespace).len()));
+        }
         let Some(resource) = self.resolve(plural, group).await? else { return Ok(Count::Unknown) };
         let informer = self.informer(resource);
         Ok(if informer.has_synced() { Count::Known(informer.list_namespace(namespace).len()) } else { Count::Starting })
