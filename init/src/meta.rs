@@ -28,12 +28,17 @@ pub struct Kept {
     slot: Slot,
 }
 
+/// META of the disk that the partition `root` lies on.
+pub fn beside<'a>(root: &BlockDevice, devices: &'a [BlockDevice]) -> Option<&'a BlockDevice> {
+    let disk = root.partition.as_ref().map(|(_, disk)| disk)?;
+    let on_disk = |device: &&BlockDevice| device.partition.as_ref().is_some_and(|(_, its)| its == disk);
+    devices.iter().filter(on_disk).find(|device| device.label == meta::LABEL)
+}
+
 impl Kept {
     /// Reads META beside the partition `root`, which holds this slot.
     pub fn beside(root: &BlockDevice, slot: Slot, devices: &[BlockDevice]) -> Option<Self> {
-        let disk = root.partition.as_ref().map(|(_, disk)| disk)?;
-        let on_disk = |device: &&BlockDevice| device.partition.as_ref().is_some_and(|(_, its)| its == disk);
-        let device = devices.iter().filter(on_disk).find(|device| device.label == meta::LABEL)?.path();
+        let device = beside(root, devices)?.path();
         match File::open(&device).and_then(|mut file| meta::read(&mut file)) {
             Ok(meta) => Some(Self { device, meta, slot }),
             Err(error) => {

@@ -56,7 +56,8 @@ pub fn block_devices() -> Vec<BlockDevice> {
             let disk = real.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
             BlockDevice::parse(&read("uevent"), &read("size"), disk)
         })
-        .filter(|device| device.sectors > 0)
+        // sysfs shows a device a moment before it can be opened.
+        .filter(|device| device.sectors > 0 && device.path().exists())
         .collect();
     devices.sort_by(|a, b| a.name.cmp(&b.name));
     devices

@@ -19,7 +19,7 @@ use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 use verity::Parameters;
 
 use crate::loader::Origin;
-use crate::meta::Kept;
+use crate::meta::{self, Kept};
 use crate::root::{BlockDevice, Search};
 use crate::verified::{self, VerifyError};
 use crate::{cmdline, loader, modules, mounts, report, root};
@@ -138,7 +138,9 @@ fn find_and_mount(root: &Parameters, origin: &Origin, wait: Duration) -> Result<
         }
         let tables = root::tables(&devices);
         let search = Search::of(origin, &tables);
-        if let Some(partition) = root::root_partition(&devices, &tables, &search, &uuid) {
+        if let Some(partition) = root::root_partition(&devices, &tables, &search, &uuid)
+            && (is_complete(partition, &devices) || changed.elapsed() >= SETTLE)
+        {
             return mount_root(root, BootSource::Disk, partition, &partition.path(), &devices);
         }
         if changed.elapsed() >= SETTLE {
@@ -174,6 +176,12 @@ fn find_and_mount(root: &Parameters, origin: &Origin, wait: Duration) -> Result<
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// Whether what belongs to a slot has appeared too: the kernel announces the partitions of a disk one after another, and META, which says
+/// whether the slot is on trial, may come after it.
+fn is_complete(partition: &BlockDevice, devices: &[BlockDevice]) -> bool {
+    Slot::of_label(&partition.label).is_none() || meta::beside(partition, devices).is_some()
 }
 
 /// Shows what the kernel image brought along where a medium is shown, if it has this root. It stays in memory when the initramfs is emptied.
@@ -305,6 +313,20 @@ mod tests {
                 assert!(error.to_string().contains("lockdown=none"), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn a_slot_is_not_taken_before_its_meta_is_there() {
+        let device = |name: &str, label: &str, disk: &str| BlockDevice {
+            name: name.into(),
+            label: label.into(),
+            partition: Some((1, disk.to_owned())),
+            sectors: 8,
+        };
+        let (slot, other) = (device("vda3", "ROOT-B", "vda"), device("vda9", "root", "vda"));
+        assert!(!is_complete(&slot, &[slot.clone(), device("vdb4", "META", "vdb")]), "the META of another disk");
+        assert!(is_complete(&slot, &[slot.clone(), device("vda4", "META", "vda")]));
+        assert!(is_complete(&other, &[]), "what is no slot has no META");
     }
 
     #[test]
