@@ -93,12 +93,13 @@ impl Reconciler for Volumes {
             remove_content(&machine.paths.at(UPLOADS))?;
             self.cleaned = true;
         }
-        directories(cx)?;
+        // First what is wrong: a volume with errors may take no directories.
         let mut names = Vec::new();
         for (label, target) in &mounted {
             let wrong = self.told.show(cx, label, target)?;
             names.push(wrong.unwrap_or_else(|| (*label).to_owned()));
         }
+        directories(cx)?;
         Ok(Outcome::ready(names.join(", "), Duration::from_secs(30)))
     }
 }
