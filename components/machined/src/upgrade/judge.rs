@@ -124,6 +124,7 @@ async fn raise_floor(machine: &Machine) {
 async fn prove(machine: &Machine, layout: &Layout, mut upgrade: Upgrade) {
     let mut gate = Gate::default();
     let (mut said, mut said_at) = (None, Duration::ZERO);
+    let mut lacked = String::new();
     loop {
         let seen = health::observe(machine).await;
         let now = Duration::from_micros(Now::read().boottime_us);
@@ -133,7 +134,7 @@ async fn prove(machine: &Machine, layout: &Layout, mut upgrade: Upgrade) {
                 Err(error) => tracing::error!(error = crate::api::chain(&error), "keep the new system"),
             },
             decision => {
-                let reason = words(&decision);
+                let reason = words(&decision, &mut lacked);
                 if said.as_ref() != Some(&reason) && (said.is_none() || now.saturating_sub(said_at) >= NOTED_EVERY) {
                     tracing::info!(reason, "on trial");
                     upgrade.because(&reason);
@@ -147,12 +148,14 @@ async fn prove(machine: &Machine, layout: &Layout, mut upgrade: Upgrade) {
     }
 }
 
-/// How a trial stands, for people.
-fn words(decision: &Decision) -> String {
-    match decision {
-        Decision::Wait(missing) => format!("not as healthy as before: {}", missing.join(", ")),
-        Decision::Settling(_) | Decision::Good => format!("as healthy as before, which must last for {} s", SETTLED.as_secs()),
+/// How a trial stands, for people. What it `lacked` last is told while it settles too: a program that ends again and again is there for moments.
+fn words(decision: &Decision, lacked: &mut String) -> String {
+    if let Decision::Wait(missing) = decision {
+        *lacked = missing.join(", ");
+        return format!("not as healthy as before: {lacked}");
     }
+    let settles = format!("as healthy as before, which must last for {} s", SETTLED.as_secs());
+    if lacked.is_empty() { settles } else { format!("{settles}; before, it lacked {lacked}") }
 }
 
 /// The new system is good. META first: a power cut before the loader knows is a way back with a reason, and one behind it is no loss.
@@ -188,5 +191,20 @@ fn note(layout: &Layout, change: impl FnOnce(&mut Upgrade)) {
     });
     if let Err(error) = noted {
         tracing::warn!(error = crate::api::chain(&error), "note in META how the upgrade stands");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_lacking_last_is_told_while_a_trial_settles() {
+        let mut lacked = String::new();
+        let settles = words(&Decision::Settling(Duration::ZERO), &mut lacked);
+        assert_eq!(settles, "as healthy as before, which must last for 30 s");
+        let waits = words(&Decision::Wait(vec!["kubelet".into(), "pod etcd".into()]), &mut lacked);
+        assert_eq!(waits, "not as healthy as before: kubelet, pod etcd");
+        assert_eq!(words(&Decision::Settling(Duration::ZERO), &mut lacked), format!("{settles}; before, it lacked kubelet, pod etcd"));
     }
 }
