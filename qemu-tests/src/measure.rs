@@ -56,29 +56,40 @@ pub fn boot(context: &Context) -> Result<Vec<Measure>, Error> {
 
     cluster.install_machines(&context.image.iso, context.accelerator, &times)?;
     found.extend(times.between(&first.name, "booting", "in maintenance mode", "ISO: power-on to machine API"));
-    std::thread::sleep(IDLE);
-    for node in [&first, &worker] {
-        let text = context
-            .eventually("the machine's memory", context.patience(60), || Ok(strakectl(&cluster, node, &["read", "/proc/meminfo"]).ok()))?;
-        let used = used_memory(&text).ok_or_else(|| unexpected("MemTotal and MemAvailable", text))?;
-        found.push(Measure::new(format!("{}: idle without a cluster: memory used", node.name), used, "MiB"));
-    }
     cluster.become_cluster(std::slice::from_ref(&context.image.hello), &times)?;
     found.extend(times.between(&first.name, "booting", "Ready", "ISO: power-on to node Ready, installed"));
     found.extend(upgrade(context, &cluster, &first, &worker)?);
 
-    for node in nodes.iter().rev() {
-        strakectl(&cluster, node, &["shutdown"])?;
-        cluster.machine(node).wait_off(context.patience(60))?;
-    }
+    found.push(Measure::new("idle without Kubernetes: memory used", idle_memory(context, &cluster, &worker)?, "MiB"));
+    strakectl(&cluster, &first, &["shutdown"])?;
+    cluster.machine(&first).wait_off(context.patience(60))?;
+
     context.say("a cold start from the disk");
+    let power = Instant::now();
     cluster.start_installed(&first, context.accelerator)?;
+    cluster.wait_running(&first)?;
+    let api = power.elapsed().as_secs_f64();
     let milestones = context.eventually("the milestones of a whole boot", context.patience(240), || {
         let Ok(text) = strakectl(&cluster, &first, &["get", "boot", "-o", "json"]) else { return Ok(None) };
         Ok(serde_json::from_str::<Value>(&text).ok().filter(|rows| at(rows, "node-ready", "seconds").is_some()))
     })?;
-    found.extend(starts(&milestones));
+    found.extend(starts(&milestones, api));
     Ok(found)
+}
+
+/// What a machine that waits for a config uses: the last thing that is measured of this one, because it is reset for it.
+fn idle_memory(context: &Context, cluster: &Cluster, node: &Node) -> Result<f64, Error> {
+    let start = cluster.machine(node).console().position();
+    strakectl(cluster, node, &["reset", "--yes"])?;
+    context.say("a machine without a config, idle");
+    let ask = |words: &[&str]| cluster.when_in_maintenance(node, start, "stage=maintenance", words);
+    ask(&["version"])?;
+    std::thread::sleep(IDLE);
+    let text = ask(&["stats", "-o", "json"])?;
+    let rows: Value = serde_json::from_str(&text).unwrap_or_default();
+    let machine = rows.as_array().into_iter().flatten().find(|row| row["name"] == "(machine)");
+    let used = machine.and_then(|row| row["rss"].as_f64()).ok_or_else(|| unexpected("what the machine uses", text.clone()))?;
+    Ok(used / f64::from(1 << 20))
 }
 
 /// An upgrade of the worker while the example is asked through the other node.
@@ -235,28 +246,23 @@ fn bytes_written(cluster: &Cluster, node: &Node) -> Result<u64, Error> {
     disk.and_then(|disk| disk["stats"]["wr_bytes"].as_u64()).ok_or_else(|| unexpected("statistics of the disk", answer.to_string()))
 }
 
-/// Memory that something holds, in MiB.
-fn used_memory(text: &str) -> Option<f64> {
-    let field = |name: &str| -> Option<f64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.split_whitespace().next()?.parse().ok()
-    };
-    Some((field("MemTotal")? - field("MemAvailable")?) / 1024.0)
-}
-
 fn at(rows: &Value, id: &str, field: &str) -> Option<f64> {
     rows.as_array()?.iter().find(|row| row["id"] == id)?[field].as_f64()
 }
 
-/// Times from power-on, and what each part took.
-fn starts(rows: &Value) -> Vec<Measure> {
-    let (kernel, power) = (|id: &str| at(rows, id, "seconds"), |id: &str| at(rows, id, "sincePowerOn"));
+/// Times from power-on, and what each part took. Not every firmware tells when it began: then the seconds after which the API answered,
+/// by the host's clock, say how much came before the kernel's own.
+fn starts(rows: &Value, api: f64) -> Vec<Measure> {
+    let kernel = |id: &str| at(rows, id, "seconds");
     let minus = |one: Option<f64>, other: Option<f64>| one.zip(other).map(|(one, other)| one - other);
+    let power = |id: &str| at(rows, id, "sincePowerOn").or_else(|| Some(api + minus(kernel(id), kernel("machine-api"))?));
+    let before = if power("firmware").is_none() { minus(Some(api), kernel("machine-api")) } else { None };
     let figures = [
         ("disk: power-on to machine API", power("machine-api")),
         ("disk: power-on to node Ready", power("node-ready")),
         ("disk: of it firmware", power("firmware")),
         ("disk: of it loader", minus(power("loader"), power("firmware"))),
+        ("disk: of it firmware and loader", before),
         ("disk: of it kernel", kernel("init")),
         ("disk: of it init", minus(kernel("machined"), kernel("init"))),
         ("disk: of it machined to its API", minus(kernel("machine-api"), kernel("machined"))),
@@ -324,15 +330,21 @@ mod tests {
             {"id": "init", "seconds": 1.0, "sincePowerOn": 4.0}, {"id": "machined", "seconds": 3.0, "sincePowerOn": 6.0},
             {"id": "machine-api", "seconds": 4.0, "sincePowerOn": 7.0}, {"id": "node-ready", "seconds": 10.0, "sincePowerOn": 13.0},
         ]);
-        let found = starts(&rows);
+        let found = starts(&rows, 9.0);
         let parts: f64 = found.iter().filter(|figure| figure.name.contains("of it")).map(|figure| figure.value).sum();
         assert_eq!((found.len(), parts), (8, found[1].value));
-        assert_eq!(starts(&json!([])), []);
+        assert_eq!(starts(&json!([]), 9.0), []);
     }
 
     #[test]
-    fn used_is_what_is_not_available() {
-        assert_eq!(used_memory("MemTotal:  102400 kB\nMemFree: 9 kB\nMemAvailable:   51200 kB\n"), Some(50.0));
-        assert_eq!(used_memory("MemTotal:  102400 kB\n"), None);
+    fn the_hosts_clock_says_what_the_firmware_does_not() {
+        let rows = json!([
+            {"id": "init", "seconds": 1.0}, {"id": "machined", "seconds": 3.0}, {"id": "machine-api", "seconds": 4.0},
+            {"id": "node-ready", "seconds": 10.0},
+        ]);
+        let found = starts(&rows, 7.5);
+        let parts: f64 = found.iter().filter(|figure| figure.name.contains("of it")).map(|figure| figure.value).sum();
+        assert_eq!((found[0].value, found[1].value, parts), (7.5, 13.5, 13.5));
+        assert!(found.contains(&Measure::new("disk: of it firmware and loader", 3.5, "s")));
     }
 }

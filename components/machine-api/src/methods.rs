@@ -92,7 +92,7 @@ methods! {
     "MachineService" / "Kubeconfig":          ADMIN,             true,    false;
     "ServiceService" / "List":                READ,              false,   false;
     "ServiceService" / "Restart":             OPERATE,           true,    false;
-    "ServiceService" / "Stats":               READ,              false,   false;
+    "ServiceService" / "Stats":               READ,              false,   true;
     "LogService" / "Logs":                    READ,              false,   false;
     "LogService" / "KernelLog":               READ,              false,   false;
     "ResourceService" / "Kinds":              READ,              false,   true;

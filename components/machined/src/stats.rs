@@ -27,6 +27,21 @@ pub struct Process {
     pub group_memory: u64,
 }
 
+/// The machine's memory in bytes, by proc_meminfo(5).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Memory {
+    pub total: u64,
+    /// What could not be given to a new process.
+    pub used: u64,
+}
+
+/// The machine's memory; nothing when the kernel does not tell.
+pub fn machine_memory(paths: &Paths) -> Memory {
+    let text = fs::read_to_string(paths.at("/proc/meminfo")).unwrap_or_default();
+    let total = kilobytes(&text, "MemTotal");
+    Memory { total, used: total.saturating_sub(kilobytes(&text, "MemAvailable")) }
+}
+
 /// Every process but the kernel's threads, by pid. One that ends meanwhile is left out.
 pub fn processes(paths: &Paths) -> Vec<Process> {
     let mut pids: Vec<i32> = fs::read_dir(paths.at("/proc"))
@@ -138,7 +153,7 @@ mod tests {
         put("/proc/42/cgroup", "0::/system/machined\n");
         put("/sys/fs/cgroup/system/machined/memory.current", "31457280\n");
         put("/proc/7/cmdline", "");
-        put("/proc/meminfo", "MemTotal: 1 kB\n");
+        put("/proc/meminfo", "MemTotal:  102400 kB\nMemFree: 9 kB\nMemAvailable:   51200 kB\n");
         let expected = Process {
             name: "machined".into(),
             pid: 42,
@@ -153,6 +168,7 @@ mod tests {
         assert_eq!(processes(&paths), [expected]);
         assert_eq!(memory_of_group_of(&paths, 42), Some(30 << 20));
         assert_eq!(memory_of_group_of(&paths, 43), None);
+        assert_eq!(machine_memory(&paths), Memory { total: 100 << 20, used: 50 << 20 });
     }
 
     #[test]

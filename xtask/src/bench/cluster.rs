@@ -29,8 +29,9 @@ struct Process {
     node: String,
     name: String,
     rss: u64,
-    pss: u64,
-    rss_anon: u64,
+    /// Not of the row of the whole machine, and not where the kernel does not tell.
+    pss: Option<u64>,
+    rss_anon: Option<u64>,
 }
 
 /// The programs whose memory is told.
@@ -86,8 +87,9 @@ fn memory(processes: &[Process]) -> Vec<Figure> {
         .filter(|process| PROGRAMS.contains(&process.name.as_str()))
         .flat_map(|process| {
             let Process { node, name, rss, pss, rss_anon } = process;
-            [("RSS", rss), ("PSS", pss), ("RssAnon", rss_anon)]
-                .map(|(what, bytes)| Figure::new(format!("{node}: {name} {what}"), mebibytes(*bytes), "MiB"))
+            [("RSS", Some(*rss)), ("PSS", *pss), ("RssAnon", *rss_anon)]
+                .into_iter()
+                .filter_map(move |(what, bytes)| Some(Figure::new(format!("{node}: {name} {what}"), mebibytes(bytes?), "MiB")))
         })
         .collect()
 }
@@ -103,6 +105,7 @@ mod tests {
         let expected = [Figure::new("cp-1: power-on to init", 4.25, "s"), Figure::new("cp-1: power-on to etcd", 9.0, "s")];
         assert_eq!(starts(&serde_json::from_str::<Vec<Milestone>>(boot).unwrap()), expected);
         let stats = r#"[{"node":"cp-1","name":"init","pid":1,"rss":2097152,"pss":1048576,"rssAnon":524288,"restarts":0},
+            {"node":"cp-1","name":"(machine)","pid":null,"rss":3,"pss":null,"rssAnon":null},
             {"node":"cp-1","name":"hello","pid":9,"rss":1,"pss":1,"rssAnon":1}]"#;
         let figures = memory(&serde_json::from_str::<Vec<Process>>(stats).unwrap());
         assert_eq!(figures.len(), 3, "{figures:?}");

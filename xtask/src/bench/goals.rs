@@ -51,7 +51,7 @@ const GOALS: &[Goal] = &[
     goal("ISO", 200.0),
     goal("root", 160.0),
     goal("UKI", 16.0),
-    goal("idle without a cluster: memory used", 60.0),
+    goal("idle without Kubernetes: memory used", 60.0),
     goal("upgrade: failed requests", 0.0),
     both("kube-apiserver RSS before", 40.0, 268.0),
     both("kube-apiserver RSS after", 80.0, 405.0),

@@ -92,7 +92,7 @@ impl Policy {
                     return refuse(
                         &caller,
                         Status::failed_precondition(
-                            "the machine is in maintenance mode and serves version, disks, links, volumes, apply-config and unlock only",
+                            "the machine is in maintenance mode and serves version, disks, links, volumes, stats, apply-config and unlock only",
                         ),
                     );
                 }

@@ -32,9 +32,10 @@ impl ServiceService for Handler {
         let services = self.0.init.services().await.map_err(|error| status(&error))?;
         let paths = self.0.paths.clone();
         // Proportional sizes make the kernel walk page tables, which is nothing for an async thread.
-        let processes = tokio::task::spawn_blocking(move || stats::processes(&paths)).await.map_err(|error| super::internal(&error))?;
-        let processes = processes.into_iter().map(|process| process_stats(process, &services));
-        Ok(Response::new(StatsResponse { processes: processes.collect() }))
+        let read = tokio::task::spawn_blocking(move || (stats::processes(&paths), stats::machine_memory(&paths)));
+        let (processes, memory) = read.await.map_err(|error| super::internal(&error))?;
+        let processes = processes.into_iter().map(|process| process_stats(process, &services)).collect();
+        Ok(Response::new(StatsResponse { processes, memory_total: memory.total, memory_used: memory.used }))
     }
 
     async fn restart(&self, request: Request<ServiceRestartRequest>) -> Result<Response<ServiceRestartResponse>, Status> {

@@ -1,7 +1,7 @@
 //! `strakectl stats`: what the processes of machines use.
 
 use clap::ValueEnum;
-use machine_api::v1alpha1::{ProcessStats, StatsRequest};
+use machine_api::v1alpha1::{ProcessStats, StatsRequest, StatsResponse};
 use serde_json::{Value, json};
 
 use super::{Cx, refused};
@@ -9,7 +9,8 @@ use super::{Cx, refused};
 /// Show the memory and processor time of every process of a machine.
 ///
 /// PSS counts shared pages in proportion; ANON is what the process alone holds and no file backs. GROUP MEMORY is what the
-/// kernel charges to the process's cgroup, page cache included.
+/// kernel charges to the process's cgroup, page cache included. The line (machine) says what all of it and the kernel hold
+/// under RSS, and the size of its memory under GROUP MEMORY.
 #[derive(Debug, clap::Args)]
 pub struct Stats {
     /// Only processes of this name, such as machined or kube-apiserver; may be given several times.
@@ -51,10 +52,13 @@ impl Stats {
         ];
         let (names, sort) = (&self.names, self.sort);
         cx.rows(&columns, |machine| async move {
-            let mut processes = machine.services().stats(StatsRequest {}).await.map_err(refused)?.into_inner().processes;
+            let StatsResponse { mut processes, memory_total, memory_used } =
+                machine.services().stats(StatsRequest {}).await.map_err(refused)?.into_inner();
             processes.retain(|process| names.is_empty() || names.contains(&process.name));
             order(&mut processes, sort);
-            Ok(processes.into_iter().map(row).collect())
+            // Machines of former versions do not tell it.
+            let whole = (names.is_empty() && memory_total > 0).then(|| whole(memory_total, memory_used));
+            Ok(whole.into_iter().chain(processes.into_iter().map(row)).collect())
         })
         .await
     }
@@ -68,6 +72,14 @@ fn order(processes: &mut [ProcessStats], sort: Sort) {
         Sort::Cpu => b.cpu_seconds.total_cmp(&a.cpu_seconds),
         Sort::Name => a.name.cmp(&b.name).then(a.pid.cmp(&b.pid)),
     });
+}
+
+/// The machine as a whole.
+fn whole(total: u64, used: u64) -> Value {
+    json!({
+        "name": "(machine)", "pid": null, "group": "", "service": "", "rss": used, "pss": null, "rssAnon": null, "cpuSeconds": null,
+        "groupMemory": total, "restarts": null, "threads": null,
+    })
 }
 
 fn row(process: ProcessStats) -> Value {
