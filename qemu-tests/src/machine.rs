@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use image::tools::Tools;
@@ -109,14 +110,15 @@ impl Machine {
             Firmware::SecureBoot => tools.file("usr/share/OVMF/OVMF_CODE_4M.secboot.fd")?,
             Firmware::Uefi | Firmware::LegacyBios => tools.file("usr/share/OVMF/OVMF_CODE_4M.fd")?,
         };
+        let tpm = free_tpm_socket(spec);
         if let Some(state) = &spec.tpm {
-            start_tpm(state, &tpm_socket(spec))?;
+            start_tpm(state, &tpm)?;
         }
         let output = spec.dir.join("qemu.log");
         let log = File::create(&output).on("create", &output)?;
         let errors = log.try_clone().on("share", &output)?;
         let mut command = tools.qemu()?;
-        command.args(arguments(spec, accelerator, &code, &variables)).stdin(Stdio::null()).stdout(log).stderr(errors);
+        command.args(arguments(spec, accelerator, &code, &variables, &tpm)).stdin(Stdio::null()).stdout(log).stderr(errors);
         // A group of its own: a Ctrl-C in the terminal that started a detached cluster must not reach it.
         command.process_group(0);
         let mut child = command.spawn().map_err(|source| Error::Spawn { program: "qemu-system-x86_64".into(), source })?;
@@ -277,8 +279,12 @@ fn start_tpm(state: &Path, socket: &Path) -> Result<(), Error> {
     }
 }
 
-fn tpm_socket(spec: &MachineSpec) -> PathBuf {
-    spec.run.join(format!("{}.tpm", spec.name))
+/// A place for the socket of a TPM's emulator that no other start of the machine has: an emulator that ends takes its socket's name away,
+/// and the one of a machine whose plug was pulled may do so after the next one began.
+fn free_tpm_socket(spec: &MachineSpec) -> PathBuf {
+    static STARTS: AtomicU32 = AtomicU32::new(0);
+    let start = STARTS.fetch_add(1, Ordering::Relaxed);
+    spec.run.join(format!("{}-{}-{start}.tpm", spec.name, std::process::id()))
 }
 
 /// Creates an empty disk; `bytes` are not taken until they are written.
@@ -315,7 +321,7 @@ fn recorded(socket: &Path, export: &str) -> String {
     format!("nbd:unix:{}:exportname={export}", socket.display())
 }
 
-fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variables: &Path) -> Vec<String> {
+fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variables: &Path, tpm: &Path) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut add = |parts: &[&str]| words.extend(parts.iter().map(|part| (*part).to_owned()));
     add(&["-name", &spec.name, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "std"]);
@@ -336,7 +342,7 @@ fn arguments(spec: &MachineSpec, accelerator: Accelerator, code: &Path, variable
         add(&["-smbios", &format!("type=11,value={text}")]);
     }
     if spec.tpm.is_some() {
-        add(&["-chardev", &format!("socket,id=tpm,path={}", tpm_socket(spec).display())]);
+        add(&["-chardev", &format!("socket,id=tpm,path={}", tpm.display())]);
         add(&["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"]);
     }
     add(&["-smp", &spec.processors.to_string(), "-m", &spec.memory_mib.to_string(), "-rtc"]);
@@ -410,7 +416,7 @@ mod tests {
 
     #[test]
     fn the_disk_is_tried_before_the_drive_and_the_address_is_the_machines_own() {
-        let line = arguments(&spec(), Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
+        let line = arguments(&spec(), Accelerator::Emulation, Path::new("/c"), Path::new("/v"), Path::new("/r/tpm")).join(" ");
         for part in [
             "drive=disk,serial=strake-cp-1,bootindex=1",
             "ide-cd,drive=cd,bootindex=2",
@@ -425,13 +431,13 @@ mod tests {
         let mut layered = spec();
         layered.disk = Some(Disk { path: "/d/layer".into(), overlay: true });
         layered.firmware = Firmware::LegacyBios;
-        let line = arguments(&layered, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
+        let line = arguments(&layered, Accelerator::Emulation, Path::new("/c"), Path::new("/v"), Path::new("/r/tpm")).join(" ");
         assert!(line.contains("format=qcow2,cache=writeback") && !line.contains("pflash"), "{line}");
         let failing = MachineSpec { disk_errors: Some("/d/rules".into()), ..spec() };
-        let line = arguments(&failing, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
+        let line = arguments(&failing, Accelerator::Emulation, Path::new("/c"), Path::new("/v"), Path::new("/r/tpm")).join(" ");
         assert!(line.contains("discard=unmap,file=blkdebug:/d/rules:/d/disk"), "{line}");
         let served = MachineSpec { recorder: Some("/r/nbd".into()), ..spec() };
-        let line = arguments(&served, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
+        let line = arguments(&served, Accelerator::Emulation, Path::new("/c"), Path::new("/v"), Path::new("/r/tpm")).join(" ");
         for part in ["unit=1,format=raw,file=nbd:unix:/r/nbd:exportname=variables", "cache=writeback,file=nbd:unix:/r/nbd:exportname=disk"]
         {
             assert!(line.contains(part), "{part} is not in {line}");
@@ -439,13 +445,13 @@ mod tests {
         layered.firmware = Firmware::SecureBoot;
         layered.oem_string = Some("io.example=1".into());
         layered.tpm = Some("/t".into());
-        let line = arguments(&layered, Accelerator::Emulation, Path::new("/c"), Path::new("/v")).join(" ");
+        let line = arguments(&layered, Accelerator::Emulation, Path::new("/c"), Path::new("/v"), Path::new("/r/tpm")).join(" ");
         for part in [
             "smm=on",
             "property=secure,value=on",
             "unit=0,format=raw,readonly=on,file=/c",
             "type=11,value=io.example=1",
-            "path=/r/cp-1.tpm",
+            "path=/r/tpm",
             "tpm-crb,tpmdev=tpm0",
         ] {
             assert!(line.contains(part), "{part} is not in {line}");

@@ -43,7 +43,9 @@ pub fn prepare() -> Result<()> {
     };
     println!("installing host packages: {}", missing.join(" "));
     let apt = |words: &[&str]| -> Result<()> {
-        let all: Vec<&str> = prefix.iter().chain(["apt-get", "-q"].iter()).chain(words).copied().collect();
+        // On a machine that was just started, something else may be installing.
+        let patient = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"];
+        let all: Vec<&str> = prefix.iter().chain(patient.iter()).chain(words).copied().collect();
         succeed(Command::new(all[0]).args(&all[1..]).env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))
     };
     apt(&["update"])
