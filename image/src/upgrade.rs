@@ -48,6 +48,7 @@ pub fn write(inputs: &UpgradeInputs<'_>, out: &Path) -> Result<(), Error> {
         uki_bytes: size(inputs.uki)?,
         uki_sha256: verity::Digest(digest::of_file(inputs.uki)?),
         config: Some(Fields::of_schema(&schema)),
+        measured: inputs.signing.map(Signing::measured).transpose()?.flatten(),
     };
     let text = serde_json::to_vec(&manifest).map_err(|problem| Error::malformed(MEMBERS[0], problem.to_string()))?;
     if text.len() as u64 > MOST {

@@ -71,6 +71,31 @@ pub fn root_image(data_blocks: usize, fill: u8) -> (Vec<u8>, verity::Parameters)
     (image, verity::Parameters::new(tree.root_hash, salt, data_blocks as u64).unwrap())
 }
 
+/// A program for the firmware with these sections, of which each begins at a multiple of 512.
+pub fn kernel_image(sections: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut file = vec![0; 0x40];
+    file[0x3c] = 0x40;
+    file.extend(b"PE\0\0\x64\x86");
+    file.extend(u16::try_from(sections.len()).unwrap().to_le_bytes());
+    file.extend([0; 16]);
+    let first = (file.len() + sections.len() * 40).next_multiple_of(512);
+    let (mut start, mut contents) = (first, Vec::new());
+    for (name, content) in sections {
+        let (size, padded) = (u32::try_from(content.len()).unwrap(), content.len().next_multiple_of(512));
+        let mut header = [0; 40];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[8..12].copy_from_slice(&size.to_le_bytes());
+        header[16..20].copy_from_slice(&u32::try_from(padded).unwrap().to_le_bytes());
+        header[20..24].copy_from_slice(&u32::try_from(start).unwrap().to_le_bytes());
+        file.extend(header);
+        contents.extend(*content);
+        contents.resize(contents.len().next_multiple_of(512), 0);
+        start += padded;
+    }
+    file.resize(first, 0);
+    [file, contents].concat()
+}
+
 struct NoDisks;
 
 impl Disks for NoDisks {

@@ -3,6 +3,7 @@
 
 use crate::manifest::{self, Allow, Manifest, Refusal, Room};
 use crate::record::System;
+use crate::sealed::{self, Measured, SealedVolume};
 use serde_json::Value;
 
 /// How much older a kubelet may be than the API servers, in minor versions (Kubernetes' version skew policy).
@@ -93,6 +94,8 @@ pub struct Facts<'a> {
     pub peers: Option<Result<Vec<Peer>, String>>,
     /// etcd's members; nothing when this machine has none, or why they are not known.
     pub members: Option<Result<Members, String>>,
+    /// The volumes that only keys in the TPM open without a person; nothing when there are none, or why they are not known.
+    pub sealed: Option<Result<Vec<SealedVolume>, String>>,
 }
 
 /// Everything that is checked once the manifest is believed, in the order in which people are told.
@@ -106,6 +109,7 @@ pub fn checks(manifest: &Manifest, facts: &Facts<'_>) -> Vec<Check> {
         config(manifest, facts.config),
         Check::of("room", manifest::room(manifest, facts.room)),
     ];
+    table.extend(facts.sealed.as_ref().map(|sealed| volumes(manifest.measured.as_ref(), sealed, facts.allow)));
     match &facts.peers {
         None => table.push(Check::new("other machines", Verdict::Good, "this machine is in no cluster yet")),
         Some(Err(reason)) => table.push(Check::new("other machines", Verdict::Elsewhere, format!("not known: {reason}"))),
@@ -214,6 +218,20 @@ fn quorum(members: &Result<Members, String>, allow: Allow) -> Check {
     }
 }
 
+/// Whether an image opens the volumes that open without a person now.
+pub fn volumes(image: Option<&Measured>, sealed: &Result<Vec<SealedVolume>, String>, allow: Allow) -> Check {
+    const NAME: &str = "encrypted volumes";
+    let trouble = match sealed {
+        Ok(volumes) => sealed::locked(image, volumes),
+        Err(reason) => Some(format!("it is not known whether the image opens the encrypted volumes ({reason})")),
+    };
+    match trouble {
+        None => Check::new(NAME, Verdict::Good, "the image opens them with the keys in the TPM"),
+        Some(detail) if allow.locked_volumes => Check::new(NAME, Verdict::Notice, detail),
+        Some(detail) => Check::new(NAME, Verdict::Refused, detail + "; --allow-locked-volumes goes on all the same"),
+    }
+}
+
 fn some(names: &[String], between: &str) -> String {
     let more = names.len().saturating_sub(NAMED);
     let named = names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(between);
@@ -227,6 +245,7 @@ mod tests {
 
     use super::*;
     use crate::fields::Fields;
+    use crate::sealed::SealedKey;
 
     fn system(version: &str, kubernetes: &str, fill: u8) -> System {
         let root = Parameters::new(Digest([fill; 32]), Digest([9; 32]), 300).unwrap();
@@ -244,6 +263,7 @@ mod tests {
             config: Some(Fields::of_schema(&json!({"oneOf": [{"properties": {
                 "apiVersion": {"const": "v1"}, "kind": {"const": "A"}, "known": {},
             }}]}))),
+            measured: Some(Measured { signer: Digest([5; 32]), security_version: 2 }),
         }
     }
 
@@ -253,7 +273,16 @@ mod tests {
 
     fn facts(running: &System) -> Facts<'_> {
         let room = Room { slot: 2 << 20, boot: 1000 };
-        Facts { running, room, allow: Allow::default(), config: &[], control_plane: true, peers: Some(Ok(Vec::new())), members: None }
+        Facts {
+            running,
+            room,
+            allow: Allow::default(),
+            config: &[],
+            control_plane: true,
+            peers: Some(Ok(Vec::new())),
+            members: None,
+            sealed: None,
+        }
     }
 
     fn verdict(table: &[Check], name: &str) -> (Verdict, String) {
@@ -352,5 +381,38 @@ mod tests {
                 assert_eq!(verdict == Verdict::Refused, detail.contains("--allow-quorum-loss"), "{detail}");
             }
         }
+    }
+    #[test]
+    fn an_image_that_would_leave_volumes_locked_is_refused_until_that_is_meant() {
+        let running = system("0.1.0", "v1.36.2", 1);
+        let volume = |signer: u8, lowest| {
+            let keys = vec![SealedKey { signer: Digest([signer; 32]), lowest, highest: lowest + 63 }];
+            Ok(vec![SealedVolume { label: "STATE".into(), keys }])
+        };
+        for (measured, sealed, expected) in [
+            (true, volume(5, 2), ""),
+            (true, volume(5, 3), "this machine's TPM gives the keys from 3 on"),
+            (true, volume(6, 2), "another pcr.key"),
+            (false, volume(5, 2), "no signed measurements"),
+            (true, Err("the TPM does not answer".to_owned()), "the TPM does not answer"),
+        ] {
+            for locked_volumes in [false, true] {
+                let mut manifest = manifest("v1.36.2");
+                manifest.measured = manifest.measured.filter(|_| measured);
+                let allow = Allow { locked_volumes, ..Allow::default() };
+                let table = checks(&manifest, &Facts { allow, sealed: Some(sealed.clone()), ..facts(&running) });
+                let (verdict, detail) = verdict(&table, "encrypted volumes");
+                let wanted = match (expected, locked_volumes) {
+                    ("", _) => Verdict::Good,
+                    (_, true) => Verdict::Notice,
+                    (_, false) => Verdict::Refused,
+                };
+                assert_eq!(verdict, wanted, "{detail}");
+                assert!(detail.contains(expected), "{detail}: {expected}");
+                assert_eq!(verdict == Verdict::Refused, detail.contains("--allow-locked-volumes"), "{detail}");
+            }
+        }
+        let table = checks(&manifest("v1.36.2"), &facts(&running));
+        assert!(table.iter().all(|check| check.name != "encrypted volumes"), "a machine without such volumes is not told of them");
     }
 }

@@ -7,6 +7,7 @@ use verity::Digest;
 
 use crate::fields::Fields;
 use crate::record::System;
+use crate::sealed::Measured;
 
 /// The members' names, in their order.
 pub const MEMBERS: [&str; 3] = ["manifest.json", "root.erofs", "strake.efi"];
@@ -40,6 +41,9 @@ pub struct Manifest {
     /// Which config the system can read; a file that does not say so is taken all the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Fields>,
+    /// What the kernel image's signed measurements say; an image without them opens no volume by a TPM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
 }
 
 /// Where it is to go.
@@ -58,6 +62,8 @@ pub struct Allow {
     pub downgrade: bool,
     /// That etcd has no quorum while the machine restarts.
     pub quorum_loss: bool,
+    /// That encrypted volumes stay locked until a person opens them.
+    pub locked_volumes: bool,
 }
 
 /// Why a machine does not take an upgrade.
@@ -181,6 +187,7 @@ mod tests {
             uki_bytes: 100,
             uki_sha256: Digest([7; 32]),
             config: None,
+            measured: None,
         }
     }
 

@@ -8,6 +8,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
+use slots::kernel_image;
 use tpm::floor::reference;
 use tpm::policy::{self, Digest, EMPTY};
 
@@ -15,14 +16,15 @@ use tpm::policy::{self, Digest, EMPTY};
 const SECTIONS: &[&str] = &[
     ".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey", ".profile", ".dtbauto", ".hwids",
 ];
-const MOST_SECTIONS: u16 = 96;
 
 /// What PCR 11 holds after this image was started.
 pub fn pcr(image: &[u8]) -> Result<Digest, String> {
-    let sections = sections(image).ok_or("it is not an image that the firmware starts")?;
+    const NONE: &str = "it is not an image that the firmware starts";
+    let sections = kernel_image::sections(image).ok_or(NONE)?;
     let mut pcr = EMPTY;
     for name in SECTIONS {
-        let Some((_, content)) = sections.iter().find(|(found, _)| found == name) else { continue };
+        let Some(section) = sections.iter().find(|section| section.name == *name) else { continue };
+        let content = content(image, section).ok_or(NONE)?;
         let terminated = [name.as_bytes(), &[0]].concat();
         for event in [&terminated[..], content] {
             pcr = policy::extend(&pcr, &policy::hash(&[event]));
@@ -31,25 +33,9 @@ pub fn pcr(image: &[u8]) -> Result<Digest, String> {
     Ok(pcr)
 }
 
-/// Names and contents of a PE file's sections (Microsoft's "PE Format").
-fn sections(image: &[u8]) -> Option<Vec<(String, &[u8])>> {
-    let two = |at: usize| Some(u16::from_le_bytes(*image.get(at..)?.first_chunk()?));
-    let four = |at: usize| usize::try_from(u32::from_le_bytes(*image.get(at..)?.first_chunk()?)).ok();
-    let head = four(0x3c)?;
-    if image.get(head..head.checked_add(4)?)? != b"PE\0\0" {
-        return None;
-    }
-    let (count, optional) = (two(head + 6)?, two(head + 20)?);
-    let first = head + 24 + usize::from(optional);
-    let mut found = Vec::new();
-    for number in 0..count.min(MOST_SECTIONS) {
-        let at = first + usize::from(number) * 40;
-        let name = image.get(at..at + 8)?;
-        let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
-        let (size, raw_size, start) = (four(at + 8)?, four(at + 16)?, four(at + 20)?);
-        found.push((name, image.get(start..start.checked_add(size.min(raw_size))?)?));
-    }
-    Some(found)
+fn content<'a>(image: &'a [u8], section: &kernel_image::Section) -> Option<&'a [u8]> {
+    let start = usize::try_from(section.start).ok()?;
+    image.get(start..start.checked_add(usize::try_from(section.size).ok()?)?)
 }
 
 /// The content of `.pcrsig`, in systemd's form. `pol` is the policy that is signed, `pkfp` the hash of the public key. The signature is for one security

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use pki::{SigningKey, VerifyingKey};
+use slots::sealed::Measured;
 use uuid::{Uuid, uuid};
 
 use crate::cache::Cache;
@@ -122,12 +123,26 @@ impl Signing {
 
     /// The content of `.pcrsig` of a kernel image: the signature of what PCR 11 holds once it was started.
     pub fn measurements(&self, uki: &Path) -> Result<String, Error> {
-        let (public, private) = (self.dir.join(MEASURED.0), self.dir.join(MEASURED.1));
+        let private = self.dir.join(MEASURED.1);
         let key = pki::pem::private_key(&read(&private)?).map_err(|problem| Error::malformed(&private, problem.to_string()))?;
-        let spki = pki::pem::public_key(&read(&public)?).map_err(|problem| Error::malformed(&public, problem.to_string()))?;
+        let spki = self.measured_public()?;
         let image = std::fs::read(uki).on("read", uki)?;
         let pcr = measured::pcr(&image).map_err(|problem| Error::malformed(uki, problem))?;
         measured::signatures(&pcr, self.security_version, &spki, key.secret_der()).map_err(|problem| Error::malformed(&private, problem))
+    }
+
+    /// What the measurements of a kernel image say that is signed with these keys, for those who have not read it yet.
+    pub fn measured(&self) -> Result<Option<Measured>, Error> {
+        if self.measured_key().is_none() {
+            return Ok(None);
+        }
+        let signer = verity::Digest(tpm::policy::hash(&[&self.measured_public()?]));
+        Ok(Some(Measured { signer, security_version: self.security_version }))
+    }
+
+    fn measured_public(&self) -> Result<Vec<u8>, Error> {
+        let public = self.dir.join(MEASURED.0);
+        pki::pem::public_key(&read(&public)?).map_err(|problem| Error::malformed(&public, problem.to_string()))
     }
 
     /// What systemd-boot on the medium is told besides, and for how long it shows its menu, if that matters. Where Microsoft's certificates are enrolled too, no device loses what its option ROM does, so the

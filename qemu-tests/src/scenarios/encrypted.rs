@@ -67,8 +67,14 @@ fn run(context: &Context) -> Result<(), Error> {
     let machine = cluster.machine(&node);
     let recovery = cluster.recovery_key(&node).to_string_lossy().into_owned();
     let start = machine.console().position();
-    cluster.clients().strakectl(["--timeout", "60", "-n", &node.local_api(), "rollback"])?;
     let below = "the image is below the floor";
+    match cluster.clients().strakectl(["--timeout", "60", "-n", &node.local_api(), "rollback"]) {
+        Err(problem) if problem.to_string().contains(below) => {}
+        Err(problem) => return Err(problem),
+        Ok(outcome) => return Err(unexpected("a refusal to go back below the floor", outcome)),
+    }
+    context.say("a rollback below the floor is refused, with what would follow");
+    cluster.clients().strakectl(["--timeout", "60", "-n", &node.local_api(), "rollback", "--allow-locked-volumes"])?;
     let volumes = cluster.when_in_maintenance(&node, start, "STATE is locked", &["get", "volumes", "-o", "json"])?;
     let rows: serde_json::Value = serde_json::from_str(&volumes).unwrap_or_default();
     if !rows[0]["problem"].as_str().is_some_and(|why| why.contains(below)) {

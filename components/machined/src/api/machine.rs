@@ -17,6 +17,7 @@ use machine_api::v1alpha1::{
 use machine_config::diff::{Change, Effect, diff};
 use machine_config::{Config, ConfigErrors, Documents};
 use node_ipc::init::BootSource;
+use slots::manifest::Allow;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -245,7 +246,8 @@ impl MachineService for Handler {
     async fn rollback(&self, request: Request<RollbackRequest>) -> Result<Response<RollbackResponse>, Status> {
         let caller = Caller::of(&request)?;
         let _changing = self.0.changing.try_lock().map_err(|_| busy())?;
-        let outcome = super::upgrade::roll_back(&self.0, &caller).await?;
+        let allow = Allow { locked_volumes: request.into_inner().allow_locked_volumes, ..Allow::default() };
+        let outcome = super::upgrade::roll_back(&self.0, &caller, allow).await?;
         self.go_down(format!("rolled back by {}", caller.name), true);
         Ok(Response::new(RollbackResponse { outcome }))
     }

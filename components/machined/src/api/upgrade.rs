@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::authorize::Caller;
 use super::machine::{FAREWELL, busy};
+use crate::encryption;
 use crate::install::Progress;
 use crate::machine::Machine;
 use crate::upgrade::{self, Options, Told, UpgradeError};
@@ -118,16 +119,24 @@ fn options(wanted: &UpgradeOptions) -> Options {
     Options {
         dry_run: wanted.dry_run,
         stage: wanted.stage,
-        allow: Allow { downgrade: wanted.allow_downgrade, quorum_loss: wanted.allow_quorum_loss },
+        allow: Allow {
+            downgrade: wanted.allow_downgrade,
+            quorum_loss: wanted.allow_quorum_loss,
+            locked_volumes: wanted.allow_locked_volumes,
+        },
         deadline: (wanted.deadline_seconds > 0).then(|| Duration::from_secs(wanted.deadline_seconds.into())),
         drain: Duration::from_secs(wanted.drain_seconds.into()),
     }
 }
 
 /// Goes back; the machine is to restart afterwards.
-pub async fn roll_back(machine: &Arc<Machine>, caller: &Caller) -> Result<String, Status> {
+pub async fn roll_back(machine: &Arc<Machine>, caller: &Caller, allow: Allow) -> Result<String, Status> {
     let (machine, who) = (machine.clone(), caller.name.clone());
-    let done = tokio::task::spawn_blocking(move || upgrade::roll_back(&machine, &who)).await.map_err(|error| super::internal(&error))?;
+    let work = move || {
+        let sealed = encryption::sealed_volumes(&machine.paths, &*machine.disks);
+        upgrade::roll_back(&machine, &who, allow, sealed.as_ref())
+    };
+    let done = tokio::task::spawn_blocking(work).await.map_err(|error| super::internal(&error))?;
     match done {
         Ok(outcome) => {
             caller.did(format_args!("roll back: {outcome}"));

@@ -6,6 +6,7 @@ mod device;
 #[cfg(test)]
 mod emulator;
 mod floor;
+mod images;
 mod key_file;
 mod luks;
 mod metadata;
@@ -22,6 +23,7 @@ use machine_config::{Config, KeyFile, KeyKind, RECOVERY_SLOT, VolumeEncryption, 
 
 use crate::paths::Paths;
 pub use floor::raise as raise_floor;
+pub use images::{measured_of, sealed_volumes};
 use luks::{Derivation, LuksError};
 use metadata::Token;
 use sealed::Measured;

@@ -20,7 +20,7 @@ use super::metadata::TpmToken;
 use crate::paths::Paths;
 
 /// More than a key and the signatures of a kernel image have.
-const MOST: u64 = 64 << 10;
+pub const MOST: u64 = 64 << 10;
 /// PCR 11 is extended by this when all volumes are open, so that nothing that runs later gets their keys.
 const CLOSED: &[u8] = b"strake: volumes are open";
 
@@ -125,7 +125,8 @@ impl Measured {
         Self::parse(&key, &bounded(&paths.at(PCR_SIGNATURE_FILE)).ok()?)
     }
 
-    fn parse(key: &str, signatures: &[u8]) -> Option<Self> {
+    /// From the key's PEM and the file of signatures.
+    pub fn parse(key: &str, signatures: &[u8]) -> Option<Self> {
         let signer = pki::pem::public_key(key).ok()?;
         PublicKey::from_spki(&signer)?;
         let file: SignatureFile = serde_json::from_slice(signatures).ok()?;
@@ -137,7 +138,7 @@ impl Measured {
     }
 
     /// The security version that the image says it has. Only a TPM knows whether it is true.
-    fn version(&self) -> Option<u32> {
+    pub fn version(&self) -> Option<u32> {
         let signer = policy::hash(&[&self.signer]);
         self.signatures.iter().filter(|signature| signature.signer == signer).map(|signature| signature.version).max()
     }

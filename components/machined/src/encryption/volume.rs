@@ -17,7 +17,7 @@ use crate::machine::Disks;
 use crate::paths::Paths;
 
 /// The volumes that may be encrypted. STATE comes last: what is done to all is done once it is done to STATE.
-const VOLUMES: [&str; 3] = ["DATA", "ETCD", "STATE"];
+pub const VOLUMES: [&str; 3] = ["DATA", "ETCD", "STATE"];
 /// Left in memory when the TPM gives no keys any more.
 const CLOSED: &str = "/run/strake/tpm-closed";
 

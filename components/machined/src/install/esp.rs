@@ -22,6 +22,11 @@ pub fn conf() -> String {
 const UNFINISHED: &str = "EFI/Linux/strake.new";
 const PIECE: usize = 256 << 10;
 
+/// A file that is read here and there.
+pub trait ReadSeek: Read + Seek {}
+
+impl<T: Read + Seek> ReadSeek for T {}
+
 /// The boot partition of an installed disk. Nothing mounts it, so it is read and written as a file.
 #[derive(Clone, Debug)]
 pub struct BootPartition {
@@ -83,6 +88,11 @@ impl BootPartition {
     /// Whether a slot has a kernel image.
     pub fn has(&self, slot: Slot) -> io::Result<bool> {
         self.with(|filesystem| Ok(filesystem.root_dir().open_file(&image(slot)).is_ok()))
+    }
+
+    /// Gives a slot's kernel image to whoever wants to look into it.
+    pub fn read_image<T>(&self, slot: Slot, look: impl FnOnce(&mut dyn ReadSeek) -> io::Result<T>) -> io::Result<T> {
+        self.with(|filesystem| look(&mut filesystem.root_dir().open_file(&image(slot))?))
     }
 
     /// Removes a slot's kernel image, so that nothing starts the slot any more.

@@ -9,12 +9,14 @@ use slots::gate::{DEADLINE, LONGEST, SHORTEST};
 use slots::loader::{DEFAULT, ONE_SHOT, entry, other};
 use slots::manifest::{self, Allow, Manifest};
 use slots::record::{self, State, Upgrade};
+use slots::sealed::SealedVolume;
 use tokio::sync::mpsc;
 
 use super::layout::Layout;
 use super::write::{self, Archive, Pieces};
 use super::{Trust, UpgradeError, around, drain, health, show};
 use crate::clock::unix_seconds;
+use crate::encryption;
 use crate::install::Progress;
 use crate::machine::Machine;
 
@@ -70,7 +72,8 @@ pub async fn begin(
         let config = loaded.as_ref().map(|loaded| machine_config::to_values(&loaded.text)).unwrap_or_default();
         let control_plane = loaded.is_some_and(|loaded| loaded.config.is_control_plane());
         let (room, running) = (write::room(&writer)?, &writer.running);
-        let facts = Facts { running, room, allow, config: &config, control_plane, peers, members };
+        let sealed = encryption::sealed_volumes(&written_machine.paths, &*written_machine.disks);
+        let facts = Facts { running, room, allow, config: &config, control_plane, peers, members, sealed };
         let mut table = vec![Check::new("signature", Verdict::Good, trust.words())];
         table.extend(checks::checks(&manifest, &facts));
         let refused = checks::refusal(&table);
@@ -181,13 +184,19 @@ async fn snapshot(machine: &Machine, most: usize) -> Result<(), UpgradeError> {
     Ok(())
 }
 
-/// Makes the other slot the one that is started. Gives what was done; the machine should restart now.
-pub fn roll_back(machine: &Machine, who: &str) -> Result<String, UpgradeError> {
+/// Makes the other slot the one that is started. `sealed` is what the keys in the TPM open, if they open anything. Gives what was done; the machine should
+/// restart now.
+pub fn roll_back(
+    machine: &Machine,
+    who: &str,
+    allow: Allow,
+    sealed: Option<&Result<Vec<SealedVolume>, String>>,
+) -> Result<String, UpgradeError> {
     let layout = Layout::of(machine)?;
     let meta = layout.read()?;
     let last = record::upgrade(&meta);
     let variables = &layout.variables;
-    // A trial is over as soon as the machine restarts: the default never left the old slot.
+    // A trial is over as soon as the machine restarts: the default never left the old slot, and the floor is not raised before it is.
     if let Some(mut trial) = last.clone().filter(|upgrade| upgrade.state == State::Trying) {
         variables.remove(ONE_SHOT)?;
         trial.state = State::RolledBack;
@@ -199,6 +208,17 @@ pub fn roll_back(machine: &Machine, who: &str) -> Result<String, UpgradeError> {
     let slot = layout.other();
     let there = layout.boot.has(slot).map_err(|error| UpgradeError::Boot("look for the other slot's kernel image", error))?;
     let system = record::good(&meta, slot).filter(|_| there).ok_or(UpgradeError::NoOther(slot.label()))?;
+    let volumes = match sealed {
+        None => None,
+        Some(sealed) => {
+            let image = layout.boot.read_image(slot, |image| encryption::measured_of(image));
+            let image = image.map_err(|error| UpgradeError::Boot("read the other slot's kernel image", error))?;
+            Some(checks::volumes(image.as_ref(), sealed, allow))
+        }
+    };
+    if let Some(refused) = volumes.iter().find(|check| check.verdict == Verdict::Refused) {
+        return Err(UpgradeError::Refused(format!("{} with {}: {}", slot.label(), system.version, refused.detail)));
+    }
     let back = Upgrade {
         slot: layout.own,
         state: State::RolledBack,
@@ -216,5 +236,6 @@ pub fn roll_back(machine: &Machine, who: &str) -> Result<String, UpgradeError> {
     variables.remove(DEFAULT)?;
     variables.remove(ONE_SHOT)?;
     layout.boot.set_default(slot).map_err(|error| UpgradeError::Boot("change the default", error))?;
-    Ok(format!("{} with {} is started from now on", slot.label(), system.version))
+    let told = volumes.filter(|check| check.verdict == Verdict::Notice).map(|check| format!("; {}", check.detail)).unwrap_or_default();
+    Ok(format!("{} with {} is started from now on{told}", slot.label(), system.version))
 }

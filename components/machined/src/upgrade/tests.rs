@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use node_ipc::init::{BootInfo, BootSource, Slot};
 use sha2::Digest as _;
-use slots::manifest::Manifest;
+use slots::manifest::{Allow, Manifest};
 use slots::record::{self, State, System};
+use slots::sealed::{SealedKey, SealedVolume};
 
 use super::layout::Layout;
 use super::*;
@@ -93,6 +94,7 @@ fn fixture() -> Fixture {
         uki_bytes: uki.len() as u64,
         uki_sha256: verity::Digest(sha2::Sha256::digest(&uki).into()),
         config: Some(known_config()),
+        measured: None,
     };
     let mut builder = tar::Builder::new(Vec::new());
     for (name, content) in [("manifest.json", serde_json::to_vec(&manifest).unwrap()), ("root.erofs", new_root.0), ("strake.efi", uki)] {
@@ -107,13 +109,17 @@ fn fixture() -> Fixture {
 impl Fixture {
     /// The machine after a boot of this slot.
     fn boot(&self, slot: Slot, system: &System) -> Arc<Machine> {
-        let (text, _) = crate::testing::worker_text("{disk: {name: vda}}");
-        let config = machine_config::Config::parse("test", &text).unwrap();
+        self.boot_with(&crate::testing::worker_text("{disk: {name: vda}}").0, slot, system)
+    }
+
+    /// The same with this config.
+    fn boot_with(&self, text: &str, slot: Slot, system: &System) -> Arc<Machine> {
+        let config = machine_config::Config::parse("test", text).unwrap();
         let boot =
             BootInfo { source: BootSource::Disk, device: "/dev/vda2".into(), root: system.root, slot: Some(slot), trial_seconds: None };
         let release = Release { version: system.version.clone(), kubernetes: system.kubernetes.clone(), ..Release::default() };
         let disks = Box::new(FileDisk(self.dir.path().to_owned()));
-        crate::testing::machine_on(&self.dir.path().join("root"), Loaded { text, config }, boot, release, disks)
+        crate::testing::machine_on(&self.dir.path().join("root"), Loaded { text: text.to_owned(), config }, boot, release, disks)
     }
 
     async fn upgrade(&self, machine: &Arc<Machine>, options: Options, file: &[u8]) -> Result<(String, bool), UpgradeError> {
@@ -159,6 +165,11 @@ impl Fixture {
     }
 }
 
+/// What a person asks for on a machine whose volumes the TPM has nothing to do with.
+fn back_by_hand(machine: &Machine) -> Result<String, UpgradeError> {
+    roll_back(machine, "admin", Allow::default(), None)
+}
+
 fn default_of(machine: &Machine) -> Option<Slot> {
     Layout::of(machine).unwrap().boot.default_slot().unwrap()
 }
@@ -191,10 +202,10 @@ async fn a_new_system_is_written_tried_once_and_either_way_ends_in_one_whole_sta
 
     // Once more, and this time somebody takes it back before the restart.
     fixture.upgrade(&back, Options { stage: true, ..Options::default() }, &fixture.file).await.unwrap();
-    let outcome = roll_back(&back, "admin").unwrap();
+    let outcome = back_by_hand(&back).unwrap();
     assert!(outcome.contains("ROOT-A is started"), "{outcome}");
     assert_eq!((fixture.state(&back), fixture.one_shot(&back)), ((State::RolledBack, "asked for by admin".to_owned()), None));
-    assert!(matches!(roll_back(&back, "admin"), Err(UpgradeError::NoOther("ROOT-B"))), "it never proved good");
+    assert!(matches!(back_by_hand(&back), Err(UpgradeError::NoOther("ROOT-B"))), "it never proved good");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,7 +223,7 @@ async fn a_good_system_is_started_always_and_the_old_one_can_be_gone_back_to() {
     assert_eq!((fixture.state(&new).0, default_of(&new), fixture.one_shot(&new)), (State::Good, Some(Slot::B), None));
     assert_eq!(at_boot(&fixture.boot(Slot::B, &fixture.new)), None);
 
-    let outcome = roll_back(&new, "admin").unwrap();
+    let outcome = back_by_hand(&new).unwrap();
     assert!(outcome.contains("ROOT-A with 0.1.0"), "{outcome}");
     let back = fixture.boot(Slot::A, &fixture.old);
     assert_eq!((at_boot(&back), fixture.state(&back).0, default_of(&back)), (None, State::RolledBack, Some(Slot::A)));
@@ -241,7 +252,7 @@ async fn going_back_by_hand_and_by_itself_end_in_the_same_state() {
         Layout::of(&trial).unwrap().variables.remove(slots::loader::ONE_SHOT).unwrap();
         at_boot(&trial);
         if by_hand {
-            roll_back(&trial, "admin").unwrap();
+            back_by_hand(&trial).unwrap();
         }
         let back = fixture.boot(Slot::A, &fixture.old);
         at_boot(&back);
@@ -285,4 +296,40 @@ async fn what_is_damaged_or_cut_off_never_becomes_a_slot_that_can_be_started() {
     let older = fixture.boot(Slot::A, &System { version: "0.3.0".into(), ..fixture.old.clone() });
     let refused = fixture.upgrade(&older, Options::default(), &fixture.file).await.unwrap_err();
     assert!(refused.is_refusal() && refused.to_string().contains("--allow-downgrade"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_leaves_volumes_locked_is_gone_back_to_only_when_that_is_meant() {
+    let fixture = fixture();
+    let old = fixture.boot(Slot::A, &fixture.old);
+    Layout::of(&old).unwrap().change(|meta| record::set_good(meta, Slot::A, Some(&fixture.old))).unwrap();
+    fixture.upgrade(&old, Options::default(), &fixture.file).await.unwrap();
+    let new = fixture.boot(Slot::B, &fixture.new);
+    let layout = Layout::of(&new).unwrap();
+    let mut upgrade = record::upgrade(&layout.read().unwrap()).unwrap();
+    let keys = vec![SealedKey { signer: verity::Digest([1; 32]), lowest: 2, highest: 65 }];
+    let sealed = Ok(vec![SealedVolume { label: "STATE".into(), keys }]);
+    judge::commit(&new, &layout, &mut upgrade).await.unwrap();
+
+    let before = layout.read().unwrap();
+    for sealed in [&sealed, &Err("the TPM does not answer".to_owned())] {
+        let refused = roll_back(&new, "admin", Allow::default(), Some(sealed)).unwrap_err();
+        let told = refused.to_string();
+        assert!(refused.is_refusal() && told.starts_with("ROOT-A with 0.1.0: ") && told.contains("--allow-locked-volumes"), "{told}");
+        assert!(layout.read().unwrap() == before && default_of(&new) == Some(Slot::B), "nothing is done before it is meant");
+    }
+    let meant = Allow { locked_volumes: true, ..Allow::default() };
+    let outcome = roll_back(&new, "admin", meant, Some(&sealed)).unwrap();
+    assert!(outcome.contains("ROOT-A with 0.1.0 is started from now on; STATE would stay locked"), "{outcome}");
+    assert_eq!(default_of(&new), Some(Slot::A));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trial_is_ended_whatever_opens_the_volumes() {
+    let fixture = fixture();
+    let old = fixture.boot(Slot::A, &fixture.old);
+    fixture.upgrade(&old, Options::default(), &fixture.file).await.unwrap();
+    let trial = fixture.boot(Slot::B, &fixture.new);
+    let outcome = roll_back(&trial, "admin", Allow::default(), Some(&Err("the TPM does not answer".to_owned()))).unwrap();
+    assert!(outcome.contains("the trial of 0.2.0 ends"), "{outcome}");
 }

@@ -193,6 +193,7 @@ mod tests {
             uki_bytes: 3,
             uki_sha256: Digest([0; 32]),
             config: None,
+            measured: None,
         };
         let text = serde_json::to_vec(&manifest).unwrap();
         let (m, r, u) = (("manifest.json", &text[..]), ("root.erofs", &root[..]), ("strake.efi", &b"uki"[..]));

@@ -55,6 +55,9 @@ pub struct Upgrade {
     /// Go on although etcd has no quorum while the machine restarts.
     #[arg(long)]
     allow_quorum_loss: bool,
+    /// Take a system that does not open the machine's encrypted volumes with the keys in its TPM, as one below its floor; a person has to.
+    #[arg(long)]
+    allow_locked_volumes: bool,
     /// How long the new system has to prove itself.
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(60..=3600))]
     deadline: u32,
@@ -64,8 +67,15 @@ pub struct Upgrade {
 }
 
 /// Go back to the system in the other slot.
+///
+/// A system below the security floor in the machine's TPM, whose encrypted volumes would wait for the recovery key, is gone back to only with
+/// `--allow-locked-volumes`.
 #[derive(Debug, clap::Args)]
-pub struct Rollback {}
+pub struct Rollback {
+    /// Go back although encrypted volumes that open by themselves now would stay locked until a person opens them.
+    #[arg(long)]
+    allow_locked_volumes: bool,
+}
 
 /// How a machine answered.
 enum Outcome {
@@ -199,6 +209,7 @@ impl Upgrade {
             deadline_seconds: self.deadline,
             drain_seconds: self.drain_seconds,
             allow_quorum_loss: self.allow_quorum_loss,
+            allow_locked_volumes: self.allow_locked_volumes,
         };
         let first = tokio_stream::once(UpgradeRequest { part: Some(Part::Options(options)) });
         let rest = chunks.map(|chunk| UpgradeRequest { part: Some(Part::Data(chunk.data.to_vec())) });
@@ -298,7 +309,7 @@ impl Rollback {
     pub async fn run(self, cx: &Cx) -> anyhow::Result<()> {
         let machine = cx.one().await?;
         let mut client = machine.machine();
-        let asked = client.rollback(RollbackRequest {});
+        let asked = client.rollback(RollbackRequest { allow_locked_volumes: self.allow_locked_volumes });
         let response = match tokio::time::timeout(cx.timeout() + Duration::from_secs(20), asked).await {
             Ok(response) => response.map_err(refused)?.into_inner(),
             Err(_) => bail!("{} did not answer", machine.node),
