@@ -1,6 +1,8 @@
 //! From what a person names to a file on this computer: a file that is here already, a URL, or an artifact of an OCI registry. The machine is sent
 //! the file; it needs neither a route to where the file came from nor a word of HTTP, and who made the file is told by its signature.
 
+#[cfg(test)]
+mod bad_servers;
 mod http;
 mod oci;
 #[cfg(test)]
@@ -96,7 +98,7 @@ pub async fn fetch(source: &Source, authorities: Option<&Path>, bar: &ProgressBa
             let response = http.get(url, &[]).await?;
             http::save(url, response, MOST, &mut target, bar).await?;
         }
-        Source::Registry(reference) => oci::pull(&mut http, reference, &mut target, bar).await?,
+        Source::Registry(reference) => oci::pull(&mut http, reference, oci::docker().as_deref(), &mut target, bar).await?,
         Source::File(_) => {}
     }
     target.flush().and_then(|()| target.rewind()).map_err(FetchError::Keep)?;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -99,9 +99,15 @@ struct Descriptor {
     platform: Value,
 }
 
-/// Fetches the upgrade file that a reference means.
-pub async fn pull(http: &mut Http, reference: &Reference, target: &mut impl Write, bar: &ProgressBar) -> Result<(), FetchError> {
-    let mut session = Session { http, reference, authorization: None };
+/// Fetches the upgrade file that a reference means. `docker` is the directory with names and passwords, if there is one.
+pub async fn pull(
+    http: &mut Http,
+    reference: &Reference,
+    docker: Option<&Path>,
+    target: &mut impl Write,
+    bar: &ProgressBar,
+) -> Result<(), FetchError> {
+    let mut session = Session { http, reference, docker, authorization: None };
     let mut manifest = session.manifest(&reference.version).await?;
     if manifest["manifests"].is_array() {
         let all: Vec<Descriptor> = session.parse(&manifest["manifests"])?;
@@ -134,6 +140,7 @@ fn upgrade_layer(layers: &[Descriptor]) -> Option<&Descriptor> {
 struct Session<'a> {
     http: &'a mut Http,
     reference: &'a Reference,
+    docker: Option<&'a Path>,
     authorization: Option<String>,
 }
 
@@ -168,7 +175,7 @@ impl Session<'_> {
             return if response.status().is_success() { Ok(response) } else { Err(http::refused(url, response).await.into()) };
         }
         let wanted = response.headers().get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-        let credentials = credentials(&self.reference.registry);
+        let credentials = self.docker.and_then(|docker| credentials(docker, &self.reference.registry));
         self.authorization = Some(match Challenge::parse(&wanted) {
             Some(Challenge::Basic) => {
                 let problem = "it wants a name and a password, and the computer's Docker configuration (config.json) has none for it";
@@ -240,11 +247,15 @@ fn escape(text: &str) -> String {
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
-/// Name and password for a registry, as Docker and others keep them.
-fn credentials(registry: &str) -> Option<String> {
+/// Where Docker and others keep names and passwords on this computer.
+pub fn docker() -> Option<PathBuf> {
     let dir = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
-    let dir = dir.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker")))?;
-    let config: Value = serde_json::from_slice(&std::fs::read(dir.join("config.json")).ok()?).ok()?;
+    dir.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker")))
+}
+
+/// Name and password for a registry, as they are kept in that directory.
+fn credentials(docker: &Path, registry: &str) -> Option<String> {
+    let config: Value = serde_json::from_slice(&std::fs::read(docker.join("config.json")).ok()?).ok()?;
     let auth = config["auths"][registry]["auth"].as_str()?;
     // What is no name and password is not sent.
     String::from_utf8(STANDARD.decode(auth).ok()?).ok()?.contains(':').then(|| auth.to_owned())

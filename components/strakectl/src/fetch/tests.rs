@@ -1,8 +1,11 @@
-//! Fetching from a registry and from a web server that are there: on the loopback, asking for a token, sending blobs from another address.
+//! Fetching from a registry and from a web server that are there: on the loopback, with and without TLS, asking for a token, sending blobs from another
+//! address.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -13,6 +16,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
@@ -53,20 +57,56 @@ fn answer(content: &Content, address: &str, request: &Request<Incoming>) -> Resp
 }
 
 async fn serve(make: impl FnOnce(&str) -> Content) -> String {
+    serve_with(None, make).await
+}
+
+/// The same behind TLS, if there is a certificate for it.
+async fn serve_with(tls: Option<TlsAcceptor>, make: impl FnOnce(&str) -> Content) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (content, own) = (Arc::new(make(&address)), address.clone());
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
-            let (content, own) = (content.clone(), own.clone());
+            let (content, own, tls) = (content.clone(), own.clone(), tls.clone());
             let service = service_fn(move |request| {
                 let response = answer(&content, &own, &request);
                 async { Ok::<_, Infallible>(response) }
             });
-            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), service));
+            let http = hyper::server::conn::http1::Builder::new();
+            tokio::spawn(async move {
+                match tls {
+                    None => drop(http.serve_connection(TokioIo::new(socket), service).await),
+                    Some(tls) => {
+                        // Who does not believe the certificate goes away.
+                        if let Ok(stream) = tls.accept(socket).await {
+                            drop(http.serve_connection(TokioIo::new(stream), service).await);
+                        }
+                    }
+                }
+            });
         }
     });
     address
+}
+
+/// An authority's PEM, and what a server with a certificate of it for these addresses and names accepts connections with.
+fn tls(addresses: &[IpAddr], names: &[&str]) -> (String, TlsAcceptor) {
+    let (now, day) = (jiff::Timestamp::now(), Duration::from_secs(86_400));
+    let authority = pki::Authority::generate("registry", now, day).unwrap();
+    let issuer = pki::Authority::from_pem(&authority.cert_pem, &authority.key_pem).unwrap();
+    let spec = pki::LeafSpec {
+        common_name: "registry".into(),
+        addresses: addresses.to_vec(),
+        dns_names: names.iter().map(|name| (*name).to_owned()).collect(),
+        server: true,
+        lifetime: day,
+        ..Default::default()
+    };
+    let issued = issuer.issue(&spec, now).unwrap();
+    let (certificates, key) = (pki::pem::certificates(&issued.cert_pem).unwrap(), pki::pem::private_key(&issued.key_pem).unwrap());
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    (authority.cert_pem, TlsAcceptor::from(Arc::new(builder.with_single_cert(certificates, key).unwrap())))
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -159,6 +199,56 @@ async fn a_file_comes_from_a_url_whole_or_not_at_all() {
     let url = format!("http://{server}/loop");
     let token = [(AUTHORIZATION, format!("Bearer {TOKEN}"))];
     assert!(matches!(http.get(&url, &token).await, Err(HttpError::Redirects(_))));
+}
+
+#[tokio::test]
+async fn a_server_behind_tls_is_believed_by_the_authority_that_is_named_and_by_no_other() {
+    let here = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
+    let ((ours, acceptor), (other, misnamed)) = (tls(&here, &[]), tls(&[], &["registry.example"]));
+    let files = |plain: &str| Content {
+        plain: HashMap::from([("/strake.upgrade".to_owned(), b"file".to_vec())]),
+        elsewhere: HashMap::from([("/unprotected".to_owned(), format!("http://{plain}/strake.upgrade"))]),
+        ..Content::default()
+    };
+    let plain = serve(|_| files("")).await;
+    let secure = serve_with(Some(acceptor), |address| {
+        let mut content = files(&plain);
+        content.elsewhere.insert("/moved".to_owned(), format!("https://{address}/guarded"));
+        content.guarded.insert("/guarded".to_owned(), b"guarded".to_vec());
+        content
+    })
+    .await;
+    let misnamed = serve_with(Some(misnamed), |_| files(&plain)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let authorities = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let (ours, other) = (authorities("ours", &ours), authorities("other", &other));
+    let fetch = async |url: String, authorities: &Path| {
+        let fetched = fetch(&Source::Url(url), Some(authorities), &ProgressBar::hidden()).await;
+        fetched.map(|file| std::fs::read(file.path()).unwrap()).map_err(|error| told(&error))
+    };
+    assert_eq!(fetch(format!("https://{secure}/strake.upgrade"), &ours).await.unwrap(), b"file");
+    for (url, authorities, expected) in [
+        (format!("https://{secure}/strake.upgrade"), &other, "invalid peer certificate"),
+        (format!("https://{misnamed}/strake.upgrade"), &other, "not valid for name"),
+        (format!("https://{secure}/strake.upgrade"), &dir.path().join("missing"), "read the certificates of"),
+        (format!("https://{plain}/strake.upgrade"), &ours, "connect to"),
+        (format!("https://{secure}/guarded"), &ours, "401"),
+    ] {
+        let error = fetch(url.clone(), authorities).await.unwrap_err();
+        assert!(error.contains(expected), "{url}: {error}: {expected}");
+    }
+
+    let mut http = Http::new(Some(&ours)).unwrap();
+    let token = [(AUTHORIZATION, format!("Bearer {TOKEN}"))];
+    let left = http.get(&format!("https://{secure}/unprotected"), &token).await.unwrap_err();
+    assert!(matches!(left, HttpError::Unprotected { .. }), "{left}");
+    let url = format!("https://{secure}/moved");
+    let moved = http.get(&url, &token).await.unwrap();
+    assert_eq!(http::read(&url, moved, 10).await.unwrap(), b"guarded", "on the same server the token goes along");
 }
 
 #[test]
