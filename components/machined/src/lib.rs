@@ -39,3 +39,4 @@ mod upgrade;
 
 pub use init::{InitError, InitHandle};
 pub use run::run;
+pub use upgrade::drain_node;

@@ -54,9 +54,12 @@ pub async fn drain_node(client: &Client, name: &str, limit: Duration, say: &mut 
     let deadline = Instant::now() + limit;
     let mut said = (Vec::new(), Vec::new());
     loop {
-        let now = match round(client, name).await {
-            Ok(round) => round,
-            Err(error) => (vec!["?".to_owned()], vec![crate::api::chain(&error)]),
+        let now = match tokio::time::timeout_at(deadline, round(client, name)).await {
+            Ok(Ok(round)) => round,
+            Ok(Err(error)) => (vec!["?".to_owned()], vec![crate::api::chain(&error)]),
+            // What was seen in the round before is the best that is known.
+            Err(_) if !said.0.is_empty() => said.clone(),
+            Err(_) => (vec!["?".to_owned()], vec!["the API server did not answer in time".to_owned()]),
         };
         if now.0.is_empty() {
             return Ok(true);
@@ -90,7 +93,8 @@ async fn round(client: &Client, node: &str) -> Result<(Vec<String>, Vec<String>)
         let Pod { namespace, name, .. } = pod;
         let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"namespace": namespace, "name": name}});
         let request = Request::create_subresource(&PODS, namespace, name, "eviction", &eviction).with_timeout(TIMEOUT);
-        match client.execute(&request).await {
+        // What a budget refuses is asked for again in the next round, and not by the client for as long as the server says.
+        match client.stream(&request).await {
             Ok(_) => {}
             Err(error) if error.is_not_found() => {}
             Err(error) => blocked.push(format!("{namespace}/{name}: {}", why(&error))),

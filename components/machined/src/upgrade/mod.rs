@@ -25,6 +25,7 @@ mod tests;
 mod trust;
 mod write;
 
+pub use drain::drain_node;
 pub use judge::{at_boot, watch};
 pub use start::{Options, Told, begin, roll_back};
 pub use trust::Trust;
