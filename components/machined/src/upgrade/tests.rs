@@ -1,5 +1,7 @@
 //! A whole upgrade on a disk that is a file, from the first byte that is sent to what each next boot makes of it.
 
+mod rollout;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::path::PathBuf;
