@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use machine_config::Config;
 use machine_config::disk::{Disk, Selection, select};
 use machine_config::layout::{Partition, layout};
+use slots::kernel_image;
 
 use crate::encryption::{self, EncryptionError, Planned};
 use crate::paths::Paths;
@@ -44,6 +45,9 @@ pub enum InstallError {
     /// The image does not fit.
     #[error("{what} has {has} bytes, and {label} only {room}")]
     TooLarge { what: &'static str, has: u64, label: &'static str, room: u64 },
+    /// What starts the system would not.
+    #[error("{path} does not start this machine: the installation medium is damaged, or made for others")]
+    Program { path: PathBuf, source: kernel_image::Problem },
     /// The medium lacks something, or a file can't be read.
     #[error("read {path}")]
     Read { path: PathBuf, source: io::Error },
@@ -211,7 +215,7 @@ pub fn prepare(
         return Err(InstallError::TooLarge { what: "the root image", has: root, label: "ROOT-A", room: room("ROOT-A") });
     }
     // Two kernels and as many loaders must fit, for the other slot.
-    let boot = (readable(&media.uki)? + readable(&media.loader)? * 2) * 2;
+    let boot = (program(&media.uki)? + program(&media.loader)? * 2) * 2;
     if boot > room("ESP") / 10 * 9 {
         return Err(InstallError::TooLarge { what: "what starts the system", has: boot, label: "ESP", room: room("ESP") });
     }
@@ -227,6 +231,15 @@ pub fn prepare(
 fn readable(path: &Path) -> Result<u64, InstallError> {
     let size = File::open(path).and_then(|file| file.metadata()).map(|metadata| metadata.len());
     size.map_err(|source| InstallError::Read { path: path.to_owned(), source })
+}
+
+/// The size of a program that the firmware is to start.
+fn program(path: &Path) -> Result<u64, InstallError> {
+    let (size, mut head) = (readable(path)?, Vec::new());
+    let read = File::open(path).and_then(|file| file.take(kernel_image::HEAD as u64).read_to_end(&mut head));
+    read.map_err(|source| InstallError::Read { path: path.to_owned(), source })?;
+    kernel_image::check(&head, size).map_err(|source| InstallError::Program { path: path.to_owned(), source })?;
+    Ok(size)
 }
 
 fn step(step: &'static str, disk: &Path) -> impl FnOnce(io::Error) -> InstallError {
@@ -325,11 +338,15 @@ mod tests {
         media: Media,
     }
 
+    fn program_of(size: usize) -> Vec<u8> {
+        crate::testing::kernel_image(&[(".linux", &vec![2; size - 512])])
+    }
+
     fn fixture() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let (root, verity) = crate::testing::root_image(768, 1);
         let media = Media::at(&dir.path().join("media"), verity);
-        for (path, content) in [(&media.root, root), (&media.uki, vec![2; 3 << 20]), (&media.loader, vec![3; 3 << 20])] {
+        for (path, content) in [(&media.root, root), (&media.uki, program_of(3 << 20)), (&media.loader, program_of(3 << 20))] {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
@@ -419,6 +436,13 @@ mod tests {
         let refused = member.prepare(&config, &raid).unwrap_err().to_string();
         assert!(refused.contains("Linux RAID") && refused.contains("install.wipe"), "{refused}");
         assert!(member.prepare(&wipe, &raid).is_ok());
+        let group = Fixture { dir: tempfile::tempdir().unwrap(), media: fixture.media.clone() };
+        let lvm = group.disk(10 * GIB);
+        let mut file = OpenOptions::new().write(true).open(&lvm.paths[0]).unwrap();
+        file.seek(SeekFrom::Start(512)).unwrap();
+        io::Write::write_all(&mut file, b"LABELONE").unwrap();
+        let refused = group.prepare(&config, &lvm).unwrap_err().to_string();
+        assert!(refused.contains("vda holds a physical volume of LVM") && refused.contains("install.wipe"), "{refused}");
         // No such disk, and two that are equal.
         let none = select_disk(&config, &[]).unwrap_err().to_string();
         let by_size = crate::testing::worker_config("{bus: virtio}");
@@ -426,6 +450,19 @@ mod tests {
         let ambiguous = select_disk(&by_size, &two).unwrap_err().to_string();
         assert!(!none.is_empty() && ambiguous.contains("vda") && ambiguous.contains("vdb"), "{none}; {ambiguous}");
 
+        // A medium for other machines, and one that is cut off.
+        let uki = fs::read(&fixture.media.uki).unwrap();
+        let mut other = uki.clone();
+        other[0x44..0x46].copy_from_slice(&0xaa64_u16.to_le_bytes());
+        for (content, expected) in [
+            (&other[..], "it is for aarch64 machines, and this is an x86_64 one"),
+            (&uki[..uki.len() / 2], "it is cut off"),
+            (b"", "not a program that a firmware starts"),
+        ] {
+            fs::write(&fixture.media.uki, content).unwrap();
+            let told = crate::api::chain(&fixture.prepare(&wipe, &disk).unwrap_err());
+            assert!(told.contains("EFI/Linux/strake.efi") && told.contains(expected), "{told}: {expected}");
+        }
         fs::remove_file(&fixture.media.uki).unwrap();
         assert!(matches!(fixture.prepare(&wipe, &disk), Err(InstallError::Read { path, .. }) if path == fixture.media.uki));
         let mut content = [0; 24];

@@ -224,14 +224,28 @@ impl World {
     pub fn put_media(&self) {
         for (path, content) in [
             (format!("strake/{}.erofs", ROOT.1.root_uuid()), ROOT.0.clone()),
-            ("EFI/Linux/strake.efi".into(), vec![7; 1 << 20]),
-            ("EFI/systemd/systemd-bootx64.efi".into(), vec![7; 1 << 16]),
+            ("EFI/Linux/strake.efi".into(), program(1 << 20)),
+            ("EFI/systemd/systemd-bootx64.efi".into(), program(1 << 16)),
         ] {
             let path = self.root("run/strake/media").join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, content).unwrap();
         }
     }
+}
+
+/// A program for the firmware of this size, with one section.
+fn program(size: u32) -> Vec<u8> {
+    let mut file = vec![0; 0x40];
+    file[0x3c] = 0x40;
+    file.extend(b"PE\0\0\x64\x86\x01\0");
+    file.extend([0; 16]);
+    file.extend(b".linux\0\0");
+    for number in [size - 512, 0, size - 512, 512, 0, 0, 0, 0] {
+        file.extend(number.to_le_bytes());
+    }
+    file.resize(size as usize, 7);
+    file
 }
 
 pub fn spec(name: &str, organization: Option<&str>, server: bool) -> LeafSpec {
