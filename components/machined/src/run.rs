@@ -248,6 +248,7 @@ async fn running(machine: Arc<Machine>, network: Network, trouble: Option<String
     let tls = tls::with_client_ca(serving.clone(), machine_ca(&loaded.config))?;
     let board = reconcilers::spawn(reconcilers::registry(network), &machine, &serving, &stop);
     let trouble = trouble.into_iter().chain(upgrade::at_boot(&machine)).collect();
+    upgrade::restart_for_trial(&machine).await;
     let notice = watch::Sender::new(None).subscribe();
     let console = Console { machine: machine.clone(), board: board.subscribe(), pairing: None, notice, trouble };
     tokio::spawn(console.run());

@@ -77,6 +77,12 @@ pub struct Upgrade {
     /// Whether the node was cordoned for it and is to be uncordoned in the end.
     #[serde(default)]
     pub cordoned: bool,
+    /// Whether the new system saw the end of its time come.
+    #[serde(default)]
+    pub timed_out: bool,
+    /// Whether this is the second trial, because the first one was cut off.
+    #[serde(default)]
+    pub again: bool,
     /// When it began.
     #[serde(default)]
     pub begun_unix: i64,
@@ -114,6 +120,18 @@ impl Upgrade {
         (!matches!(self.state, State::Writing | State::Trying) && booted == ran).then_some(ran)
     }
 
+    /// Whether the trial was cut off, and is to be begun once more: the new system had come so far that it said what it waited for, and its time was not over. The
+    /// power failed; what else stops a system will stop it again.
+    pub fn was_cut_off(&self) -> bool {
+        self.state == State::Trying && !self.reason.is_empty() && !self.timed_out && !self.again
+    }
+
+    /// The second trial, which is the last.
+    pub fn try_again(&mut self) {
+        self.again = true;
+        self.reason.clear();
+    }
+
     /// The old system runs again: why. What the new one said last is the best that is known.
     pub fn came_back(&mut self, now_unix: i64) {
         self.reason = match (self.state, self.reason.as_str()) {
@@ -124,6 +142,9 @@ impl Upgrade {
                 .to_owned(),
             (_, said) => format!("the new system was not good in time; the last that it said: {said}"),
         };
+        if self.again {
+            self.reason.push_str(" (its second trial: the first one was cut off)");
+        }
         self.state = State::Failed;
         self.ended_unix = now_unix;
     }
@@ -178,6 +199,8 @@ pub fn fall_back(meta: &mut Meta, damaged: Slot, reason: &str) -> Option<Slot> {
         baseline: Health::new(),
         deadline_seconds: 0,
         cordoned: false,
+        timed_out: false,
+        again: false,
         begun_unix: 0,
         ended_unix: 0,
     });
@@ -214,6 +237,8 @@ mod tests {
             baseline: Health::from([("kubelet".to_owned(), true)]),
             deadline_seconds: 600,
             cordoned: false,
+            timed_out: false,
+            again: false,
             begun_unix: 5,
             ended_unix: 0,
         }
@@ -238,6 +263,25 @@ mod tests {
             assert_eq!(record(state).at_boot(slot, &root), expected, "{state:?} {slot:?}");
             assert_eq!(record(state).default_slot(slot), default, "{state:?} {slot:?}");
         }
+    }
+
+    #[test]
+    fn a_trial_that_was_cut_off_is_begun_once_more_and_no_other() {
+        let spoke = Upgrade { reason: "as healthy as before".into(), ..record(State::Trying) };
+        assert!(spoke.was_cut_off());
+        let silent = record(State::Trying);
+        let late = Upgrade { timed_out: true, ..spoke.clone() };
+        let over = [State::Writing, State::Good, State::Failed, State::RolledBack].map(|state| Upgrade { state, ..spoke.clone() });
+        for other in over.iter().chain([&silent, &late]) {
+            assert!(!other.was_cut_off(), "{other:?}");
+        }
+        let mut second = spoke;
+        second.try_again();
+        assert_eq!((second.at_boot(Slot::B, &second.to.root), second.reason.as_str()), (AtBoot::OnTrial, ""));
+        second.because("not as healthy as before: kubelet");
+        assert!(!second.was_cut_off(), "once");
+        second.came_back(77);
+        assert!(second.reason.contains("kubelet") && second.reason.contains("its second trial"), "{}", second.reason);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod bad_services;
 mod bad_systems;
 mod boot;
+mod clock_jump;
 mod dead_worker;
 mod disk_faults;
 mod encrypted;
@@ -11,6 +12,7 @@ mod legacy_bios;
 mod media;
 mod power_cut;
 mod power_cut_replay;
+mod power_gate;
 mod rejoin;
 mod restarts;
 mod secure_boot;
@@ -35,6 +37,8 @@ pub const ALL: &[Scenario] = &[
     upgrade::FAULTS,
     bad_systems::SCENARIO,
     bad_services::SCENARIO,
+    clock_jump::SCENARIO,
+    power_gate::SCENARIO,
     disk_faults::SCENARIO,
     secure_boot::SCENARIO,
     media::UNATTENDED,

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slots::gate::{Decision, Gate, SETTLED};
-use slots::loader::{DEFAULT, ONE_SHOT};
+use slots::loader::{DEFAULT, ONE_SHOT, entry};
 use slots::record::{self, AtBoot, State, Upgrade};
 
 use super::layout::Layout;
-use super::{UpgradeError, drain, health, show};
+use super::{ARMED, UpgradeError, drain, health, show};
 use crate::clock::{Now, unix_seconds};
 use crate::encryption;
 use crate::events::Severity;
@@ -23,6 +23,10 @@ const NOTED_EVERY: Duration = Duration::from_secs(5);
 const COME_UP: Duration = Duration::from_secs(30);
 /// How often it is tried to let pods come back.
 const UNCORDON_EVERY: Duration = Duration::from_secs(5);
+/// How long before the end of its time a system on trial notes that it came. init ends the trial, and a disk may be slow.
+const NEAR_THE_END: Duration = Duration::from_secs(20);
+/// How long the machine may take to go down.
+const GOES_DOWN: Duration = Duration::from_secs(180);
 /// init's key: see its `meta.rs`.
 const STARTED: &str = "started";
 
@@ -42,7 +46,15 @@ pub fn at_boot(machine: &Machine) -> Option<String> {
 fn judge(machine: &Machine) -> Result<Option<String>, UpgradeError> {
     let layout = Layout::of(machine)?;
     let Some(mut upgrade) = record::upgrade(&layout.read()?) else { return Ok(None) };
-    if upgrade.at_boot(layout.own, &layout.running.root) == AtBoot::CameBack {
+    let came_back = upgrade.at_boot(layout.own, &layout.running.root) == AtBoot::CameBack;
+    if came_back && upgrade.state == State::Trying && machine.paths.at(ARMED).exists() {
+        show(&machine.store, &upgrade);
+        return Ok(None);
+    }
+    if came_back && upgrade.was_cut_off() && layout.boot.has(upgrade.slot).unwrap_or_default() {
+        return begin_again(machine, &layout, upgrade).map(|()| None);
+    }
+    if came_back {
         upgrade.came_back(unix_seconds());
         layout.change(|meta| {
             record::set_upgrade(meta, &upgrade);
@@ -57,6 +69,32 @@ fn judge(machine: &Machine) -> Result<Option<String>, UpgradeError> {
         start_always(&layout, slot)?;
     }
     Ok((upgrade.state == State::Failed).then(|| told(&upgrade)))
+}
+
+/// The trial of a new system was cut off, by a power cut as it seems: it is tried once more. META first: cut off behind it, the old system stays.
+fn begin_again(machine: &Machine, layout: &Layout, mut upgrade: Upgrade) -> Result<(), UpgradeError> {
+    upgrade.try_again();
+    layout.change(|meta| record::set_upgrade(meta, &upgrade))?;
+    layout.variables.remove(DEFAULT)?;
+    layout.variables.write(ONE_SHOT, entry(upgrade.slot))?;
+    show(&machine.store, &upgrade);
+    tracing::warn!(version = upgrade.to.version, slot = upgrade.slot.label(), "the trial was cut off, and is begun once more");
+    Ok(())
+}
+
+/// Restarts the machine into a trial that [`at_boot`] began once more; returns when there is none, or when the machine does not go down.
+pub async fn restart_for_trial(machine: &Machine) {
+    let armed = || {
+        let layout = Layout::of(machine).ok()?;
+        let upgrade = record::upgrade(&layout.read().ok()?)?;
+        let waits = upgrade.again && upgrade.at_boot(layout.own, &layout.running.root) == AtBoot::CameBack;
+        (waits && layout.variables.read(ONE_SHOT).ok()?.as_deref() == Some(entry(upgrade.slot))).then_some(upgrade.to.version)
+    };
+    let Some(version) = armed() else { return };
+    match machine.init.reboot(&format!("the trial of {version} was cut off and is begun once more")).await {
+        Ok(()) => tokio::time::sleep(GOES_DOWN).await,
+        Err(error) => tracing::error!(error = crate::api::chain(&error), "restart for the trial that was cut off"),
+    }
 }
 
 fn told(upgrade: &Upgrade) -> String {
@@ -125,6 +163,7 @@ async fn prove(machine: &Machine, layout: &Layout, mut upgrade: Upgrade) {
     let mut gate = Gate::default();
     let (mut said, mut said_at) = (None, Duration::ZERO);
     let mut lacked = String::new();
+    let end = machine.boot.trial_seconds.map(Duration::from_secs);
     loop {
         let seen = health::observe(machine).await;
         let now = Duration::from_micros(Now::read().boottime_us);
@@ -134,6 +173,10 @@ async fn prove(machine: &Machine, layout: &Layout, mut upgrade: Upgrade) {
                 Err(error) => tracing::error!(error = crate::api::chain(&error), "keep the new system"),
             },
             decision => {
+                if !upgrade.timed_out && end.is_some_and(|end| now + NEAR_THE_END >= end) {
+                    upgrade.timed_out = true;
+                    note(layout, |kept| kept.timed_out = true);
+                }
                 let reason = words(&decision, &mut lacked);
                 if said.as_ref() != Some(&reason) && (said.is_none() || now.saturating_sub(said_at) >= NOTED_EVERY) {
                     tracing::info!(reason, "on trial");
@@ -174,11 +217,9 @@ pub async fn commit(machine: &Machine, layout: &Layout, upgrade: &mut Upgrade) -
         tracing::warn!(error = crate::api::chain(&error), "tell init that the system is good");
     }
     show(&machine.store, upgrade);
-    machine.event(
-        Severity::Normal,
-        "Upgraded",
-        &format!("{} in {} proved good and is started from now on", upgrade.to.version, upgrade.slot.label()),
-    );
+    let trial = if upgrade.again { " in its second trial, because the first was cut off," } else { "" };
+    let (version, slot) = (&upgrade.to.version, upgrade.slot.label());
+    machine.event(Severity::Normal, "Upgraded", &format!("{version} in {slot} proved good{trial} and is started from now on"));
     Ok(())
 }
 

@@ -26,7 +26,7 @@ mod trust;
 mod write;
 
 pub use drain::drain_node;
-pub use judge::{at_boot, watch};
+pub use judge::{at_boot, restart_for_trial, watch};
 pub use start::{Options, Told, begin, roll_back};
 pub use trust::Trust;
 
@@ -36,6 +36,8 @@ use slots::record::Upgrade;
 use crate::install::InstallError;
 use crate::resources::Store;
 
+/// There until the machine goes down: the new system is tried at the next boot, and this is not it.
+const ARMED: &str = "/run/strake/upgrade-armed";
 /// The resource's kind.
 pub const KIND: &str = "upgrade";
 
@@ -156,6 +158,6 @@ fn spec(upgrade: &Upgrade) -> Value {
         "slot": upgrade.slot.label(), "state": upgrade.state.word(), "from": upgrade.from.version, "to": upgrade.to.version,
         "reason": upgrade.reason, "begun": date(upgrade.begun_unix), "ended": date(upgrade.ended_unix),
         "fromRootHash": upgrade.from.root.root_hash().to_string(), "toRootHash": upgrade.to.root.root_hash().to_string(),
-        "baseline": upgrade.baseline,
+        "secondTrial": upgrade.again, "baseline": upgrade.baseline,
     })
 }

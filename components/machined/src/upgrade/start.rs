@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::layout::Layout;
 use super::write::{self, Archive, Pieces};
-use super::{Trust, UpgradeError, around, drain, health, show};
+use super::{ARMED, Trust, UpgradeError, around, drain, health, show};
 use crate::clock::unix_seconds;
 use crate::encryption;
 use crate::install::Progress;
@@ -100,6 +100,8 @@ pub async fn begin(
             baseline: Default::default(),
             deadline_seconds: deadline.as_secs(),
             cordoned: false,
+            timed_out: false,
+            again: false,
             begun_unix: unix_seconds(),
             ended_unix: 0,
         };
@@ -156,6 +158,10 @@ async fn arm(
     variables.remove(DEFAULT)?;
     layout.boot.set_default(layout.own).map_err(|error| UpgradeError::Boot("keep the default", error))?;
     variables.write(ONE_SHOT, entry(upgrade.slot))?;
+    // Without it a machined that is started again takes this boot for the next one.
+    if let Err(error) = std::fs::write(machine.paths.at(ARMED), "") {
+        tracing::warn!(%error, "note that the new system is tried at the next boot");
+    }
     show(&machine.store, upgrade);
     Ok(())
 }
@@ -229,6 +235,8 @@ pub fn roll_back(
         deadline_seconds: 0,
         // Pods that were kept away come back, whichever way the machine goes.
         cordoned: last.as_ref().is_some_and(|upgrade| upgrade.cordoned),
+        timed_out: false,
+        again: false,
         begun_unix: last.map_or(0, |upgrade| upgrade.begun_unix),
         ended_unix: unix_seconds(),
     };

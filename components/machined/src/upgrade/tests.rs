@@ -116,6 +116,8 @@ impl Fixture {
 
     /// The same with this config.
     fn boot_with(&self, text: &str, slot: Slot, system: &System) -> Arc<Machine> {
+        // A boot leaves nothing there.
+        let _ = fs::remove_file(self.dir.path().join("root/run/strake/upgrade-armed"));
         let config = machine_config::Config::parse("test", text).unwrap();
         let boot =
             BootInfo { source: BootSource::Disk, device: "/dev/vda2".into(), root: system.root, slot: Some(slot), trial_seconds: None };
@@ -202,8 +204,10 @@ async fn a_new_system_is_written_tried_once_and_either_way_ends_in_one_whole_sta
     assert_eq!(fixture.state(&back).0, State::Failed);
     assert_eq!((default_of(&back), fixture.one_shot(&back)), (Some(Slot::A), None));
 
-    // Once more, and this time somebody takes it back before the restart.
+    // Once more, and this time somebody takes it back before the restart. A machined that is started again meanwhile does not take it for the next boot.
     fixture.upgrade(&back, Options { stage: true, ..Options::default() }, &fixture.file).await.unwrap();
+    assert_eq!((at_boot(&back), fixture.state(&back).0), (None, State::Trying));
+    assert_eq!(fixture.one_shot(&back).as_deref(), Some("strake-b.efi"));
     let outcome = back_by_hand(&back).unwrap();
     assert!(outcome.contains("ROOT-A is started"), "{outcome}");
     assert_eq!((fixture.state(&back), fixture.one_shot(&back)), ((State::RolledBack, "asked for by admin".to_owned()), None));
@@ -334,4 +338,35 @@ async fn a_trial_is_ended_whatever_opens_the_volumes() {
     let trial = fixture.boot(Slot::B, &fixture.new);
     let outcome = roll_back(&trial, "admin", Allow::default(), Some(&Err("the TPM does not answer".to_owned()))).unwrap();
     assert!(outcome.contains("the trial of 0.2.0 ends"), "{outcome}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trial_that_was_cut_off_is_begun_once_more_and_not_a_third_time() {
+    let fixture = fixture();
+    let old = fixture.boot(Slot::A, &fixture.old);
+    Layout::of(&old).unwrap().change(|meta| record::set_good(meta, Slot::A, Some(&fixture.old))).unwrap();
+    fixture.upgrade(&old, Options::default(), &fixture.file).await.unwrap();
+    for trial in 1..=2 {
+        let new = fixture.boot(Slot::B, &fixture.new);
+        let layout = Layout::of(&new).unwrap();
+        // The loader removes it before it starts the entry; the new system says what it waits for, and the power fails.
+        layout.variables.remove(slots::loader::ONE_SHOT).unwrap();
+        layout.change(|meta| record::set_upgrade(meta, &Upgrade { reason: "not yet".into(), ..record::upgrade(meta).unwrap() })).unwrap();
+
+        let back = fixture.boot(Slot::A, &fixture.old);
+        let told = at_boot(&back);
+        assert_eq!(default_of(&back), Some(Slot::A));
+        match trial {
+            1 => {
+                assert_eq!((told, fixture.state(&back).0), (None, State::Trying));
+                assert_eq!(fixture.one_shot(&back).as_deref(), Some("strake-b.efi"));
+                assert_eq!(back.store.get(KIND, Some("last"))[0].spec["secondTrial"], true);
+            }
+            _ => {
+                let told = told.unwrap();
+                assert!(told.contains("the last that it said: not yet (its second trial: the first one was cut off)"), "{told}");
+                assert_eq!((fixture.state(&back).0, fixture.one_shot(&back)), (State::Failed, None));
+            }
+        }
+    }
 }

@@ -24,7 +24,7 @@ use node_ipc::init::Slot;
 use serde::{Deserialize, Serialize};
 use slots::loader::{default_slot, entry, other};
 use slots::meta::{self, Meta};
-use slots::record;
+use slots::record::{self, AtBoot};
 use verity::{BLOCK, Digest, Parameters};
 
 pub use boot_partition::BootPartition;
@@ -170,7 +170,10 @@ impl Checker {
     }
 
     fn predict_with(&self, disk: &dyn Disk, variables: LoaderVariables) -> io::Result<Outcome> {
-        let mut memory = Memory { variables, meta: None };
+        self.predict_from(disk, Memory { variables, meta: None })
+    }
+
+    fn predict_from(&self, disk: &dyn Disk, mut memory: Memory) -> io::Result<Outcome> {
         for _ in 0..STARTS {
             if let Step::Done(outcome) = self.start(disk, &mut memory)? {
                 return Ok(outcome);
@@ -254,7 +257,9 @@ impl Checker {
         let trial = record::trial_seconds(meta, slot, &system.root).is_some();
         let then = if trial {
             let variables = LoaderVariables { one_shot: None, ..memory.variables.clone() };
-            Some(Box::new(self.predict_with(disk, variables)?))
+            // A second trial is known by what the start before wrote.
+            let meta = Some(meta.clone()).filter(|meta| record::upgrade(meta).is_some_and(|upgrade| upgrade.again));
+            Some(Box::new(self.predict_from(disk, Memory { variables, meta })?))
         } else {
             None
         };
@@ -269,6 +274,16 @@ impl Checker {
             })
         {
             return never(format!("{} holds no file system", broken.name));
+        }
+        // machined, which a machine with a config runs: a trial that was cut off is begun once more.
+        if let Some(mut upgrade) = record::upgrade(meta).filter(|upgrade| matches!(config, Config::Text(_)) && upgrade.was_cut_off())
+            && upgrade.at_boot(slot, &system.root) == AtBoot::CameBack
+            && files.images.contains_key(entry(upgrade.slot))
+        {
+            upgrade.try_again();
+            record::set_upgrade(meta, &upgrade);
+            memory.variables = LoaderVariables { one_shot: Some(entry(upgrade.slot).to_owned()), default: None };
+            return Ok(Step::Again);
         }
         Ok(Step::Done(Outcome::Runs(Runs { slot: slot.label(), version: system.version.clone(), trial, config, then })))
     }

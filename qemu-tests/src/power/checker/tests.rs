@@ -173,6 +173,8 @@ impl Fixture {
             baseline: slots::gate::Health::new(),
             deadline_seconds: 600,
             cordoned: false,
+            timed_out: false,
+            again: false,
             begun_unix: 0,
             ended_unix: 0,
         };
@@ -224,6 +226,26 @@ fn a_trial_is_a_trial_and_leads_back() {
     assert!(fixture.text(&[]).starts_with("boots ROOT-A 1.0, config"));
     fixture.upgrade(Upgrading::Good);
     assert!(fixture.text(&ONCE_B).starts_with("boots ROOT-B 2.0, config"));
+}
+
+#[test]
+fn a_trial_that_was_cut_off_is_begun_once_more() {
+    let mut fixture = fixture();
+    fixture.upgrade(Upgrading::Trying);
+    fixture.meta(|meta| {
+        let spoke = Upgrade { reason: "not as healthy as before: kubelet".into(), ..record::upgrade(meta).unwrap() };
+        record::set_upgrade(meta, &spoke);
+    });
+    let text = fixture.text(&[]);
+    assert!(text.starts_with("boots ROOT-B 2.0 on trial, config") && text.contains("if that fails: boots ROOT-A 1.0, config"), "{text}");
+    for change in [|upgrade: &mut Upgrade| upgrade.timed_out = true, |upgrade: &mut Upgrade| upgrade.again = true] {
+        fixture.meta(|meta| {
+            let mut ended = record::upgrade(meta).unwrap();
+            change(&mut ended);
+            record::set_upgrade(meta, &ended);
+        });
+        assert!(fixture.text(&[]).starts_with("boots ROOT-A 1.0, config"));
+    }
 }
 
 #[test]
