@@ -152,7 +152,11 @@ async fn arm(
         upgrade.cordoned = drain::drain(machine, options.drain, &mut say).await.map_err(UpgradeError::Drain)?;
     }
     upgrade.state = State::Trying;
-    layout.change(|meta| record::set_upgrade(meta, upgrade))?;
+    layout.change(|meta| {
+        record::set_upgrade(meta, upgrade);
+        // What the machine comes from is what it goes back to, also when it has not run for as long yet as it takes to be noted.
+        record::set_good(meta, layout.own, Some(&layout.running));
+    })?;
     let variables = &layout.variables;
     // Somebody in front of the loader's menu may have chosen a default, which would win over the loader's file.
     variables.remove(DEFAULT)?;
