@@ -134,7 +134,7 @@ fn open_volumes(blocks: &Path) -> Vec<String> {
         fs::read_dir(blocks).into_iter().flatten().flatten().filter_map(|entry| fs::read_to_string(entry.path().join("dm/name")).ok());
     names
         .map(|name| name.trim().to_owned())
-        .filter(|name| ["strake-state", "strake-etcd", "strake-data"].contains(&name.as_str()))
+        .filter(|name| ["strake-state", "strake-etcd", "strake-data"].contains(&name.as_str()) || name.starts_with("strake-u-"))
         .collect()
 }
 
@@ -181,14 +181,20 @@ garbage\n";
     #[test]
     fn only_volumes_are_closed_and_not_the_root() {
         let dir = tempfile::tempdir().unwrap();
-        for (device, name) in [("dm-0", "strake-root\n"), ("dm-1", "strake-state\n"), ("dm-2", "pods-own\n"), ("dm-3", "strake-data\n")] {
+        for (device, name) in [
+            ("dm-0", "strake-root\n"),
+            ("dm-1", "strake-state\n"),
+            ("dm-2", "pods-own\n"),
+            ("dm-3", "strake-data\n"),
+            ("dm-4", "strake-u-scratch\n"),
+        ] {
             fs::create_dir_all(dir.path().join(device).join("dm")).unwrap();
             fs::write(dir.path().join(device).join("dm/name"), name).unwrap();
         }
         fs::create_dir(dir.path().join("vda")).unwrap();
         let mut found = open_volumes(dir.path());
         found.sort();
-        assert_eq!(found, ["strake-data", "strake-state"]);
+        assert_eq!(found, ["strake-data", "strake-state", "strake-u-scratch"]);
     }
 
     #[test]

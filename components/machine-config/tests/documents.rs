@@ -195,6 +195,25 @@ fn encrypted_volumes_say_what_opens_them() {
 }
 
 #[test]
+fn a_volume_on_another_disk_is_encrypted_as_the_systems_are() {
+    let volume = |encryption: &str| {
+        let head = "apiVersion: strake.dev/v1alpha1\nkind: UserVolumeConfig\nname: data\ndisk: {serial: a}\n";
+        format!("{}---\n{head}encryption: {encryption}\n", control_plane())
+    };
+    let config = Config::parse("c.yaml", &volume("{recoveryKey: false, keys: [{slot: 2, tpm2: {}}]}")).expect("accepted");
+    let encryption = config.user_volumes[0].encryption.as_ref().expect("encrypted");
+    assert!(!encryption.recovery_key && matches!(encryption.keys[0].kind(), Some(KeyKind::Tpm2(_))));
+    assert_eq!(Config::parse("again", &config.render()).expect("round trip"), config);
+    for (encryption, expected) in [
+        ("{keys: []}", "encryption.keys: names nothing that opens the volume"),
+        ("{keys: [{slot: 0, passphrase: {}}, {slot: 0, tpm2: {}}]}", "slot 0 is given twice"),
+    ] {
+        let message = refused(&volume(encryption));
+        assert!(message.contains("UserVolumeConfig") && message.contains(expected), "{encryption}\n{message}");
+    }
+}
+
+#[test]
 fn a_refused_token_is_not_repeated_and_shown_configs_hold_no_secret() {
     let text = control_plane().replace("abcdef.0123456789abcdef", "abcdef.SECRET6789abcdef");
     assert!(!refused(&text).contains("SECRET"));

@@ -89,7 +89,7 @@ async fn load(paths: &Paths, disks: &dyn Disks) -> Result<Found, Failure> {
 }
 
 /// Opens a volume in a thread of its own, since it waits for the TPM and for cryptsetup.
-pub async fn open(paths: &Paths, label: &'static str, device: &Path) -> Result<Opened, Failure> {
-    let (paths, device) = (paths.clone(), device.to_owned());
-    Ok(tokio::task::spawn_blocking(move || encryption::open(&paths, label, &device)).await??)
+pub async fn open(paths: &Paths, label: &str, device: &Path) -> Result<Opened, Failure> {
+    let (paths, label, device) = (paths.clone(), label.to_owned(), device.to_owned());
+    Ok(tokio::task::spawn_blocking(move || encryption::open(&paths, &label, &device)).await??)
 }

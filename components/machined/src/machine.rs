@@ -12,6 +12,7 @@ use node_ipc::init::BootInfo;
 use serde::Deserialize;
 use tokio::sync::{Mutex, watch};
 
+use crate::encryption::{Given, Secret};
 use crate::events::{Events, Severity};
 use crate::init::InitHandle;
 use crate::milestones::Milestones;
@@ -175,6 +176,51 @@ pub struct Machine {
     pub milestones: Milestones,
     /// The config that is on trial, if one is.
     pub trials: Trials,
+    /// What people gave in this boot for encrypted volumes that are to be made.
+    pub given: GivenKeys,
+}
+
+/// Keys for encrypted user volumes that are still to be made. In memory alone, and only while a volume waits for one.
+#[derive(Debug, Default)]
+pub struct GivenKeys(std::sync::Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    given: Given,
+    volumes: Vec<String>,
+}
+
+impl GivenKeys {
+    /// No code panics while it holds the lock.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// These volumes wait for a key. When there are none, what was given is forgotten.
+    pub(crate) fn waits(&self, volumes: Vec<String>) {
+        let mut waiting = self.lock();
+        if volumes.is_empty() {
+            waiting.given = Given::default();
+        }
+        waiting.volumes = volumes;
+    }
+
+    /// Takes a recovery key or a passphrase for those that wait; their names.
+    pub(crate) fn give(&self, secret: &str) -> Vec<String> {
+        let mut waiting = self.lock();
+        if !waiting.volumes.is_empty() {
+            match secret.parse() {
+                Ok(recovery_key) => waiting.given.recovery_key = Some(recovery_key),
+                Err(_) => waiting.given.passphrase = Some(Secret(secret.as_bytes().to_vec())),
+            }
+        }
+        waiting.volumes.clone()
+    }
+
+    /// What was given.
+    pub(crate) fn get(&self) -> Given {
+        self.lock().given.clone()
+    }
 }
 
 impl Machine {
@@ -191,6 +237,12 @@ impl Machine {
     /// The machine's name.
     pub fn hostname(&self) -> String {
         self.loaded().map(|loaded| hostname(&loaded.config, &self.name_seed)).unwrap_or_default()
+    }
+
+    /// The names of the partitions of volumes on other disks.
+    pub fn user_volumes(&self) -> Vec<String> {
+        let loaded = self.loaded();
+        loaded.iter().flat_map(|loaded| &loaded.config.user_volumes).map(|volume| volume.label()).collect()
     }
 
     /// Notes that something happened that people should hear of.
@@ -213,5 +265,25 @@ fn hostname(config: &Config, seed: &str) -> String {
             let letters: String = digest.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
             format!("strake-{}", letters.to_lowercase())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_taken_for_those_that_wait_and_forgotten_with_the_last() {
+        let (keys, recovery) = (GivenKeys::default(), machine_api::recovery_key::RecoveryKey::new(&[7; 20]));
+        assert_eq!(keys.give("open sesame"), Vec::<String>::new());
+        assert!(keys.get().passphrase.is_none(), "nobody waits for it");
+        keys.waits(vec!["u-data".to_owned()]);
+        assert_eq!(keys.give("open sesame"), ["u-data"]);
+        assert_eq!(keys.give(&recovery.to_string()), ["u-data"]);
+        let given = keys.get();
+        assert_eq!(given.passphrase, Some(Secret(b"open sesame".to_vec())));
+        assert!(given.recovery_key.is_some());
+        keys.waits(Vec::new());
+        assert!(keys.get().passphrase.is_none() && keys.get().recovery_key.is_none());
     }
 }

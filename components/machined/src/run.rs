@@ -84,6 +84,7 @@ pub async fn run() -> anyhow::Result<()> {
         events: Events::default(),
         milestones,
         trials: Trials::default(),
+        given: Default::default(),
         paths,
     });
     let stop = CancellationToken::new();

@@ -142,6 +142,7 @@ pub fn machine_on(root: &Path, loaded: Loaded, boot: BootInfo, release: Release,
         events: Events::default(),
         milestones: Milestones::new(&paths, store.clone()),
         trials: Trials::default(),
+        given: Default::default(),
         store,
         paths,
     })

@@ -47,6 +47,7 @@ pub const ALL: &[Scenario] = &[
     media::RAW,
     encrypted::SCENARIO,
     user_volumes::SCENARIO,
+    user_volumes::ENCRYPTED,
 ];
 
 /// Those that `cargo xtask test` runs every time; the others are asked for by name.

@@ -19,7 +19,17 @@ pub const SCENARIO: Scenario = Scenario {
     run,
 };
 
+/// The same with a volume that only a person opens.
+pub const ENCRYPTED: Scenario = Scenario {
+    name: "user-volumes-encrypted",
+    protects: "an encrypted volume on another disk is made with the passphrase that a person gives, shows nothing of itself, and opens with that alone",
+    run: encrypted,
+};
+
 const SIZE: u64 = 256 << 20;
+const PASSPHRASE: &str = "correct horse battery staple";
+/// In the volume's document.
+const ENCRYPTION: &str = "encryption:\n  recoveryKey: false\n  keys:\n  - {slot: 0, passphrase: {memoryMiB: 16}}\n";
 /// Where ext4's superblock has the file system's UUID, on a partition that begins at the first MiB.
 const UUID: u64 = (1 << 20) + 1024 + 0x68;
 
@@ -31,7 +41,7 @@ fn run(context: &Context) -> Result<(), Error> {
     let disk = context.dir.join("user-1.disk");
     create_disk(&disk, SIZE)?;
     plug(&monitor, "user-1", &disk)?;
-    subject.wants("serial: user-1")?;
+    subject.wants("serial: user-1", "")?;
     subject.is_mounted()?;
     let made = uuid(&disk)?;
     context.say("a disk that was plugged in became the volume");
@@ -59,12 +69,66 @@ fn run(context: &Context) -> Result<(), Error> {
     bytes[512..520].copy_from_slice(b"precious");
     fs::write(&foreign, &bytes).on("write", &foreign)?;
     plug(&monitor, "user-2", &foreign)?;
-    subject.wants("serial: user-2")?;
+    subject.wants("serial: user-2", "")?;
     subject.says("set wipe to true if it may be overwritten")?;
     if fs::read(&foreign).on("read", &foreign)? != bytes {
         return Err(unexpected("a disk that was left alone", "another content".to_owned()));
     }
     context.say("a disk that holds something was left alone");
+    Ok(())
+}
+
+fn encrypted(context: &Context) -> Result<(), Error> {
+    let cluster = context.installed_machine()?;
+    let machine = cluster.machine(cluster.plan().control_plane());
+    let (monitor, subject) = (machine.monitor(), Subject { context, cluster: &cluster });
+    let key_file = |name: &str, text: &str| {
+        let path = context.dir.join(name);
+        fs::write(&path, format!("{text}\n")).on("write", &path).map(|()| path.to_string_lossy().into_owned())
+    };
+    let (right, wrong) = (key_file("passphrase", PASSPHRASE)?, key_file("wrong", "open sesame")?);
+
+    let disk = context.dir.join("user-1.disk");
+    create_disk(&disk, SIZE)?;
+    plug(&monitor, "user-1", &disk)?;
+    subject.wants("serial: user-1", ENCRYPTION)?;
+    subject.says("nobody gave it")?;
+    if fs::read(&disk).on("read", &disk)?.iter().any(|byte| *byte != 0) {
+        return Err(unexpected("a disk that nothing was written to", "something on it".to_owned()));
+    }
+    subject.strakectl(&["unlock", "--key-file", &right])?;
+    subject.is_mounted()?;
+    if subject.volume().is_none_or(|volume| volume["encrypted"] != true) {
+        return Err(unexpected("an encrypted volume", format!("{:?}", subject.volume())));
+    }
+    let start = fs::read(&disk).on("read", &disk)?[1 << 20..][..8].to_vec();
+    if start != *b"LUKS\xba\xbe\0\x02" {
+        return Err(unexpected("LUKS2 on the disk", format!("{start:?}")));
+    }
+    context.say("made with the passphrase that was given");
+
+    let boot = subject.strakectl(&["read", "/proc/sys/kernel/random/boot_id"])?;
+    subject.strakectl(&["reboot"])?;
+    context.eventually("another boot", context.patience(180), || {
+        Ok(subject.strakectl(&["read", "/proc/sys/kernel/random/boot_id"]).ok().filter(|now| *now != boot).map(drop))
+    })?;
+    subject.says("locked: it takes the passphrase")?;
+    match subject.strakectl(&["unlock", "--key-file", &wrong]) {
+        Err(problem) if problem.to_string().contains("none of its keys") => {}
+        Err(problem) => return Err(problem),
+        Ok(outcome) => return Err(unexpected("a refusal of a wrong passphrase", outcome)),
+    }
+    subject.strakectl(&["unlock", "--key-file", &right])?;
+    subject.is_mounted()?;
+    context.say("after a start it waits for the passphrase, while the machine runs, and takes no other");
+
+    unplug(context, &monitor, "user-1")?;
+    subject.says("matches no disk")?;
+    plug(&monitor, "user-1", &disk)?;
+    subject.says("locked: it takes the passphrase")?;
+    subject.strakectl(&["unlock", "--key-file", &right])?;
+    subject.is_mounted()?;
+    context.say("pulled out and put back, it waits for it again");
     Ok(())
 }
 
@@ -103,11 +167,11 @@ impl Subject<'_> {
         self.cluster.clients().strakectl([&["--timeout", "20", "-n", &api], words].concat())
     }
 
-    /// Applies the machine's config with the volume on a disk like this.
-    fn wants(&self, selector: &str) -> Result<(), Error> {
+    /// Applies the machine's config with the volume on a disk like this, and more of its document.
+    fn wants(&self, selector: &str, more: &str) -> Result<(), Error> {
         let file = self.cluster.config(self.cluster.plan().control_plane());
         let text = fs::read_to_string(&file).on("read", &file)?;
-        let document = format!("\n---\napiVersion: strake.dev/v1alpha1\nkind: UserVolumeConfig\nname: data\ndisk: {{{selector}}}\n");
+        let document = format!("\n---\napiVersion: strake.dev/v1alpha1\nkind: UserVolumeConfig\nname: data\ndisk: {{{selector}}}\n{more}");
         let wanted = self.context.dir.join("with-volume.yaml");
         fs::write(&wanted, text + &document).on("write", &wanted)?;
         self.strakectl(&["apply-config", "--mode", "no-reboot", "-f", &wanted.to_string_lossy()]).map(drop)

@@ -49,6 +49,8 @@ object! {
         disk ("disk"): DiskSelector,
         /// Whether a disk that carries something else may be overwritten, once, when the volume is made.
         wipe ("wipe"): bool = false,
+        /// How it is encrypted; without it, it is not. It is made so and never changes.
+        encryption ("encryption"): Option<VolumeEncryption>,
     }
 }
 

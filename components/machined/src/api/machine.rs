@@ -152,8 +152,21 @@ impl MachineService for Handler {
         }
         let _changing = self.0.changing.try_lock().map_err(|_| busy())?;
         let machine = self.0.clone();
-        let done = tokio::task::spawn_blocking(move || encryption::unlock(&machine.paths, machine.disks.as_ref(), &secret, reseal)).await;
-        let done = done.map_err(|error| super::internal(&error))?.map_err(|error| super::internal(&error))?;
+        let user = machine.user_volumes();
+        // Volumes that are to be made take it as one of their keys.
+        let waiting = machine.given.give(&secret);
+        let done =
+            tokio::task::spawn_blocking(move || encryption::unlock(&machine.paths, machine.disks.as_ref(), &user, &secret, reseal)).await;
+        let mut done = done.map_err(|error| super::internal(&error))?.map_err(|error| super::internal(&error))?;
+        if !waiting.is_empty() {
+            caller.did(format_args!("give a key for {}", waiting.join(", ")));
+            done.warnings
+                .extend(waiting.iter().map(|label| format!("{label}: it is made with this key, if that is what its config asks for")));
+            if done.opened.is_empty() {
+                self.0.wake();
+                return Ok(Response::new(UnlockResponse { opened: done.opened, warnings: done.warnings }));
+            }
+        }
         if done.opened.is_empty() {
             let why = if done.warnings.is_empty() { "no volume is encrypted".to_owned() } else { done.warnings.join("; ") };
             caller.refused("unlock", &why);

@@ -133,7 +133,7 @@ fn options(wanted: &UpgradeOptions) -> Options {
 pub async fn roll_back(machine: &Arc<Machine>, caller: &Caller, allow: Allow) -> Result<String, Status> {
     let (machine, who) = (machine.clone(), caller.name.clone());
     let work = move || {
-        let sealed = encryption::sealed_volumes(&machine.paths, &*machine.disks);
+        let sealed = encryption::sealed_volumes(&machine.paths, &*machine.disks, &machine.user_volumes());
         upgrade::roll_back(&machine, &who, allow, sealed.as_ref())
     };
     let done = tokio::task::spawn_blocking(work).await.map_err(|error| super::internal(&error))?;

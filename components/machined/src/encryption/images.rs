@@ -37,13 +37,17 @@ pub fn measured_of<R: Read + Seek + ?Sized>(image: &mut R) -> io::Result<Option<
     Ok(found.version().map(|security_version| Measured { signer, security_version }))
 }
 
-/// The volumes that only keys in the TPM open without a person; nothing when there are none, or why they are not known. Blocks.
-pub fn sealed_volumes(paths: &Paths, disks: &dyn Disks) -> Option<Result<Vec<SealedVolume>, String>> {
+/// The volumes that only keys in the TPM open without a person; nothing when there are none, or why they are not known. `user`: the partitions' names of
+/// volumes on other disks, of which those that are plugged in count. Blocks.
+pub fn sealed_volumes(paths: &Paths, disks: &dyn Disks, user: &[String]) -> Option<Result<Vec<SealedVolume>, String>> {
     let mut headers = Vec::new();
-    for label in VOLUMES {
+    for label in VOLUMES.into_iter().chain(user.iter().map(String::as_str)) {
         let header = || {
-            let found = disks.system_partition(label).map_err(|error| chain(&error))?;
-            let Some((device, _)) = found else { return Ok(None) };
+            let found = match VOLUMES.contains(&label) {
+                true => disks.system_partition(label).map(|found| found.map(|(device, _)| device)),
+                false => disks.labelled(label).map(|found| found.into_iter().next().map(|(_, device)| device)),
+            };
+            let Some(device) = found.map_err(|error| chain(&error))? else { return Ok(None) };
             if !is_encrypted(&device).map_err(|error| chain(&error))? {
                 return Ok(None);
             }

@@ -27,23 +27,23 @@ pub use images::{measured_of, sealed_volumes};
 use luks::{Derivation, LuksError};
 use metadata::Token;
 use sealed::Measured;
-pub use volume::{Opened, close, close_tpm, erase, make, open, unlock};
+pub use volume::{Mapping, Opened, close, close_later, close_tpm, erase, make, mapping, open, open_made, unlock};
 
 /// Why a volume is not made or not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum EncryptionError {
     /// The config asks for a key that nobody gave.
-    #[error("the config encrypts {volume} with a {what}, and there is none in the request; {way_out}")]
-    Missing { volume: VolumeName, what: &'static str, way_out: &'static str },
+    #[error("the config encrypts {volume} with a {what}, and nobody gave it; {way_out}")]
+    Missing { volume: String, what: &'static str, way_out: &'static str },
     /// The TPM does not keep a key.
     #[error("a key of {volume} cannot be sealed to the TPM")]
-    Seal { volume: VolumeName, source: sealed::SealError },
+    Seal { volume: String, source: sealed::SealError },
     /// There is no key file.
     #[error("the key file of {volume}")]
-    KeyFile { volume: VolumeName, source: key_file::KeyFileError },
+    KeyFile { volume: String, source: key_file::KeyFileError },
     /// cryptsetup failed.
     #[error("{volume}")]
-    Luks { volume: &'static str, source: LuksError },
+    Luks { volume: String, source: LuksError },
     /// The device could not be looked at.
     #[error("look at {0}")]
     Look(PathBuf, #[source] std::io::Error),
@@ -71,8 +71,8 @@ impl fmt::Debug for Secret {
 /// A volume with all that opens it, ready to be made.
 #[derive(Clone, Debug)]
 pub struct Planned {
-    /// Which volume.
-    pub volume: VolumeName,
+    /// Which volume: the name of its partition.
+    pub volume: String,
     keys: Vec<PlannedKey>,
 }
 
@@ -86,27 +86,63 @@ struct PlannedKey {
 
 /// Gets everything ready that a config's encrypted volumes take, before anything is written. Makes the machine's own keys.
 pub fn plan(paths: &Paths, config: &Config, given: &Given) -> Result<Vec<Planned>, EncryptionError> {
-    let measured = Measured::read(paths);
     let mut planned = Vec::new();
     for volume in [VolumeName::Data, VolumeName::Etcd, VolumeName::State] {
         let Some(encryption) = config.encryption(volume) else { continue };
-        let mut seal = |pcrs: &[u8], slot: u8, key: &[u8]| {
-            sealed::machine_tpm(paths)
-                .and_then(|mut tpm| sealed::seal(&mut tpm, measured.as_ref(), pcrs, slot, key, None))
-                .map(Token::Tpm2)
-                .map_err(|source| EncryptionError::Seal { volume, source })
-        };
-        let mut read =
-            |file: &KeyFile| key_file::read(paths, &file.volume, &file.path).map_err(|source| EncryptionError::KeyFile { volume, source });
-        planned.push(Planned { volume, keys: keys(volume, encryption, given, &mut seal, &mut read)? });
+        planned.push(plan_one(paths, volume.as_str(), encryption, given, INSTALLING)?);
     }
     Ok(planned)
 }
 
-fn keys(
-    volume: VolumeName,
+/// The same for a volume on another disk, which is made while the machine runs.
+pub fn plan_user(paths: &Paths, label: &str, encryption: &VolumeEncryption, given: &Given) -> Result<Planned, EncryptionError> {
+    plan_one(paths, label, encryption, given, RUNNING)
+}
+
+fn plan_one(
+    paths: &Paths,
+    volume: &str,
     encryption: &VolumeEncryption,
     given: &Given,
+    ways_out: WaysOut,
+) -> Result<Planned, EncryptionError> {
+    let measured = Measured::read(paths);
+    // What the TPM is known to keep in this boot is the floor of later keys, too.
+    let known = floor::known(paths).map(|known| known.floor());
+    let mut seal = |pcrs: &[u8], slot: u8, key: &[u8]| {
+        sealed::machine_tpm(paths)
+            .and_then(|mut tpm| sealed::seal(&mut tpm, measured.as_ref(), pcrs, slot, key, known))
+            .map(Token::Tpm2)
+            .map_err(|source| EncryptionError::Seal { volume: volume.to_owned(), source })
+    };
+    let mut read = |file: &KeyFile| {
+        let failed = |source| EncryptionError::KeyFile { volume: volume.to_owned(), source };
+        key_file::read(paths, &file.volume, &file.path).map_err(failed)
+    };
+    Ok(Planned { volume: volume.to_owned(), keys: keys(volume, encryption, given, ways_out, &mut seal, &mut read)? })
+}
+
+/// How people give what a volume takes.
+#[derive(Clone, Copy, Debug)]
+struct WaysOut {
+    passphrase: &'static str,
+    recovery_key: &'static str,
+}
+
+const INSTALLING: WaysOut = WaysOut {
+    passphrase: "strakectl apply-config --passphrase-file FILE gives one",
+    recovery_key: "strakectl apply-config --recovery-key FILE makes one and keeps it in FILE",
+};
+const RUNNING: WaysOut = WaysOut {
+    passphrase: "strakectl unlock --key-file FILE gives one",
+    recovery_key: "strakectl unlock --key-file FILE gives one (strakectl gen recovery-key FILE makes it)",
+};
+
+fn keys(
+    volume: &str,
+    encryption: &VolumeEncryption,
+    given: &Given,
+    ways_out: WaysOut,
     seal: &mut dyn FnMut(&[u8], u8, &[u8]) -> Result<Token, EncryptionError>,
     read: &mut dyn FnMut(&KeyFile) -> Result<Vec<u8>, EncryptionError>,
 ) -> Result<Vec<PlannedKey>, EncryptionError> {
@@ -124,8 +160,9 @@ fn keys(
                 (read(file)?, Derivation::Random, token)
             }
             Some(KeyKind::Passphrase(passphrase)) => {
-                let way_out = "strakectl apply-config --passphrase-file FILE gives one";
-                let key = given.passphrase.clone().ok_or(EncryptionError::Missing { volume, what: "passphrase", way_out })?;
+                let way_out = ways_out.passphrase;
+                let missing = || EncryptionError::Missing { volume: volume.to_owned(), what: "passphrase", way_out };
+                let key = given.passphrase.clone().ok_or_else(missing)?;
                 (key.0, Derivation::Passphrase { memory_mib: passphrase.memory_mib }, Token::Passphrase { keyslots })
             }
             // A config with such a key is refused when it is read.
@@ -134,8 +171,9 @@ fn keys(
         keys.push(PlannedKey { slot, key: Secret(key), derivation, token });
     }
     if encryption.recovery_key {
-        let way_out = "strakectl apply-config --recovery-key FILE makes one and keeps it in FILE";
-        let key = given.recovery_key.as_ref().ok_or(EncryptionError::Missing { volume, what: "recovery key", way_out })?;
+        let way_out = ways_out.recovery_key;
+        let missing = || EncryptionError::Missing { volume: volume.to_owned(), what: "recovery key", way_out };
+        let key = given.recovery_key.as_ref().ok_or_else(missing)?;
         let token = Token::Recovery { keyslots: vec![RECOVERY_SLOT.to_string()] };
         keys.push(PlannedKey { slot: RECOVERY_SLOT, key: Secret(key.key().to_vec()), derivation: Derivation::Random, token });
     }
@@ -181,7 +219,7 @@ mod tests {
             }))
         };
         let mut read = |file: &KeyFile| Ok(format!("{}/{}", file.volume, file.path).into_bytes());
-        keys(VolumeName::State, &encryption(text), given, &mut seal, &mut read)
+        keys("STATE", &encryption(text), given, INSTALLING, &mut seal, &mut read)
     }
 
     #[test]
@@ -213,6 +251,23 @@ mod tests {
         let error = planned("{recoveryKey: false, keys: [{slot: 0, passphrase: {}}]}", &none).unwrap_err().to_string();
         assert!(error.contains("--passphrase-file"), "{error}");
         assert_eq!(planned("{recoveryKey: false, keys: [{slot: 0, tpm2: {}}]}", &none).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_volume_on_another_disk_asks_for_its_keys_where_a_running_machine_takes_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = |text: &str, given: &Given| plan_user(&Paths::under(dir.path()), "u-data", &encryption(text), given);
+        let text = "{keys: [{slot: 0, passphrase: {}}]}";
+        let passphrase = Given { passphrase: Some(Secret(b"open sesame".to_vec())), recovery_key: None };
+        for (given, expected) in [(&Given::default(), "with a passphrase"), (&passphrase, "with a recovery key")] {
+            let error = plan(text, given).unwrap_err();
+            let told = error.to_string();
+            assert!(matches!(error, EncryptionError::Missing { .. }), "{told}");
+            assert!(told.contains("encrypts u-data") && told.contains(expected) && told.contains("strakectl unlock --key-file"), "{told}");
+        }
+        let planned = plan("{recoveryKey: false, keys: [{slot: 0, passphrase: {}}]}", &passphrase).unwrap();
+        assert_eq!((planned.volume.as_str(), planned.keys.len()), ("u-data", 1));
+        assert!(plan("{recoveryKey: false, keys: [{slot: 0, tpm2: {}}]}", &passphrase).unwrap_err().to_string().contains("TPM"));
     }
 
     #[test]

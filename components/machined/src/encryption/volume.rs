@@ -5,7 +5,6 @@ use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use machine_api::recovery_key::RecoveryKey;
-use machine_config::VolumeName;
 
 use super::floor::{self, Known};
 use super::luks::{self, Derivation, LuksError};
@@ -52,8 +51,9 @@ fn mapped(paths: &Paths, label: &str) -> PathBuf {
     paths.at(&format!("/dev/mapper/{}", mapped_name(label)))
 }
 
-fn of(volume: &'static str) -> impl Fn(LuksError) -> EncryptionError {
-    move |source| EncryptionError::Luks { volume, source }
+fn of(volume: &str) -> impl Fn(LuksError) -> EncryptionError {
+    let volume = volume.to_owned();
+    move |source| EncryptionError::Luks { volume: volume.clone(), source }
 }
 
 /// Makes a volume on a device, and gives the open one to `fill`; afterwards it is closed.
@@ -87,13 +87,48 @@ pub fn make<E: From<EncryptionError>>(
     filled.and(closed.map_err(E::from))
 }
 
+/// Opens a volume that was just made, with what it was made with: the TPM may give no keys any more.
+pub fn open_made(planned: &Planned, device: &Path, paths: &Paths) -> Result<PathBuf, EncryptionError> {
+    let label = planned.volume.as_str();
+    if let Some(first) = planned.keys.first() {
+        luks::open(device, &mapped_name(label), first.slot, &first.key.0).map_err(of(label))?;
+    }
+    Ok(mapped(paths, label))
+}
+
+/// What the kernel has of an open volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mapping {
+    /// It is not open.
+    None,
+    /// It is open, on the devices with these names; on none whose disk is there when that was pulled out.
+    On(Vec<String>),
+}
+
+/// Looks whether a volume is open, and what is behind it.
+pub fn mapping(paths: &Paths, label: &str) -> Mapping {
+    let name = mapped_name(label);
+    let names = |directory: &Path| -> Vec<String> {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    };
+    let blocks = paths.at("/sys/block");
+    for device in names(&blocks).into_iter().filter(|device| device.starts_with("dm-")) {
+        let at = blocks.join(device);
+        if std::fs::read_to_string(at.join("dm/name")).is_ok_and(|found| found.trim() == name) {
+            return Mapping::On(names(&at.join("slaves")));
+        }
+    }
+    Mapping::None
+}
+
 /// Opens a volume, if it is encrypted, with what the machine has: the TPM, and files on other volumes. Blocks.
-pub fn open(paths: &Paths, label: &'static str, device: &Path) -> Result<Opened, EncryptionError> {
+pub fn open(paths: &Paths, label: &str, device: &Path) -> Result<Opened, EncryptionError> {
     if !is_encrypted(device)? {
         return Ok(Opened::Plain(device.to_owned()));
     }
     let open = mapped(paths, label);
-    if open.exists() {
+    if mapping(paths, label) != Mapping::None {
         return Ok(Opened::Mapped(open));
     }
     let header = luks::metadata(device).map_err(of(label))?;
@@ -141,22 +176,36 @@ fn locked(reasons: &[String], people: &[&str]) -> String {
 }
 
 fn ask_tpm(paths: &Paths, token: &TpmToken) -> Result<Unsealed, String> {
+    if paths.at(CLOSED).exists() {
+        return Err("the TPM gives no keys any more until the machine is started again".to_owned());
+    }
     let measured = Measured::read(paths);
     let asked = sealed::machine_tpm(paths).and_then(|mut tpm| sealed::unseal(&mut tpm, measured.as_ref(), token));
     asked.map_err(|error| chain(&error))
 }
 
-/// Opens every encrypted volume that this secret opens, and with `reseal` gives them new keys in the TPM. Blocks.
-pub fn unlock(paths: &Paths, disks: &dyn Disks, secret: &str, reseal: bool) -> Result<Unlocked, EncryptionError> {
+/// Opens every encrypted volume that this secret opens, and with `reseal` gives them new keys in the TPM. `user`: the partitions' names of volumes on other
+/// disks. Blocks.
+pub fn unlock(paths: &Paths, disks: &dyn Disks, user: &[String], secret: &str, reseal: bool) -> Result<Unlocked, EncryptionError> {
     let mut done = Unlocked::default();
+    let mut found = Vec::new();
     for label in VOLUMES {
         let look = |source| EncryptionError::Look(PathBuf::from(label), source);
-        let Some((device, _)) = disks.system_partition(label).map_err(look)? else { continue };
-        if !is_encrypted(&device)? {
+        found.extend(disks.system_partition(label).map_err(look)?.map(|(device, _)| (label.to_owned(), device)));
+    }
+    for label in user {
+        let look = |source| EncryptionError::Look(PathBuf::from(label), source);
+        // One that several disks carry is none, which is told with the volume.
+        if let [(_, device)] = disks.labelled(label).map_err(look)?.as_slice() {
+            found.push((label.clone(), device.clone()));
+        }
+    }
+    for (label, device) in &found {
+        if !is_encrypted(device)? {
             continue;
         }
-        match unlock_one(paths, label, &device, secret, reseal) {
-            Ok(true) => done.opened.push(label.to_owned()),
+        match unlock_one(paths, label, device, secret, reseal) {
+            Ok(true) => done.opened.push(label.clone()),
             Ok(false) => done.warnings.push(format!("{label}: this is none of its keys")),
             Err(error) => done.warnings.push(chain(&error)),
         }
@@ -164,10 +213,10 @@ pub fn unlock(paths: &Paths, disks: &dyn Disks, secret: &str, reseal: bool) -> R
     Ok(done)
 }
 
-fn unlock_one(paths: &Paths, label: &'static str, device: &Path, secret: &str, reseal: bool) -> Result<bool, EncryptionError> {
+fn unlock_one(paths: &Paths, label: &str, device: &Path, secret: &str, reseal: bool) -> Result<bool, EncryptionError> {
     let header = luks::metadata(device).map_err(of(label))?;
     let recovery = secret.parse::<RecoveryKey>().ok();
-    let already = mapped(paths, label).exists();
+    let already = mapping(paths, label) != Mapping::None;
     let mut right = None;
     for (_, token) in header.tokens() {
         let key = match (&token, &recovery) {
@@ -198,15 +247,13 @@ fn unlock_one(paths: &Paths, label: &'static str, device: &Path, secret: &str, r
 }
 
 /// A new key in the TPM, in the slot of one that it does not give any more. Cut off in the middle, the volume has one key fewer; `key` opens it all the same.
-fn seal_anew(paths: &Paths, label: &'static str, device: &Path, key: &[u8], (id, old): (u8, &TpmToken)) -> Result<(), EncryptionError> {
-    let volume =
-        label.parse::<VolumeName>().map_err(|_| EncryptionError::Look(device.to_owned(), std::io::Error::other("no such volume")))?;
+fn seal_anew(paths: &Paths, label: &str, device: &Path, key: &[u8], (id, old): (u8, &TpmToken)) -> Result<(), EncryptionError> {
     let slot = Token::Tpm2(old.clone()).slot().unwrap_or(id);
     let made = machine_key();
     let (measured, known) = (Measured::read(paths), floor::known(paths).map(|known| known.floor()));
     let token = sealed::machine_tpm(paths)
         .and_then(|mut tpm| sealed::seal(&mut tpm, measured.as_ref(), &old.pcrs, slot, &made, known))
-        .map_err(|source| EncryptionError::Seal { volume, source })?;
+        .map_err(|source| EncryptionError::Seal { volume: label.to_owned(), source })?;
     luks::remove_token(device, id).map_err(of(label))?;
     luks::remove_key(device, key, slot).map_err(of(label))?;
     luks::add_key(device, key, slot, &made, Derivation::Random, &paths.at("/run/strake/keys")).map_err(of(label))?;
@@ -227,6 +274,11 @@ pub fn erase(disks: &dyn Disks) -> Result<Vec<&'static str>, EncryptionError> {
         }
     }
     Ok(erased)
+}
+
+/// Closes a volume whose disk was pulled out, as soon as nobody uses it any more.
+pub fn close_later(label: &str) -> Result<(), EncryptionError> {
+    luks::close_later(&mapped_name(label)).map_err(of(label))
 }
 
 /// Closes a volume that is open.
@@ -262,6 +314,26 @@ mod tests {
         assert_eq!(text, "it takes the recovery key (strakectl unlock); tpm2: the key was sealed by another TPM, or this one was cleared");
         assert_eq!(locked(&[], &["the passphrase", "the recovery key"]), "it takes the passphrase or the recovery key (strakectl unlock)");
         assert!(locked(&reasons, &[]).contains("nothing but the keys"));
+    }
+
+    #[test]
+    fn an_open_volume_is_told_from_one_whose_disk_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::under(dir.path());
+        assert_eq!(mapping(&paths, "u-data"), Mapping::None);
+        for (device, name, slaves) in
+            [("dm-0", "strake-root\n", &["vda2"][..]), ("dm-1", "strake-u-data\n", &["vdb1"]), ("dm-2", "strake-u-old\n", &[])]
+        {
+            let at = dir.path().join("sys/block").join(device);
+            std::fs::create_dir_all(at.join("dm")).unwrap();
+            std::fs::write(at.join("dm/name"), name).unwrap();
+            for slave in slaves {
+                std::fs::create_dir_all(at.join("slaves").join(slave)).unwrap();
+            }
+        }
+        assert_eq!(mapping(&paths, "u-data"), Mapping::On(vec!["vdb1".to_owned()]));
+        assert_eq!(mapping(&paths, "u-old"), Mapping::On(Vec::new()));
+        assert_eq!(mapping(&paths, "u-dat"), Mapping::None);
     }
 
     #[test]

@@ -120,9 +120,14 @@ impl Volumes {
 
     /// Makes a volume at a partition's place on a disk, filled from a directory if there is one.
     fn make(&self, disk: &Path, partition: &Partition, content: Option<&Path>) -> Result<(), InstallError> {
+        self.make_with(self.planned(partition.label), disk, partition, content)
+    }
+
+    /// The same with what was planned for this volume, if it is encrypted.
+    fn make_with(&self, planned: Option<&Planned>, disk: &Path, partition: &Partition, content: Option<&Path>) -> Result<(), InstallError> {
         let label = partition.label;
         let failed = move |source| InstallError::MakeFilesystem { label, source };
-        let Some(planned) = self.planned(label) else { return filesystem::make(disk, partition, content).map_err(failed) };
+        let Some(planned) = planned else { return filesystem::make(disk, partition, content).map_err(failed) };
         let (device, kept) = if partition.start == 0 {
             (disk.to_owned(), None)
         } else {

@@ -3,11 +3,13 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use machine_config::layout::{ALIGNMENT, Partition};
 
-use super::{InstallError, TABLE_BYTES, filesystem, step, table};
+use super::{InstallError, TABLE_BYTES, Volumes, step, table};
+use crate::encryption::Planned;
+use crate::paths::Paths;
 
 /// "Linux file system data" of the Discoverable Partitions Specification.
 const TYPE_LINUX: &str = "0fc63daf-8483-4772-8e79-3d69d8477de4";
@@ -30,8 +32,25 @@ pub enum UserVolumeError {
     Make(#[from] InstallError),
 }
 
-/// Makes the volume with this partition name on a disk that is empty, or may be overwritten.
-pub fn make(disk: &Path, size: u64, sector: u64, name: &str, wipe: bool) -> Result<(), UserVolumeError> {
+/// A disk that is to become a volume.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its node.
+    pub disk: PathBuf,
+    /// Its bytes.
+    pub size: u64,
+    /// Bytes in a logical sector.
+    pub sector: u64,
+    /// The partition's name.
+    pub name: String,
+    /// Whether what is on it may be overwritten.
+    pub wipe: bool,
+}
+
+/// Makes the volume on a disk that is empty, or may be overwritten; encrypted, if that is planned.
+pub fn make(target: &Target, paths: &Paths, planned: Option<&Planned>) -> Result<(), UserVolumeError> {
+    let Target { disk, size, sector, name, wipe } = target;
+    let (size, sector, wipe) = (*size, *sector, *wipe);
     if size < LEAST {
         return Err(UserVolumeError::TooSmall { disk: disk.to_owned(), has: size });
     }
@@ -49,7 +68,7 @@ pub fn make(disk: &Path, size: u64, sector: u64, name: &str, wipe: bool) -> Resu
     super::clear_tables(&mut file, size).map_err(step("remove what was there", disk))?;
     let end = (size - TABLE_BYTES) / ALIGNMENT * ALIGNMENT;
     let partition = Partition { label: FILE_SYSTEM, start: ALIGNMENT, size: end - ALIGNMENT, type_guid: TYPE_LINUX };
-    filesystem::make(disk, &partition, None).map_err(|source| InstallError::MakeFilesystem { label: FILE_SYSTEM, source })?;
+    Volumes { paths: paths.clone(), encrypted: Vec::new() }.make_with(planned, disk, &partition, None)?;
     file.sync_all().map_err(step("write to the disk", disk))?;
     table::write_one(&mut file, size, sector, &partition, name).map_err(|source| InstallError::Table { disk: disk.to_owned(), source })?;
     file.sync_all().map_err(step("write to the disk", disk))?;
@@ -60,11 +79,17 @@ pub fn make(disk: &Path, size: u64, sector: u64, name: &str, wipe: bool) -> Resu
 mod tests {
     use std::fs::File;
     use std::io::{Seek, SeekFrom, Write};
+    use std::path::Path;
 
     use gpt::GptConfig;
     use gpt::disk::LogicalBlockSize;
 
     use super::*;
+
+    fn make(disk: &Path, size: u64, sector: u64, name: &str, wipe: bool) -> Result<(), UserVolumeError> {
+        let target = Target { disk: disk.to_owned(), size, sector, name: name.to_owned(), wipe };
+        super::make(&target, &Paths::under("/nonexistent"), None)
+    }
 
     fn disk(size: u64) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();

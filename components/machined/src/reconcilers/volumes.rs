@@ -88,8 +88,11 @@ impl Reconciler for Volumes {
             mounted.push((label, target));
         }
         if !self.cleaned {
-            let paths = machine.paths.clone();
-            tokio::task::spawn_blocking(move || encryption::close_tpm(&paths)).await?;
+            // Where volumes on other disks have keys in it, they are opened first.
+            if !cx.config().user_volumes.iter().any(|volume| volume.encryption.is_some()) {
+                let paths = machine.paths.clone();
+                tokio::task::spawn_blocking(move || encryption::close_tpm(&paths)).await?;
+            }
             remove_content(&machine.paths.at(UPLOADS))?;
             self.cleaned = true;
         }

@@ -72,7 +72,7 @@ pub async fn begin(
         let config = loaded.as_ref().map(|loaded| machine_config::to_values(&loaded.text)).unwrap_or_default();
         let control_plane = loaded.is_some_and(|loaded| loaded.config.is_control_plane());
         let (room, running) = (write::room(&writer)?, &writer.running);
-        let sealed = encryption::sealed_volumes(&written_machine.paths, &*written_machine.disks);
+        let sealed = encryption::sealed_volumes(&written_machine.paths, &*written_machine.disks, &written_machine.user_volumes());
         let facts = Facts { running, room, allow, config: &config, control_plane, peers, members, sealed };
         let mut table = vec![Check::new("signature", Verdict::Good, trust.words())];
         table.extend(checks::checks(&manifest, &facts));

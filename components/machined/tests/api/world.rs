@@ -177,6 +177,7 @@ impl World {
             events: Events::default(),
             milestones: Milestones::new(&paths, store.clone()),
             trials: Trials::default(),
+            given: Default::default(),
             store,
             paths,
         })
