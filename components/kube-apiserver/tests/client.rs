@@ -220,6 +220,8 @@ async fn follows_every_change(client: Client, config: watcher::Config) {
     for name in ["first", "second"] {
         api.create(&PostParams::default(), &configmap(name, json!({}))).await.unwrap();
     }
+    // A watch may begin with what the server's cache had a moment ago; whoever asked for the latest will not see less again.
+    assert_eq!(api.list(&ListParams::default().labels("app=client")).await.unwrap().items.len(), 2);
     let (reader, writer) = reflector::store();
     let mut events = Box::pin(reflector(writer, watcher(api.clone(), config.labels("app=client"))).default_backoff());
 

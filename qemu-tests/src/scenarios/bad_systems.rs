@@ -159,6 +159,11 @@ fn full_boot_partition(machine: &Subject<'_>, image: &Path) -> Result<(), Error>
 
 fn fill(window: Window) -> io::Result<()> {
     let volume = fatfs::FileSystem::new(window, fatfs::FsOptions::new())?;
+    // A kernel image in the idle slot is room for the next one.
+    match volume.root_dir().remove("EFI/Linux/strake-b.efi") {
+        Err(problem) if problem.kind() != io::ErrorKind::NotFound => return Err(problem),
+        _ => {}
+    }
     let stats = volume.stats()?;
     // Less than a kernel image is left.
     let most = u64::from(stats.free_clusters()) * u64::from(stats.cluster_size()) - (4 << 20);
