@@ -56,7 +56,8 @@ fn normalized(s: &str) -> String {
     format!("{}{rest}", parts.join("."))
 }
 
-fn parse(s: &str) -> std::result::Result<Semver, &'static str> {
+/// The version that the text is, of which nothing may be missing.
+pub fn parse(s: &str) -> std::result::Result<Semver, &'static str> {
     if s.is_empty() {
         return Err("Version string empty");
     }

@@ -56,6 +56,30 @@ pub const CSI_NODE: Strategy = Strategy {
     ..PLAIN
 };
 
+pub const CSI_STORAGE_CAPACITY: Strategy = Strategy {
+    unconditional_update: false,
+    validate_create: capacity,
+    validate_update: |_, new, old, e| {
+        capacity(new, e);
+        for field in ["nodeTopology", "storageClassName"] {
+            if !new.at(field).semantic_eq(old.at(field)) {
+                e.push(FieldError::invalid(field, new.at(field).to_value(), "field is immutable"));
+            }
+        }
+    },
+    ..PLAIN
+};
+
+/// How much a driver can still give, where and of which class.
+fn capacity(d: &Doc, e: &mut ErrorList) {
+    values::label_selector(d.at("nodeTopology"), "nodeTopology", e);
+    let class = d.at("storageClassName").str();
+    e.all_invalid("storageClassName", class, names::dns1123_subdomain(class));
+    if let Some(q) = d.at("capacity").quantity().filter(|q| q.sign() < 0) {
+        e.push(FieldError::invalid("capacity", q.to_string(), "must be greater than or equal to 0"));
+    }
+}
+
 fn driver(d: &Doc, e: &mut ErrorList) {
     let spec = d.at("spec");
     const POLICIES: [&str; 3] = ["File", "None", "ReadWriteOnceWithFSType"];

@@ -519,6 +519,17 @@ fn autoscaler(mut m: Mut<'_>, version: &str) -> Done {
         let cpu = json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]);
         m.set("spec.metrics", cpu)?;
     }
+    // Who says anything of how fast it goes says it of both directions.
+    if m.get("spec.behavior").exists() {
+        let all = json!({"type": "Percent", "value": 100, "periodSeconds": 15});
+        set(&mut m, "spec.behavior.scaleUp.stabilizationWindowSeconds", 0)?;
+        for (direction, policies) in
+            [("scaleUp", json!([{"type": "Pods", "value": 4, "periodSeconds": 15}, all])), ("scaleDown", json!([all]))]
+        {
+            set(&mut m, &format!("spec.behavior.{direction}.selectPolicy"), "Max")?;
+            set(&mut m, &format!("spec.behavior.{direction}.policies"), policies)?;
+        }
+    }
     Ok(())
 }
 

@@ -2,11 +2,20 @@
 
 use k8s_schema::Doc;
 
-use super::{Action, PLAIN, Strategy, immutable};
+use super::{Action, PLAIN, Strategy, endpoints, immutable};
 use crate::validation::{ErrorList, FieldError, child, index, names};
 
 pub const ENDPOINTS: Strategy = Strategy {
     create_on_update: true,
+    prepare_create: endpoints::settle,
+    prepare_update: |_, n, _| endpoints::settle(n),
+    validate_create: endpoints::check,
+    validate_update: |_, n, o, e| {
+        // What was good enough once may stay.
+        if !n.at("subsets").semantic_eq(o.at("subsets")) {
+            endpoints::check(n, e);
+        }
+    },
     warnings: |_, _| vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()],
     ..PLAIN
 };

@@ -37,6 +37,8 @@ pub const RESOURCE_CLAIM_TEMPLATE: Strategy = Strategy {
 };
 
 const MAX_EXPRESSION: usize = 10 << 10;
+/// What a taint of a device does.
+pub(super) const EFFECTS: [&str; 3] = ["NoExecute", "NoSchedule", "None"];
 const ONE_OF: &str = "exactly one of `exactly` or `firstAvailable` is required";
 const NO_REQUEST: &str = "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
 
@@ -120,7 +122,7 @@ fn opaque(c: Ref<'_>, path: &str, e: &mut ErrorList) {
     }
 }
 
-fn driver(name: &str, path: &str, e: &mut ErrorList) {
+pub(super) fn driver(name: &str, path: &str, e: &mut ErrorList) {
     if name.is_empty() {
         e.push(FieldError::required(path, ""));
         return;
@@ -128,7 +130,19 @@ fn driver(name: &str, path: &str, e: &mut ErrorList) {
     if name.len() > 63 {
         e.push(FieldError::too_long(path, name, 63));
     }
-    e.all_invalid(path, name, names::dns1123_subdomain(name));
+    e.all_invalid(path, name, names::dns1123_subdomain(&name.to_lowercase()));
+}
+
+pub(super) fn pool(name: &str, path: &str, e: &mut ErrorList) {
+    if name.is_empty() {
+        return e.push(FieldError::required(path, ""));
+    }
+    if name.len() > 253 {
+        e.push(FieldError::too_long(path, name, 253));
+    }
+    for part in name.split('/') {
+        e.all_invalid(path, part, names::dns1123_subdomain(part));
+    }
 }
 
 /// The names that constraints and configurations may refer to.
@@ -223,6 +237,10 @@ fn exact(r: Ref<'_>, path: &str, e: &mut ErrorList) {
     }
     for (i, t) in r.get("tolerations").iter().enumerate() {
         let at = index(&child(path, "tolerations"), i);
+        let (key, effect) = (t.get("key").str(), t.get("effect").str());
+        if !key.is_empty() {
+            e.all_invalid(&child(&at, "key"), key, names::qualified_name(key));
+        }
         match t.get("operator").str() {
             "Exists" => {
                 let v = t.get("value").str();
@@ -236,6 +254,9 @@ fn exact(r: Ref<'_>, path: &str, e: &mut ErrorList) {
             }
             "" => e.push(FieldError::required(child(&at, "operator"), "")),
             other => e.push(FieldError::not_supported(child(&at, "operator"), other, &["Equal", "Exists"])),
+        }
+        if !effect.is_empty() && !EFFECTS.contains(&effect) {
+            e.push(FieldError::not_supported(child(&at, "effect"), effect, &EFFECTS));
         }
     }
 }
@@ -271,16 +292,42 @@ fn constraint(c: Ref<'_>, path: &str, known: &[String], e: &mut ErrorList) {
 
 /// `domain/identifier`
 fn attribute(name: &str, path: &str, e: &mut ErrorList) {
+    qualified(name, path, e);
+    if !name.contains('/') {
+        e.push(FieldError::invalid(path, name, "a fully qualified name must be a domain and a name separated by a slash"));
+    }
+}
+
+/// An identifier, which may have the domain of who defined it before it.
+pub(super) fn qualified(name: &str, path: &str, e: &mut ErrorList) {
+    match name.split_once('/') {
+        None => identifier(name, path, e),
+        // More slashes are taken as they come: so does upstream.
+        Some((_, id)) if id.contains('/') => {}
+        Some((domain, id)) => {
+            if domain.is_empty() {
+                e.push(FieldError::invalid(path, "", "the domain must not be empty"));
+            } else {
+                driver(domain, path, e);
+            }
+            if id.is_empty() {
+                e.push(FieldError::invalid(path, "", "the name must not be empty"));
+            } else {
+                identifier(id, path, e);
+            }
+        }
+    }
+}
+
+fn identifier(id: &str, path: &str, e: &mut ErrorList) {
     const C_IDENTIFIER: &str =
         "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_'";
-    let (domain, id) = name.split_once('/').map_or((None, name), |(d, i)| (Some(d), i));
+    if id.len() > 32 {
+        e.push(FieldError::too_long(path, id, 32));
+    }
     let starts = id.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     if !starts || !id.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
         e.push(FieldError::invalid(path, id, names::regex(C_IDENTIFIER, "[A-Za-z_][A-Za-z0-9_]*", &["my_name", "MY_NAME", "MyName"])));
-    }
-    match domain {
-        None => e.push(FieldError::invalid(path, name, "a fully qualified name must be a domain and a name separated by a slash")),
-        Some(d) => e.all_invalid(path, d, names::dns1123_subdomain(d)),
     }
 }
 
@@ -310,14 +357,7 @@ fn status(d: &Doc, old: &Doc, e: &mut ErrorList) {
             e.push(FieldError::invalid(child(&at, "request"), request, NO_REQUEST));
         }
         driver(r.get("driver").str(), &child(&at, "driver"), e);
-        let (pool, pool_at) = (r.get("pool").str(), child(&at, "pool"));
-        if pool.is_empty() {
-            e.push(FieldError::required(pool_at, ""));
-        } else {
-            for part in pool.split('/') {
-                e.all_invalid(&pool_at, part, names::dns1123_subdomain(part));
-            }
-        }
+        pool(r.get("pool").str(), &child(&at, "pool"), e);
         let device = r.get("device").str();
         e.all_invalid(&child(&at, "device"), device, names::dns1123_label(device));
     }

@@ -7,6 +7,7 @@ pub mod reviews;
 
 mod admission_policies;
 mod api_service;
+mod autoscaling;
 mod batch;
 pub mod certificates;
 mod config;
@@ -15,12 +16,14 @@ mod csi;
 mod device_selectors;
 mod discovery;
 pub mod dra;
+mod endpoints;
 mod event;
 mod flow_control;
 mod job_policy;
 mod namespace;
 mod networking;
 mod node;
+mod persistent_volume;
 pub mod pod;
 mod pod_metadata;
 mod pod_resources;
@@ -29,11 +32,13 @@ mod pod_spec;
 mod pod_volumes;
 mod policy;
 mod rbac;
+mod resource_slice;
 mod resources;
 mod scheduling;
 mod selectors;
 mod service;
 mod service_account;
+mod service_ranges;
 mod service_rules;
 mod storage;
 mod warnings;
@@ -154,7 +159,7 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("", "LimitRange", resources::LIMIT_RANGE),
     ("", "Namespace", namespace::NAMESPACE),
     ("", "Node", node::NODE),
-    ("", "PersistentVolume", storage::PERSISTENT_VOLUME),
+    ("", "PersistentVolume", persistent_volume::PERSISTENT_VOLUME),
     ("", "PersistentVolumeClaim", storage::PERSISTENT_VOLUME_CLAIM),
     ("", "Pod", pod::POD),
     ("", "PodTemplate", workloads::POD_TEMPLATE),
@@ -167,7 +172,7 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("apps", "Deployment", workloads::DEPLOYMENT),
     ("apps", "ReplicaSet", workloads::REPLICA_SET),
     ("apps", "StatefulSet", workloads::STATEFUL_SET),
-    ("autoscaling", "HorizontalPodAutoscaler", policy::HORIZONTAL_POD_AUTOSCALER),
+    ("autoscaling", "HorizontalPodAutoscaler", autoscaling::HORIZONTAL_POD_AUTOSCALER),
     ("batch", "CronJob", cron::CRON_JOB),
     ("batch", "Job", batch::JOB),
     ("certificates.k8s.io", "CertificateSigningRequest", certificates::CERTIFICATE_SIGNING_REQUEST),
@@ -177,7 +182,8 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("networking.k8s.io", "Ingress", networking::INGRESS),
     ("networking.k8s.io", "IngressClass", networking::INGRESS_CLASS),
     ("networking.k8s.io", "NetworkPolicy", networking::NETWORK_POLICY),
-    ("networking.k8s.io", "ServiceCIDR", SPEC_AND_STATUS_NO_GENERATION),
+    ("networking.k8s.io", "IPAddress", service_ranges::IP_ADDRESS),
+    ("networking.k8s.io", "ServiceCIDR", service_ranges::SERVICE_CIDR),
     ("policy", "PodDisruptionBudget", policy::POD_DISRUPTION_BUDGET),
     ("rbac.authorization.k8s.io", "ClusterRole", rbac::CLUSTER_ROLE),
     ("rbac.authorization.k8s.io", "ClusterRoleBinding", rbac::CLUSTER_ROLE_BINDING),
@@ -189,6 +195,7 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("storage.k8s.io", "CSIDriver", csi::CSI_DRIVER),
     ("storage.k8s.io", "CSINode", csi::CSI_NODE),
     ("storage.k8s.io", "VolumeAttachment", storage::VOLUME_ATTACHMENT),
+    ("storage.k8s.io", "VolumeAttributesClass", storage::VOLUME_ATTRIBUTES_CLASS),
     ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", webhook_configs::MUTATING),
     ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", webhook_configs::VALIDATING),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", admission_policies::VALIDATING),
@@ -200,8 +207,8 @@ static STRATEGIES: &[(&str, &str, Strategy)] = &[
     ("apiextensions.k8s.io", "CustomResourceDefinition", crate::custom::crd::CUSTOM_RESOURCE_DEFINITION),
     ("apiregistration.k8s.io", "APIService", api_service::API_SERVICE),
     ("resource.k8s.io", "DeviceClass", dra::DEVICE_CLASS),
-    ("resource.k8s.io", "ResourceSlice", Strategy { returns_deleted: true, ..GENERATION }),
-    ("storage.k8s.io", "CSIStorageCapacity", Strategy { unconditional_update: false, ..PLAIN }),
+    ("resource.k8s.io", "ResourceSlice", resource_slice::RESOURCE_SLICE),
+    ("storage.k8s.io", "CSIStorageCapacity", csi::CSI_STORAGE_CAPACITY),
     ("resource.k8s.io", "ResourceClaim", dra::RESOURCE_CLAIM),
     ("resource.k8s.io", "ResourceClaimTemplate", dra::RESOURCE_CLAIM_TEMPLATE),
 ];

@@ -5,7 +5,7 @@ use k8s_schema::{Doc, IntOrString, Ref};
 use serde_json::Value;
 
 use super::{Action, GENERATION, SPEC_AND_STATUS, Strategy, warnings};
-use crate::validation::{ErrorList, FieldError, child, index, names, values};
+use crate::validation::{ErrorList, FieldError, addresses, child, index, names, values};
 
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 
@@ -298,17 +298,7 @@ fn peer(p: Ref<'_>, path: &str, e: &mut ErrorList) {
 }
 
 fn cidr(text: &str, path: &str, e: &mut ErrorList) -> Option<IpNet> {
-    match text.parse::<IpNet>() {
-        Ok(net) if net.addr() != net.network() => {
-            e.push(FieldError::invalid(path, text, "must not have bits set beyond the prefix length"));
-            None
-        }
-        Ok(net) => Some(net),
-        Err(_) => {
-            e.push(FieldError::invalid(path, text, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"));
-            None
-        }
-    }
+    addresses::range(text).map_err(|why| e.push(FieldError::invalid(path, text, why))).ok()
 }
 
 fn ip_block(b: Ref<'_>, path: &str, e: &mut ErrorList) {

@@ -30,7 +30,7 @@ fn is_extended(name: &str) -> bool {
     name.contains('/') && !name.starts_with("kubernetes.io/") && !name.starts_with("requests.")
 }
 
-fn resource_name(name: &str, path: &str, e: &mut ErrorList) {
+pub fn resource_name(name: &str, path: &str, e: &mut ErrorList) {
     let wrong = names::qualified_name(name);
     if !wrong.is_empty() {
         e.all_invalid(path, name, wrong);

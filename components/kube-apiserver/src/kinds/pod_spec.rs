@@ -454,18 +454,22 @@ fn affinity(a: Ref<'_>, path: &str, e: &mut ErrorList) {
     let p = child(path, "nodeAffinity");
     let required = node.get("requiredDuringSchedulingIgnoredDuringExecution");
     if required.exists() {
-        let q = child(&child(&p, "requiredDuringSchedulingIgnoredDuringExecution"), "nodeSelectorTerms");
-        if required.get("nodeSelectorTerms").is_empty() {
-            e.push(FieldError::required(q.clone(), "must have at least one node selector term"));
-        }
-        for (i, t) in required.get("nodeSelectorTerms").iter().enumerate() {
-            node_term(t, &index(&q, i), e);
-        }
+        node_selector(required, &child(&p, "requiredDuringSchedulingIgnoredDuringExecution"), e);
     }
     for (i, t) in node.get("preferredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
         let q = index(&child(&p, "preferredDuringSchedulingIgnoredDuringExecution"), i);
         weight(t, &q, e);
         node_term(t.get("preference"), &child(&q, "preference"), e);
+    }
+}
+
+pub(super) fn node_selector(s: Ref<'_>, path: &str, e: &mut ErrorList) {
+    let at = child(path, "nodeSelectorTerms");
+    if s.get("nodeSelectorTerms").is_empty() {
+        e.push(FieldError::required(at.clone(), "must have at least one node selector term"));
+    }
+    for (i, t) in s.get("nodeSelectorTerms").iter().enumerate() {
+        node_term(t, &index(&at, i), e);
     }
 }
 

@@ -86,7 +86,7 @@ fn items(r: Ref<'_>, path: &str, e: &mut ErrorList) {
     }
 }
 
-fn no_backsteps(path: &str, at: &str, e: &mut ErrorList) {
+pub(super) fn no_backsteps(path: &str, at: &str, e: &mut ErrorList) {
     if path.split('/').any(|p| p == "..") {
         e.push(FieldError::invalid(at, path, "must not contain '..'"));
     }
@@ -123,7 +123,7 @@ fn required(s: Ref<'_>, p: &str, fields: &[&str], e: &mut ErrorList) {
     }
 }
 
-fn volume_source(s: Ref<'_>, source: &str, p: &str, e: &mut ErrorList) {
+pub(super) fn volume_source(s: Ref<'_>, source: &str, p: &str, e: &mut ErrorList) {
     match source {
         "hostPath" => {
             required(s, p, &["path"], e);

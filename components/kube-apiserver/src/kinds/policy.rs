@@ -1,10 +1,10 @@
-//! Disruption budgets and autoscalers.
+//! Disruption budgets.
 
 use k8s_schema::Doc;
 use serde_json::json;
 
 use super::{Action, SPEC_AND_STATUS, Strategy, workload_status, workloads::int_or_percent};
-use crate::validation::{ErrorList, FieldError, child, names, values};
+use crate::validation::{ErrorList, FieldError, values};
 
 pub const POD_DISRUPTION_BUDGET: Strategy = Strategy {
     unconditional_update: false,
@@ -21,46 +21,6 @@ pub const POD_DISRUPTION_BUDGET: Strategy = Strategy {
     },
     ..SPEC_AND_STATUS
 };
-pub const HORIZONTAL_POD_AUTOSCALER: Strategy = Strategy {
-    generation: false,
-    validate_create: |d, e| autoscaler(d, None, e),
-    validate_update: |a, n, o, e| {
-        if a == Action::Main {
-            autoscaler(n, Some(o), e);
-        }
-    },
-    ..SPEC_AND_STATUS
-};
-
-/// What is scaled, and between which bounds.
-fn autoscaler(d: &Doc, old: Option<&Doc>, e: &mut ErrorList) {
-    let (min, max) = (d.at("spec.minReplicas"), d.at("spec.maxReplicas").int());
-    if let Some(min) = min.as_i64().filter(|m| *m < 1) {
-        e.push(FieldError::invalid("spec.minReplicas", min, "must be greater than or equal to 1"));
-    }
-    if max < 1 {
-        e.push(FieldError::invalid("spec.maxReplicas", max, "must be greater than 0"));
-    }
-    if min.as_i64().is_some_and(|min| max < min) {
-        e.push(FieldError::invalid("spec.maxReplicas", max, "must be greater than or equal to `minReplicas`"));
-    }
-    let target = d.at("spec.scaleTargetRef");
-    for f in ["kind", "name"] {
-        let path = child("spec.scaleTargetRef", f);
-        match target.get(f).str() {
-            "" => e.push(FieldError::required(path, "")),
-            v => e.all_invalid(&path, v, names::path_segment(v, false)),
-        }
-    }
-    let version = target.get("apiVersion").str();
-    let path = "spec.scaleTargetRef.apiVersion";
-    let groupless = |d: &Doc| !d.at(path).str().contains('/');
-    if version.split('/').count() > 2 {
-        e.push(FieldError::invalid(path, version, format!("unexpected GroupVersion string: {version}")));
-    } else if groupless(d) && target.get("kind").str() != "ReplicationController" && !old.is_some_and(groupless) {
-        e.push(FieldError::invalid(path, version, "apiVersion must specify API group"));
-    }
-}
 
 fn budget(d: &Doc, e: &mut ErrorList) {
     let (min, max) = (d.at("spec.minAvailable"), d.at("spec.maxUnavailable"));

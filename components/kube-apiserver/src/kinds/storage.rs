@@ -5,29 +5,6 @@ use k8s_schema::{Doc, Ref};
 use super::{Action, PLAIN, Strategy, immutable, warnings};
 use crate::validation::{ErrorList, FieldError, child, index, names, values};
 
-pub const PERSISTENT_VOLUME: Strategy = Strategy {
-    status: true,
-    returns_deleted: true,
-    prepare_create: |d| {
-        // Constants that fit the type: these cannot fail.
-        let _ = d.set("status.phase", "Pending");
-        let _ = d.set("status.lastPhaseTransitionTime", crate::handlers::write::now());
-    },
-    prepare_update: |a, n, o| {
-        if a == Action::Status && n.at("status.phase").str() != o.at("status.phase").str() {
-            let _ = n.set("status.lastPhaseTransitionTime", crate::handlers::write::now());
-        }
-    },
-    warnings: warnings::volume,
-    validate_create: volume,
-    validate_update: |a, n, o, e| {
-        if a == Action::Main {
-            volume(n, e);
-            immutable(n, o, "spec.volumeMode", e);
-        }
-    },
-    ..PLAIN
-};
 pub const PERSISTENT_VOLUME_CLAIM: Strategy = Strategy {
     status: true,
     returns_deleted: true,
@@ -53,38 +30,30 @@ pub const STORAGE_CLASS: Strategy = Strategy {
     },
     ..PLAIN
 };
-pub const VOLUME_ATTACHMENT: Strategy = Strategy { status: true, returns_deleted: true, unconditional_update: false, ..PLAIN };
-
-const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-
-fn modes(d: &Doc, path: &str, e: &mut ErrorList) {
-    if d.at(path).is_empty() {
-        e.push(FieldError::required(
-            path,
-            if path.contains("accessModes") && d.kind() == "PersistentVolumeClaim" { "at least 1 access mode is required" } else { "" },
-        ));
-    }
-    for (i, m) in d.at(path).iter().enumerate() {
-        if !MODES.contains(&m.str()) {
-            e.push(FieldError::not_supported(
-                if d.kind() == "PersistentVolumeClaim" { path.to_owned() } else { index(path, i) },
-                m.str(),
-                MODES,
-            ));
+pub const VOLUME_ATTACHMENT: Strategy = Strategy {
+    status: true,
+    returns_deleted: true,
+    unconditional_update: false,
+    validate_create: attachment,
+    validate_update: |_, n, o, e| {
+        attachment(n, e);
+        immutable(n, o, "spec", e);
+    },
+    ..PLAIN
+};
+pub const VOLUME_ATTRIBUTES_CLASS: Strategy = Strategy {
+    returns_deleted: true,
+    validate_create: attributes_class,
+    validate_update: |_, n, o, e| {
+        attributes_class(n, e);
+        for field in ["driverName", "parameters"].into_iter().filter(|f| !n.at(f).semantic_eq(o.at(f))) {
+            e.push(FieldError::forbidden(field, format!("updates to {field} are forbidden.")));
         }
-    }
-}
+    },
+    ..PLAIN
+};
 
-fn volume(d: &Doc, e: &mut ErrorList) {
-    modes(d, "spec.accessModes", e);
-    if d.at("spec.capacity").is_empty() {
-        e.push(FieldError::required("spec.capacity", ""));
-    }
-    let class = d.at("spec.storageClassName").str();
-    if !class.is_empty() {
-        e.all_invalid("spec.storageClassName", class, names::dns1123_subdomain(class));
-    }
-}
+pub(super) const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 
 fn claim(d: &Doc, e: &mut ErrorList) {
     claim_spec(d.at("spec"), "spec", e);
@@ -238,13 +207,18 @@ fn topologies(d: &Doc, e: &mut ErrorList) {
     }
 }
 
-fn class(d: &Doc, e: &mut ErrorList) {
-    let p = d.at("provisioner").str();
+/// The driver that a class is of.
+fn provisioner(d: &Doc, field: &str, e: &mut ErrorList) {
+    let p = d.at(field).str();
     if p.is_empty() {
-        e.push(FieldError::required("provisioner", ""));
+        e.push(FieldError::required(field, ""));
     } else {
-        e.all_invalid("provisioner", p, names::qualified_name(&p.to_lowercase()));
+        e.all_invalid(field, p, names::qualified_name(&p.to_lowercase()));
     }
+}
+
+/// What a class tells its driver.
+fn parameters(d: &Doc, e: &mut ErrorList) {
     let mut size = 0;
     for (k, v) in d.at("parameters").entries() {
         if k.is_empty() {
@@ -258,6 +232,61 @@ fn class(d: &Doc, e: &mut ErrorList) {
     if size > 256 << 10 {
         e.push(FieldError::too_long("parameters", "", 256 << 10));
     }
+}
+
+fn attributes_class(d: &Doc, e: &mut ErrorList) {
+    provisioner(d, "driverName", e);
+    parameters(d, e);
+    if d.at("parameters").is_empty() {
+        e.push(FieldError::required("parameters", "must contain at least one key/value pair"));
+    }
+}
+
+fn attachment(d: &Doc, e: &mut ErrorList) {
+    let spec = d.at("spec");
+    let attacher = spec.get("attacher").str();
+    if attacher.is_empty() {
+        e.push(FieldError::required("spec.attacher", attacher));
+    }
+    let (at, source) = ("spec.source", spec.get("source"));
+    let (inline, named) = (source.get("inlineVolumeSpec"), source.get("persistentVolumeName"));
+    const ONE: &str = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
+    match (inline.exists(), named.exists()) {
+        (false, false) => e.push(FieldError::required(at, ONE)),
+        (true, true) => e.push(FieldError::forbidden(at, ONE)),
+        (false, true) if named.str().is_empty() => {
+            e.push(FieldError::required(child(at, "persistentVolumeName"), "must specify non empty persistentVolumeName"));
+        }
+        (false, true) => {}
+        (true, false) => super::persistent_volume::inline_spec(inline, &child(at, "inlineVolumeSpec"), e),
+    }
+    let node = spec.get("nodeName").str();
+    e.all_invalid("spec.nodeName", node, names::dns1123_subdomain(node));
+
+    let metadata: usize = d.at("status.attachmentMetadata").entries().map(|(k, v)| k.len() + v.str().len()).sum();
+    const MAX: usize = 256 << 10;
+    if metadata > MAX {
+        e.push(FieldError::too_long("status.attachmentMetadata", "", MAX));
+    }
+    for field in ["attachError", "detachError"] {
+        let (at, error) = (child("status", field), d.at("status").get(field));
+        if error.get("message").str().len() > 1024 {
+            // The limit that upstream tells is that of the metadata.
+            e.push(FieldError::too_long(child(&at, "message"), "", MAX));
+        }
+        if let Some(code) = error.get("errorCode").as_i64().filter(|c| *c < 0) {
+            e.push(FieldError::invalid(child(&at, "errorCode"), code, "must be between 0 and 2147483647, inclusive"));
+        }
+    }
+    super::dra::driver(attacher, "spec.attacher", e);
+    if !named.str().is_empty() {
+        e.all_invalid("spec.source.persistentVolumeName", named.str(), names::dns1123_subdomain(named.str()));
+    }
+}
+
+fn class(d: &Doc, e: &mut ErrorList) {
+    provisioner(d, "provisioner", e);
+    parameters(d, e);
     let r = d.at("reclaimPolicy").str();
     if !matches!(r, "" | "Delete" | "Retain") {
         e.push(FieldError::not_supported("reclaimPolicy", r, &["Delete", "Retain"]));

@@ -1,5 +1,5 @@
 //! The edges of the server, on a real etcd: compressed answers, values encrypted at rest, users whom proxies name, extension servers,
-//! audit events that are posted, files that are followed, plugins of admission, metrics.
+//! audit events that are posted, files that are followed, plugins of admission, metrics, bad input in bulk.
 
 #[path = "../../examples/dev-cluster/cluster.rs"]
 mod cluster;
@@ -7,6 +7,7 @@ mod cluster;
 mod admission;
 mod aggregation;
 mod audit_webhook;
+mod bad_input;
 mod encryption;
 mod gzip;
 mod metrics;

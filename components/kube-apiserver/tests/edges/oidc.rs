@@ -104,7 +104,7 @@ pub async fn nobody(cluster: &Cluster) -> Client {
 }
 
 /// Who a token's bearer is; none: nobody.
-async fn who(client: &Client, token: &str) -> Option<Value> {
+pub async fn who(client: &Client, token: &str) -> Option<Value> {
     let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
     let headers = [("authorization", &*format!("Bearer {token}"))];
     let a = send(client, Method::POST, "/apis/authentication.k8s.io/v1/selfsubjectreviews", &headers, &review).await;
