@@ -143,6 +143,26 @@ pub fn update(live: &Doc, new: &mut Doc, operation: &Operation<'_>) {
     let _ = managed::encode(new, &managers);
 }
 
+/// [`update`] for a write through the scale subresource, which is made of the replicas at `path` alone: it notes nothing when nobody manages them,
+/// and none of them, which a Scale leaves out, is nobody's.
+pub fn update_scale(live: &Doc, new: &mut Doc, operation: &Operation<'_>, path: &[&str]) {
+    let set = Set::of_fields(&[path]);
+    let mut managers = managed::decode(live).unwrap_or_default();
+    let is_managed = managers.values().any(|m| !m.set.intersection(&set).is_empty());
+    let none = path.iter().fold(new.root(), |r, field| r.get(field)).int() == 0;
+    if is_managed && none {
+        managers.values_mut().for_each(|m| m.set.subtract(&set));
+        managers.retain(|_, m| !m.set.is_empty());
+        // The list is made of what the schema says managedFields are.
+        let _ = managed::encode(new, &managers);
+    } else if is_managed {
+        update(live, new, operation);
+    } else {
+        // The same list in the same field: this cannot fail.
+        let _ = new.copy_from("metadata.managedFields", live.at("metadata.managedFields"));
+    }
+}
+
 fn without_managed_fields(doc: &Doc) -> Value {
     let mut bare = doc.clone();
     bare.remove("metadata.managedFields");

@@ -74,18 +74,21 @@ pub fn scale_of(ctx: &Ctx, res: &Resource, doc: &Doc) -> Result<Doc, ApiError> {
     Ok(scale)
 }
 
+/// Where an object has the number of a Scale.
+fn replicas_at(res: &Resource) -> &str {
+    paths(res).map_or("spec.replicas", |s| s.spec_replicas.trim_start_matches('.'))
+}
+
 /// Writes a Scale's number where the object has it.
 pub fn set_replicas(res: &Resource, doc: &mut Doc, replicas: i64) -> Result<(), ApiError> {
-    let path = paths(res).map_or("spec.replicas", |s| s.spec_replicas.trim_start_matches('.'));
-    doc.set(path, replicas).map_err(ApiError::internal)
+    doc.set(replicas_at(res), replicas).map_err(ApiError::internal)
 }
 
 /// An applied Scale, as what it says of the object.
 fn applied(res: &Resource, old: &Doc, scale: &Doc) -> Value {
     let mut config = json!({"apiVersion": res.api_version(), "kind": res.kind, "metadata": {"name": old.meta().name()}});
     if let Some(replicas) = scale.at("spec.replicas").as_i64() {
-        let path = paths(res).map_or("spec.replicas", |s| s.spec_replicas.trim_start_matches('.'));
-        let nested = path.rsplit('.').fold(json!(replicas), |inner, name| json!({ name: inner }));
+        let nested = replicas_at(res).rsplit('.').fold(json!(replicas), |inner, name| json!({ name: inner }));
         if let (Value::Object(config), Value::Object(nested)) = (&mut config, nested) {
             config.extend(nested);
         }
@@ -164,7 +167,7 @@ async fn change(ctx: &Arc<Ctx>, res: &Arc<Resource>, body: Bytes, kind: Option<P
             }
         }
         if kind != Some(PatchKind::Apply) {
-            meta::track(res, &mut new, old, &manager, "scale", &[]);
+            meta::track_scale(res, &mut new, old, &manager, replicas_at(res));
         }
         Ok(new)
     })

@@ -188,6 +188,14 @@ pub fn track(res: &Resource, new: &mut Doc, old: &Doc, manager: &str, subresourc
     apply::update(old, new, &Operation { manager, subresource, now, ignored: &ignored(reset), typed_by });
 }
 
+/// [`track`] for a write of the replicas, which are at `path`, through the scale subresource.
+pub fn track_scale(res: &Resource, new: &mut Doc, old: &Doc, manager: &str, path: &str) {
+    let now = jiff::Timestamp::now().as_second();
+    let typed_by = res.custom.as_ref().and_then(crate::custom::Custom::types);
+    let operation = Operation { manager, subresource: "scale", now, ignored: &Set::default(), typed_by };
+    apply::update_scale(old, new, &operation, &path.split('.').collect::<Vec<_>>());
+}
+
 /// Server-side apply of `applied` on `live`.
 pub fn apply(
     res: &Resource,
