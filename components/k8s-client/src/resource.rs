@@ -90,6 +90,7 @@ pub mod resources {
         CLUSTER_ROLES = "rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", false;
         VALIDATING_ADMISSION_POLICIES = "admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", false;
         RESOURCE_CLAIMS = "resource.k8s.io", "v1", "resourceclaims", "ResourceClaim", true;
+        RESOURCE_SLICES = "resource.k8s.io", "v1", "resourceslices", "ResourceSlice", false;
         RESOURCE_CLAIM_TEMPLATES = "resource.k8s.io", "v1", "resourceclaimtemplates", "ResourceClaimTemplate", true;
         SERVICE_CIDRS = "networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR", false;
         IP_ADDRESSES = "networking.k8s.io", "v1", "ipaddresses", "IPAddress", false;

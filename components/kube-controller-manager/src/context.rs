@@ -99,6 +99,7 @@ informers! {
     cron_jobs: CronJob,
     signing_requests: CertificateSigningRequest,
     disruption_budgets: PodDisruptionBudget,
+    resource_claims: ResourceClaim,
 }
 
 impl Informers {

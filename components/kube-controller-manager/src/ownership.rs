@@ -4,8 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 
 use k8s_client::{
-    Client, DeleteOptions, Error, LabelMap, LabelSelector, Named, ObjectMeta, OwnerReference, Patch, Request, Resource, owner_reference,
-    resources::PODS,
+    Client, DeleteOptions, Error, LabelMap, LabelSelector, Named, ObjectMeta, OwnerReference, Patch, Request, Resource, Time,
+    owner_reference, resources::PODS,
 };
 use serde_json::{Value, json};
 
@@ -120,6 +120,16 @@ fn generate_name(owner: &str) -> String {
 /// A deletion of exactly this pod.
 pub fn delete_pod(pod: &ObjectMeta) -> Request {
     Request::delete(&PODS, &pod.namespace, &pod.name, &DeleteOptions::uid(&pod.uid))
+}
+
+/// Deletes exactly this pod, whose status says before why it is taken from its user.
+pub async fn disrupt_pod(client: &Client, pod: &ObjectMeta, reason: &str, message: &str) -> Result<(), Error> {
+    let condition =
+        json!({"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message, "lastTransitionTime": Time::now()});
+    let body = json!({"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}});
+    let patch = Request::patch(&PODS, &pod.namespace, &pod.name, &Patch::strategic(&body)).subresource("status");
+    ignore_missing(client, &patch).await?;
+    ignore_missing(client, &delete_pod(pod)).await
 }
 
 /// Runs `count` creations in batches of 1, 2, 4…, stopping at the first batch with a failure, so that a quota or a bad template costs one

@@ -118,6 +118,7 @@ fn controllers_move_a_real_cluster_to_what_was_asked_for() {
     a_secret_gets_its_accounts_token(&cluster);
     service_ranges_are_ready_and_kept_while_used(&cluster);
     a_drivers_volume_is_attached_for_a_pod_and_detached_after_it(&cluster);
+    a_pod_leaves_a_device_that_is_tainted_under_it(&cluster);
     a_bootstrapping_kubelet_gets_its_certificate_and_nobody_else(&cluster);
     a_policys_expressions_are_checked_against_the_kinds_it_is_about(&cluster);
     a_deleted_namespace_is_emptied_and_goes(&cluster);
@@ -414,6 +415,42 @@ fn a_drivers_volume_is_attached_for_a_pod_and_detached_after_it(cluster: &Cluste
     kubectl(cluster, &["delete", "pv", "of-driver", "--wait=false"]);
     eventually(cluster, "no class", || get(cluster, &["volumeattributesclass", "silver"]).is_null());
     kubectl(cluster, &["delete", "node", "with-volumes"]);
+}
+
+fn a_pod_leaves_a_device_that_is_tainted_under_it(cluster: &Cluster) {
+    let slice = |device: Value| {
+        json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": "of-n1"}, "spec": {"nodeName": "n1",
+            "driver": "d.example.com", "pool": {"name": "n1", "generation": 1, "resourceSliceCount": 1}, "devices": [device]}})
+    };
+    create(cluster, &slice(json!({"name": "gpu-0"})), &[]);
+    let request = json!({"name": "r", "exactly": {"deviceClassName": "gpus"}});
+    for name in ["patient", "hurt"] {
+        let tolerations = if name == "patient" { json!([{"operator": "Exists"}]) } else { json!([]) };
+        let claim = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"devices": {"requests": [request]}}});
+        create(cluster, &claim, &[]);
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "spec": {"nodeName": "n1",
+            "containers": [{"name": "c", "image": "i"}], "resourceClaims": [{"name": "gpu", "resourceClaimName": name}]}});
+        create(cluster, &pod, &[]);
+        let uid = get(cluster, &["pod", name])["metadata"]["uid"].clone();
+        let result = json!({"request": "r", "driver": "d.example.com", "pool": "n1", "device": "gpu-0", "tolerations": tolerations});
+        let status = json!({"status": {"allocation": {"devices": {"results": [result]}}, "reservedFor": [{"resource": "pods", "name": name, "uid": uid}]}});
+        kubectl(cluster, &["patch", "resourceclaim", name, "--subresource=status", "--type=merge", "-p", &status.to_string()]);
+    }
+
+    let taint = json!({"name": "gpu-0", "taints": [{"key": "d.example.com/unhealthy", "effect": "NoExecute"}]});
+    run(cluster, &["replace", "-f", "-"], Some(&slice(taint))).unwrap();
+    eventually(cluster, "the pod goes", || get(cluster, &["pod", "hurt"])["metadata"]["deletionTimestamp"].is_string());
+    let conditions = get(cluster, &["pod", "hurt"])["status"]["conditions"].clone();
+    let told = conditions.as_array().unwrap().iter().find(|c| c["type"] == "DisruptionTarget").unwrap();
+    assert_eq!((&told["status"], &told["reason"]), (&json!("True"), &json!("DeletionByDeviceTaintManager")));
+    assert!(get(cluster, &["pod", "patient"])["metadata"]["deletionTimestamp"].is_null(), "it tolerates whatever there is");
+    let taints = &get(cluster, &["resourceslice", "of-n1"])["spec"]["devices"][0]["taints"];
+    assert!(taints[0]["timeAdded"].is_string(), "taints count from when they came: {taints}");
+
+    kubectl(cluster, &["delete", "pod", "hurt", "patient", "--force"]);
+    kubectl(cluster, &["delete", "resourceclaim", "hurt", "patient", "--wait=false"]);
+    kubectl(cluster, &["delete", "resourceslice", "of-n1"]);
 }
 
 fn request(name: &str, common_name: &str, organization: &str) -> Value {

@@ -62,12 +62,14 @@ macro_rules! selecting {
 }
 
 mod autoscaling;
+mod devices;
 mod job;
 mod quota;
 mod replication_controller;
 mod storage;
 
 pub use self::autoscaling::*;
+pub use self::devices::*;
 pub use self::job::*;
 pub use self::quota::*;
 pub use self::replication_controller::ReplicationController;
@@ -103,7 +105,11 @@ part!(PodSpec, {
     #[serde(deserialize_with = "null_default")] volumes: Vec<Volume>,
     #[serde(deserialize_with = "null_default")] resource_claims: Vec<PodResourceClaim>,
 });
-part!(PodResourceClaim, { name: String, #[serde(deserialize_with = "null_default")] resource_claim_template_name: String });
+part!(PodResourceClaim, {
+    name: String,
+    #[serde(deserialize_with = "null_default")] resource_claim_name: String,
+    #[serde(deserialize_with = "null_default")] resource_claim_template_name: String,
+});
 part!(PodResourceClaimStatus, { name: String, resource_claim_name: Option<String> });
 part!(Container, {
     name: String,

@@ -11,6 +11,7 @@ pub mod csr_cleaner;
 pub mod csr_signing;
 pub mod daemon_set;
 pub mod deployment;
+pub mod device_taint_eviction;
 pub mod disruption;
 pub mod endpoint_slice;
 pub mod endpoint_slice_mirroring;

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_client::{Action, Change, Client, Error, EventType, ObjectKey, Patch, Request, Time, WorkQueue, resources::PODS, run_workers};
-use serde_json::json;
+use k8s_client::{Action, Change, Client, Error, EventType, ObjectKey, WorkQueue, resources::PODS, run_workers};
 
 use crate::api::{Node, Pod, Taint, Toleration};
 use crate::context::Context;
@@ -86,18 +85,15 @@ async fn evict(client: &Client, context: &Context, pod: &Pod) -> Result<Action, 
         "TaintManagerEviction",
         format!("Marking for deletion Pod {}", pod.metadata.key()),
     );
-    let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
-        "message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": Time::now()});
-    let body = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
-    let patch = Request::patch(&PODS, &pod.metadata.namespace, &pod.metadata.name, &Patch::strategic(&body)).subresource("status");
-    ownership::ignore_missing(client, &patch).await?;
-    ownership::ignore_missing(client, &ownership::delete_pod(&pod.metadata)).await?;
+    ownership::disrupt_pod(client, &pod.metadata, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint").await?;
     tracing::info!(pod = %pod.metadata.key(), node = pod.spec.node_name, "pod evicted: it does not tolerate its node's taints");
     Ok(Action::Done)
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_client::Time;
+
     use super::*;
 
     #[test]

@@ -8,8 +8,8 @@ use k8s_client::{
 };
 use serde_json::{Value, json};
 
-use self::plan::{FINALIZER, Need, ResourceClaim, ResourceClaimTemplate};
-use crate::api::Pod;
+use self::plan::{FINALIZER, Need};
+use crate::api::{Pod, ResourceClaim, ResourceClaimTemplate};
 use crate::context::Context;
 use crate::ownership::ignore_missing;
 use crate::reconcile::{Reconcile, follow, work};
@@ -42,7 +42,7 @@ struct Claims {
 pub async fn run(context: Context) {
     let client = context.client(ACCOUNT);
     let pods = context.informers.pods().informer;
-    let claims: Informer<ResourceClaim> = context.informers.narrow("", "");
+    let claims = context.informers.resource_claims();
     let templates: Informer<ResourceClaimTemplate> = context.informers.narrow("", "");
     let (of_pods, of_claims) = (WorkQueue::new("resource-claim-pods"), WorkQueue::new("resource-claims"));
     follow(&of_claims, &claims);

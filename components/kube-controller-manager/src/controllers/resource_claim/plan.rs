@@ -3,77 +3,17 @@
 use std::sync::Arc;
 
 use k8s_client::{
-    Named, Object, ObjectMeta, Resource, null_default, owner_reference,
-    resources::{PODS, RESOURCE_CLAIM_TEMPLATES, RESOURCE_CLAIMS},
+    ObjectMeta, owner_reference,
+    resources::{PODS, RESOURCE_CLAIMS},
 };
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::api::Pod;
+use crate::api::{Consumer, Pod, ResourceClaim};
 
 /// Says of a claim which of its pod's claims it is.
 pub const POD_CLAIM: &str = "resource.kubernetes.io/pod-claim-name";
 /// Keeps a claim as long as devices are allocated for it.
 pub const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
-
-/// A claim as far as its life goes.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ResourceClaim {
-    pub metadata: ObjectMeta,
-    pub status: Status,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Status {
-    /// Only whether there is one.
-    #[serde(deserialize_with = "present")]
-    pub allocation: bool,
-    #[serde(deserialize_with = "null_default")]
-    pub reserved_for: Vec<Consumer>,
-}
-
-fn present<'de, D: serde::Deserializer<'de>>(d: D) -> Result<bool, D::Error> {
-    Ok(Option::<serde::de::IgnoredAny>::deserialize(d)?.is_some())
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Consumer {
-    pub api_group: String,
-    pub resource: String,
-    pub name: String,
-    pub uid: String,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ResourceClaimTemplate {
-    pub metadata: ObjectMeta,
-    /// `metadata` and `spec` of claims.
-    pub spec: Value,
-}
-
-impl Object for ResourceClaim {
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-}
-
-impl Named for ResourceClaim {
-    const RESOURCE: Resource = RESOURCE_CLAIMS;
-}
-
-impl Object for ResourceClaimTemplate {
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-}
-
-impl Named for ResourceClaimTemplate {
-    const RESOURCE: Resource = RESOURCE_CLAIM_TEMPLATES;
-}
 
 /// A pod that is over, or will never be: nothing is kept for it.
 pub fn is_over(pod: &Pod) -> bool {
@@ -144,17 +84,18 @@ pub struct Release {
 /// `pod`: the pod of a name in the claim's namespace.
 pub fn release(claim: &ResourceClaim, pod: &dyn Fn(&str) -> Option<Arc<Pod>>) -> Release {
     let alive = |name: &str, uid: &str| pod(name).is_some_and(|p| p.metadata.uid == uid && !is_over(&p));
-    // Of consumers that are no pods nothing is known.
-    let stays = |c: &&Consumer| c.resource != "pods" || !c.api_group.is_empty() || alive(&c.name, &c.uid);
+    let stays = |c: &&Consumer| !c.is_pod() || alive(&c.name, &c.uid);
     let left: Vec<String> = claim.status.reserved_for.iter().filter(stays).map(|c| c.uid.clone()).collect();
     let some_went = left.len() < claim.status.reserved_for.len();
     let unused = left.is_empty();
-    let deallocate = claim.status.allocation && unused && (some_went || claim.metadata.is_deleting());
+    let deallocate = claim.status.allocation.is_some() && unused && (some_went || claim.metadata.is_deleting());
     let made_for = claim.metadata.controller().filter(|o| o.kind == "Pod");
     Release {
         keep: some_went.then_some(left),
         deallocate,
-        drop_finalizer: unused && (deallocate || !claim.status.allocation) && claim.metadata.finalizers.iter().any(|f| f == FINALIZER),
+        drop_finalizer: unused
+            && (deallocate || claim.status.allocation.is_none())
+            && claim.metadata.finalizers.iter().any(|f| f == FINALIZER),
         delete: unused && !claim.metadata.is_deleting() && made_for.is_some_and(|o| !alive(&o.name, &o.uid)),
     }
 }
