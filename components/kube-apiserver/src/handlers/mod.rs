@@ -145,10 +145,6 @@ impl Ctx {
         }
     }
 
-    pub fn group(&self) -> Group<'_> {
-        Group(&self.info.group, &self.info.resource)
-    }
-
     /// Whether the answer may be compressed: the client takes it, and no audit reads it.
     pub fn takes_gzip(&self) -> bool {
         gzip::accepted(&self.headers) && !self.audit.as_ref().is_some_and(|r| r.reads_answers())

@@ -232,7 +232,7 @@ impl DeleteOptions {
         }
     }
 
-    /// A body wins over the query.
+    /// With a body the query says nothing, not even that this is a dry run: that is upstream's rule.
     pub fn parse(q: &Query, body: Option<Value>) -> Result<Self, ApiError> {
         let mut o = Self::default();
         let mut errors = ErrorList::new();
@@ -244,8 +244,7 @@ impl DeleteOptions {
                 o.resource_version = b["preconditions"]["resourceVersion"].as_str().map(str::to_owned);
                 o.orphan = b["orphanDependents"].as_bool();
                 policy = b["propagationPolicy"].as_str().map(str::to_owned);
-                let dry: Vec<&str> = b["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-                o.dry_run = dry_run(dry.into_iter().chain(q.all("dryRun")), &mut errors);
+                o.dry_run = dry_run(b["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str), &mut errors);
             }
             None => {
                 o.grace = q.get("gracePeriodSeconds").map(parse_int).transpose()?;

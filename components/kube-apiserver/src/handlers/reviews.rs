@@ -10,7 +10,7 @@ use super::{Ctx, WriteOptions, decode, encode_doc, encode_value, subresources, w
 use crate::{
     authn::User,
     authz::{Attributes, Decision, rbac::Rule},
-    http::{Answer, ApiError, Offers},
+    http::{Answer, ApiError, Group, Offers},
     kinds::{meta, reviews},
     registry::Resource,
 };
@@ -51,7 +51,8 @@ fn component_statuses(ctx: &Ctx) -> Result<Answer, ApiError> {
     let wanted = ctx.wanted(Offers::Objects, true)?;
     ctx.warn("v1 ComponentStatus is deprecated in v1.19+");
     if !ctx.info.name.is_empty() && ctx.info.parts > 1 {
-        return Err(ApiError::not_found(ctx.group(), &ctx.info.name));
+        // Upstream names it so.
+        return Err(ApiError::not_found(Group("", "componentstatus"), &ctx.info.name));
     }
     Ok(encode_value(200, &json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []}), wanted))
 }

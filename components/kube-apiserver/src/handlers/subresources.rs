@@ -83,8 +83,9 @@ pub async fn bind(ctx: &Arc<Ctx>, incoming: Incoming) -> Result<Answer, ApiError
         return Err(ApiError::new(500, "", all.join(", ")));
     }
     let uid = binding.at("metadata.uid").str().to_owned();
-    let annotations: Vec<(String, String)> =
-        binding.at("metadata.annotations").entries().map(|(k, v)| (k.to_owned(), v.str().to_owned())).collect();
+    let texts =
+        |path: &str| -> Vec<(String, String)> { binding.at(path).entries().map(|(k, v)| (k.to_owned(), v.str().to_owned())).collect() };
+    let (annotations, labels) = (texts("metadata.annotations"), texts("metadata.labels"));
     let plural = Group("", "pods/binding");
     for _ in 0..8 {
         let stored = write::current(ctx, &pods, &pod_name, true).await?;
@@ -111,6 +112,9 @@ pub async fn bind(ctx: &Arc<Ctx>, incoming: Incoming) -> Result<Answer, ApiError
         write::set(&mut new, "spec.nodeName", node.as_str())?;
         for (k, v) in &annotations {
             write::set(&mut new, &format!("metadata.annotations[{k}]"), v.as_str())?;
+        }
+        for (k, v) in &labels {
+            write::set(&mut new, &format!("metadata.labels[{k}]"), v.as_str())?;
         }
         for label in ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"] {
             let value =

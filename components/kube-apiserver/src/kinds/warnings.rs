@@ -230,7 +230,7 @@ pub fn storage_class(d: &Doc, _: Option<&Doc>) -> Vec<String> {
 }
 
 pub fn ingress(d: &Doc, _: Option<&Doc>) -> Vec<String> {
-    if d.at("metadata.annotations").get("kubernetes.io/ingress.class").exists() {
+    if d.at("metadata.annotations").get("kubernetes.io/ingress.class").exists() && !d.at("spec.ingressClassName").exists() {
         return vec!["annotation \"kubernetes.io/ingress.class\" is deprecated, please use 'spec.ingressClassName' instead".into()];
     }
     Vec::new()

@@ -111,7 +111,7 @@ fn all() -> Vec<Bad> {
         ),
         bad("a strategic patch that is a list", M::PATCH, MAP, STRATEGIC, "[]", 400),
         bad("an apply of another manager's field", M::PATCH, apply("b"), APPLY, map(r#","data":{"a":"2"}"#).replace("bad", "target"), 409),
-        bad("an apply without a manager", M::PATCH, MAP, APPLY, map("").replace("bad", "target"), 400),
+        bad("an apply without a manager", M::PATCH, MAP, APPLY, map("").replace("bad", "target"), 422),
         bad("an apply that is broken", M::PATCH, apply("b"), APPLY, "a: [", 400),
         bad("invalid CEL", M::POST, CRDS, JSON, definition("self.a +"), 422),
         bad("CEL of wrong types", M::POST, CRDS, JSON, definition("self.a > 1"), 422),
