@@ -320,6 +320,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_later_system_notes_is_read_by_this_one_and_the_other_way_round() {
+        let mut later = serde_json::to_value(record(State::Trying)).unwrap();
+        later["of_a_later_system"] = serde_json::json!({"a": 1});
+        later["to"]["of_a_later_system"] = 1.into();
+        let mut earlier = serde_json::to_value(record(State::Trying)).unwrap();
+        for field in ["timed_out", "again", "cordoned", "reason", "begun_unix", "ended_unix"] {
+            earlier.as_object_mut().unwrap().remove(field).unwrap();
+        }
+        for (text, expected) in [(later, record(State::Trying)), (earlier, Upgrade { begun_unix: 0, ..record(State::Trying) })] {
+            let mut meta = Meta::default();
+            meta.set(UPGRADE, Some(text.to_string()));
+            assert_eq!(upgrade(&meta), Some(expected), "{text}");
+        }
+    }
+
+    #[test]
     fn a_damaged_root_leads_to_the_other_slot_only_when_that_holds_a_good_system() {
         let mut meta = Meta::default();
         set_good(&mut meta, Slot::B, Some(&system("0.2.0", 2)));

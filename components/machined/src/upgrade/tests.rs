@@ -370,3 +370,40 @@ async fn a_trial_that_was_cut_off_is_begun_once_more_and_not_a_third_time() {
         }
     }
 }
+
+/// Nothing was begun: the idle slot cannot be started, nothing is tried, and META knows of no upgrade.
+fn is_untouched(fixture: &Fixture, machine: &Machine) -> bool {
+    let layout = Layout::of(machine).unwrap();
+    let known = record::upgrade(&layout.read().unwrap());
+    known.is_none() && !layout.boot.has(Slot::B).unwrap() && fixture.one_shot(machine).is_none()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_whose_etcd_cannot_be_saved_is_left_as_it_is() {
+    let fixture = fixture();
+    let text = crate::kubernetes::testing::control_plane_config().render();
+    let machine = fixture.boot_with(&text, Slot::A, &fixture.old);
+    machine.state.set_cluster_id("test-cluster").unwrap();
+    let refused = fixture.upgrade(&machine, Options::default(), &fixture.file).await.unwrap_err();
+    assert!(refused.is_refusal() && refused.to_string().contains("--allow-quorum-loss"), "{refused}");
+    assert!(is_untouched(&fixture, &machine));
+    // Meant, and etcd does not answer: without a snapshot there is no upgrade.
+    let allow = Allow { quorum_loss: true, ..Allow::default() };
+    let error = fixture.upgrade(&machine, Options { allow, ..Options::default() }, &fixture.file).await.unwrap_err();
+    assert!(matches!(error, UpgradeError::Snapshot(_)), "{error}");
+    assert!(is_untouched(&fixture, &machine));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_with_keys_tells_in_the_table_that_a_file_is_not_theirs() {
+    let fixture = fixture();
+    let machine = fixture.boot(Slot::A, &fixture.old);
+    let keys = machine.paths.upgrade_keys();
+    fs::create_dir_all(keys.parent().unwrap()).unwrap();
+    fs::write(&keys, pki::SigningKey::generate().unwrap().public_pem()).unwrap();
+    let [check] = fixture.table(&machine).await.try_into().unwrap();
+    assert_eq!((check.name, check.verdict), ("signature", slots::checks::Verdict::Refused));
+    let refused = fixture.upgrade(&machine, Options::default(), &fixture.file).await.unwrap_err();
+    assert!(matches!(refused, UpgradeError::Unsigned(_)), "{refused}");
+    assert!(is_untouched(&fixture, &machine));
+}
