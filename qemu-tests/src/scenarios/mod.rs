@@ -54,7 +54,8 @@ pub const ALL: &[Scenario] = &[
 pub const IN_CI: &[Scenario] = &[legacy_bios::SCENARIO, boot::SCENARIO, upgrade::SHORT, first_cluster::SCENARIO];
 
 /// Of these it runs one more, so that none rots. Each takes ten minutes at most on a slow machine, and has been seen to pass.
-pub const IN_TURN: &[Scenario] = &[verity::SCENARIO, rejoin::SCENARIO];
+pub const IN_TURN: &[Scenario] =
+    &[verity::SCENARIO, rejoin::SCENARIO, power_cut::SCENARIO, restarts::SCENARIO, dead_worker::SCENARIO, disk_faults::SCENARIO];
 
 /// The one whose turn it is: of one commit always the same, of many commits each about as often.
 pub fn in_turn(commit: &str) -> &'static Scenario {
