@@ -68,13 +68,17 @@ pub fn reference(builder: &mut Builder<'_>, group: &str, version: &str, kind: &s
         });
         return Some(builder.add(&name(group, version, kind), definition));
     }
-    let mut definition = if builder.dialect() == Dialect::V2 { narrowed(&custom.schema) } else { custom.schema.clone() };
-    if !definition.is_object() {
-        definition = json!({"type": "object"});
-    }
+    let v2 = builder.dialect() == Dialect::V2;
+    let free = v2 && custom.schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
+    let mut definition = match &custom.schema {
+        // Clients of version 2 would take any property for all there are.
+        _ if free => json!({"type": "object"}),
+        schema if !schema.is_object() => json!({"type": "object"}),
+        schema if v2 => narrowed(schema),
+        schema => schema.clone(),
+    };
     definition["x-kubernetes-group-version-kind"] = gvk;
-    let free = custom.schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
-    if !(free && builder.dialect() == Dialect::V2) {
+    if !free {
         definition["properties"]["apiVersion"] = text(API_VERSION);
         definition["properties"]["kind"] = text(KIND);
         definition["properties"]["metadata"] = meta(builder, "ObjectMeta");

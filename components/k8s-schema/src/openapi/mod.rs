@@ -272,6 +272,33 @@ mod tests {
     }
 
     #[test]
+    fn what_takes_any_field_says_nothing_of_fields_in_version_2() {
+        let schema = Schema::builtin();
+        let free = Resource {
+            group: "stable.example.com".into(),
+            version: "v1".into(),
+            plural: "bags".into(),
+            kind: "Bag".into(),
+            namespaced: true,
+            verbs: vec!["get".into()],
+            subresources: Vec::new(),
+            custom: Some(Custom {
+                schema: json!({"type": "object", "description": "x", "x-kubernetes-preserve-unknown-fields": true, "properties": {"a": {"type": "string"}}}),
+                list_kind: "BagList".into(),
+            }),
+        };
+        let resources = [free];
+        let d = Documents { schema: &schema, resources: &resources, version: "v1.36.4", descriptions: None };
+        let gvk = json!([{"group": "stable.example.com", "version": "v1", "kind": "Bag"}]);
+        let bag = &d.v2()["definitions"]["com.example.stable.v1.Bag"];
+        assert_eq!(*bag, json!({"type": "object", "x-kubernetes-group-version-kind": gvk}));
+        let v3 = d.v3("apis/stable.example.com/v1").unwrap();
+        let bag = &v3["components"]["schemas"]["com.example.stable.v1.Bag"];
+        assert_eq!(bag["properties"]["a"], json!({"type": "string"}));
+        assert_eq!(bag["x-kubernetes-preserve-unknown-fields"], true);
+    }
+
+    #[test]
     fn documents_have_what_clients_look_for() {
         let (schema, resources) = (Schema::builtin(), resources());
         let d = Documents { schema: &schema, resources: &resources, version: "v1.36.4", descriptions: None };

@@ -139,8 +139,8 @@ fn node(d: &Doc, e: &mut ErrorList) {
         let id = driver.get("nodeID").str();
         if id.is_empty() {
             e.push(FieldError::required(child(&path, "nodeID"), ""));
-        } else if id.len() > 192 {
-            e.push(FieldError::invalid(child(&path, "nodeID"), id, "must be 192 characters or less"));
+        } else if id.len() > 256 {
+            e.push(FieldError::invalid(child(&path, "nodeID"), id, "must be 256 characters or less"));
         }
         if let Some(n) = driver.at("allocatable.count").as_i64() {
             values::non_negative(n, &format!("{path}.allocatable.count"), e);
