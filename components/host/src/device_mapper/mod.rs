@@ -97,6 +97,11 @@ impl DeviceMapper {
         self.call("remove", Command::Remove, Flags::NONE, name, "", &[], 0).map(drop)
     }
 
+    /// Removes a device, or, while somebody has it open, as soon as nobody does.
+    pub fn remove_later(&self, name: &str) -> Result<(), DeviceMapperError> {
+        self.call("remove", Command::Remove, Flags::DEFERRED_REMOVE, name, "", &[], 0).map(drop)
+    }
+
     #[allow(clippy::too_many_arguments)] // The fields of one structure.
     fn call(
         &self,

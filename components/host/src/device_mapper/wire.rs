@@ -41,6 +41,8 @@ pub struct Flags(u32);
 impl Flags {
     pub const NONE: Self = Self(0);
     pub const READ_ONLY: Self = Self(1 << 0);
+    /// `DM_DEFERRED_REMOVE`: as soon as nobody has the device open.
+    pub const DEFERRED_REMOVE: Self = Self(1 << 17);
 }
 
 /// One target of a device: which sectors of it (of 512 bytes) are mapped by what, and how.

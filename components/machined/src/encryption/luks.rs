@@ -131,13 +131,6 @@ pub fn close(name: &str) -> Result<(), LuksError> {
     run("close the volume", command("close", Path::new(name)), b"").map(drop)
 }
 
-/// Closes an open volume, or, while somebody uses it, as soon as nobody does.
-pub fn close_later(name: &str) -> Result<(), LuksError> {
-    let mut command = command("close", Path::new(name));
-    command.arg("--deferred");
-    run("close the volume", command, b"").map(drop)
-}
-
 /// Destroys every key slot: nobody opens the volume again.
 pub fn erase(device: &Path) -> Result<(), LuksError> {
     run("destroy the keys", command("erase", device), b"").map(drop)

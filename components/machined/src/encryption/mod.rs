@@ -13,6 +13,7 @@ mod metadata;
 mod sealed;
 mod volume;
 
+use host::device_mapper::DeviceMapperError;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -44,6 +45,9 @@ pub enum EncryptionError {
     /// cryptsetup failed.
     #[error("{volume}")]
     Luks { volume: String, source: LuksError },
+    /// An open volume does not go.
+    #[error("close {volume}")]
+    Close { volume: String, source: DeviceMapperError },
     /// The device could not be looked at.
     #[error("look at {0}")]
     Look(PathBuf, #[source] std::io::Error),

@@ -1,5 +1,6 @@
 //! Volumes as a whole: made, opened by what the machine has, unlocked by what a person has, erased.
 
+use host::device_mapper::DeviceMapper;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -276,9 +277,16 @@ pub fn erase(disks: &dyn Disks) -> Result<Vec<&'static str>, EncryptionError> {
     Ok(erased)
 }
 
-/// Closes a volume whose disk was pulled out, as soon as nobody uses it any more.
-pub fn close_later(label: &str) -> Result<(), EncryptionError> {
-    luks::close_later(&mapped_name(label)).map_err(of(label))
+/// Closes a volume whose disk was pulled out, as soon as nobody uses it any more. Not with cryptsetup, which looks at the disk first and
+/// crashes when it is gone.
+pub fn close_later(paths: &Paths, label: &str) -> Result<(), EncryptionError> {
+    let removed = DeviceMapper::open().and_then(|mapper| mapper.remove_later(&mapped_name(label)));
+    removed.map_err(|source| EncryptionError::Close { volume: label.to_owned(), source })?;
+    // cryptsetup made the node, as there is no udev; it makes another when the volume is opened again.
+    match std::fs::remove_file(mapped(paths, label)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(EncryptionError::Look(mapped(paths, label), error)),
+        _ => Ok(()),
+    }
 }
 
 /// Closes a volume that is open.

@@ -151,7 +151,8 @@ async fn ensure(cx: &Context, volume: &UserVolumeConfig, target: &Path) -> Resul
         tracing::warn!(volume = volume.name, device = entry.source, "the disk of a volume is gone");
         LinuxMounts.unmount(target, true)?;
         if encrypted {
-            tokio::task::spawn_blocking(move || encryption::close_later(&label)).await??;
+            let paths = cx.machine.paths.clone();
+            tokio::task::spawn_blocking(move || encryption::close_later(&paths, &label)).await??;
         }
     }
     let node = match planned(cx, volume)? {
@@ -243,7 +244,7 @@ fn remove_others(cx: &Context, volumes: &[UserVolumeConfig]) -> Result<Vec<Strin
                 forget_directory(&entry.target);
                 let label = format!("{LABEL}{name}");
                 if encryption::mapping(&cx.machine.paths, &label) != Mapping::None
-                    && let Err(error) = encryption::close_later(&label)
+                    && let Err(error) = encryption::close_later(&cx.machine.paths, &label)
                 {
                     problems.push(format!("{name} is in the config no more, and still open: {}", chain(&error)));
                 }
